@@ -1,0 +1,251 @@
+"""What a client does with the model it receives: local training, as plain values.
+
+:func:`local_sgd` is data, not code: every executor (a loop, a batched cohort, a compiled program, a phone) can
+carry it out, since the update rule :func:`descend` is written once, against the array API, for numpy, torch and
+jax arrays alike. :func:`local_training` is the escape hatch for everything else: the user's own optimiser or
+the user's own loop, in the executors that run plain torch.
+
+Not here: gradients (``backends``), which batch is drawn when (``core/batches.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from foedus.errors import ConfigurationError
+
+Array = Any  # an array of numpy, torch or jax
+Schedule = Callable[[int], float]
+
+
+class Penalty(NamedTuple):
+    """A term that local training adds to the loss, from the weights and the received weights.
+
+    * ``value(w, received) -> scalar``: the term for one parameter array; the terms of all arrays add up.
+    * ``gradient(w, received) -> array``: its gradient, same shape as ``w``.
+
+    Both are called once per parameter array and use operators and methods that numpy, torch and jax share.
+    """
+
+    value: Callable[[Array, Array], Array]
+    gradient: Callable[[Array, Array], Array]
+    label: str
+
+
+def proximal(mu: float) -> Penalty:
+    """FedProx: ``μ/2 · ‖w − received‖²`` (Li et al. 2020, "Federated optimization in heterogeneous networks").
+
+    Example:
+        >>> import numpy as np
+        >>> float(proximal(2.0).value(np.array([1.0, 2.0]), np.zeros(2)))
+        5.0
+    """
+    value = lambda w, received: mu / 2 * ((w - received) ** 2).sum()  # noqa: E731
+    return Penalty(value, lambda w, received: mu * (w - received), f"proximal({mu})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSGD:
+    """Local stochastic gradient descent; made and checked by :func:`local_sgd`."""
+
+    lr: float | Schedule
+    epochs: int | None
+    steps: int | None
+    batch_size: int | None
+    momentum: float
+    weight_decay: float
+    clip_norm: float | None
+    penalty: Penalty | None
+
+    def rate(self, round: int) -> float:
+        """The learning rate of a round, counted from 1."""
+        return _rate(self.lr, round)
+
+    @property
+    def label(self) -> str:
+        return _label("local_sgd", self, hide=("momentum", "weight_decay"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """Local training by the user's own torch optimiser or loop; made by :func:`local_training`."""
+
+    optimiser: Callable[[Any], Any] | None
+    loop: Callable[[Any, Any, LoopContext], float | None] | None
+    epochs: int | None
+    steps: int | None
+    batch_size: int | None
+    lr: float | Schedule | None
+
+    def rate(self, round: int) -> float:
+        return 0.0 if self.lr is None else _rate(self.lr, round)
+
+    @property
+    def label(self) -> str:
+        return _label("local_training", self, hide=())
+
+
+class LoopContext(NamedTuple):
+    """What a user's own loop may want to know: the loss function, where it is, and the batches that counted
+    randomness drew for it (``batches``: one int array of row numbers per step)."""
+
+    loss: Callable[[Any, Any], Any]
+    round: int
+    client: object
+    batches: Sequence[Any]
+    lr: float
+
+
+Client = LocalSGD | LocalTraining
+
+
+def local_sgd(
+    lr: float | Schedule,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = 32,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    penalty: Penalty | None = None,
+) -> LocalSGD:
+    """Local training by stochastic gradient descent on shuffled batches.
+
+    Each epoch goes once over the client's examples in a fresh order; its last batch may be smaller, and the
+    loss is the mean over the examples of the batch. Momentum starts at zero in every round.
+
+    Args:
+        lr: learning rate, or a function of the round (counted from 1), e.g. ``lambda r: 0.1 * 0.99**r``.
+        epochs: passes over the client's data; 1 if neither epochs nor steps is given.
+        steps: number of batches instead of epochs.
+        batch_size: examples a step; ``None`` takes all of the client's data as one batch.
+        momentum: heavy-ball coefficient in [0, 1).
+        weight_decay: L2 coefficient, added to the gradient as ``weight_decay · w``.
+        clip_norm: gradients whose Euclidean norm is greater are scaled down to it.
+        penalty: a further term of the objective, e.g. ``proximal(0.01)``.
+
+    Raises:
+        ConfigurationError: a value is out of its range, or both epochs and steps are given.
+
+    Example:
+        >>> local_sgd(lr=0.1, epochs=5, batch_size=10).label
+        'local_sgd(lr=0.1, epochs=5, batch_size=10)'
+    """
+    epochs = _amount(epochs, steps, batch_size)
+    if not callable(lr) and not lr >= 0:
+        raise ConfigurationError(f"lr must be a number of at least 0, or a function of the round; not {lr!r}")
+    if not 0 <= momentum < 1:
+        raise ConfigurationError(f"momentum must lie in [0, 1), not {momentum}")
+    if not weight_decay >= 0:
+        raise ConfigurationError(f"weight_decay must be at least 0, not {weight_decay}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ConfigurationError(f"clip_norm must be above 0, or None for no clipping; not {clip_norm}")
+    return LocalSGD(
+        lr=lr, epochs=epochs, steps=steps, batch_size=batch_size, momentum=momentum,
+        weight_decay=weight_decay, clip_norm=clip_norm, penalty=penalty,
+    )  # fmt: skip
+
+
+def local_training(
+    *,
+    optimiser: Callable[[Any], Any] | None = None,
+    loop: Callable[[Any, Any, LoopContext], float | None] | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = 32,
+    lr: float | Schedule | None = None,
+) -> LocalTraining:
+    """The escape hatch: train locally by any torch optimiser, or by a loop of your own.
+
+    Runs in the executors ``debug``, ``processes`` and ``ray``; ``auto`` knows. Give exactly one of:
+
+    Args:
+        optimiser: a function ``parameters -> torch optimiser``, e.g.
+            ``lambda p: torch.optim.AdamW(p, lr=1e-3)``; made afresh for every client and round.
+        loop: a function ``(module, examples, context) -> mean loss or None`` that trains ``module`` in place;
+            see :class:`LoopContext`.
+        epochs, steps, batch_size: as in :func:`local_sgd`.
+        lr: if given, a number or function of the round that overrides the optimiser's learning rate, and is
+            passed to ``loop``.
+
+    Example:
+        >>> local_training(optimiser=lambda p: torch.optim.AdamW(p, lr=1e-3), epochs=2).epochs  # doctest: +SKIP
+        2
+    """
+    if (optimiser is None) == (loop is None):
+        raise ConfigurationError(
+            "local_training() takes either optimiser=lambda params: torch.optim.AdamW(params, lr=1e-3) "
+            "or loop=your_function(module, examples, context); give one of the two"
+        )
+    epochs = _amount(epochs, steps, batch_size)
+    return LocalTraining(
+        optimiser=optimiser, loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr
+    )  # fmt: skip
+
+
+def descend(
+    spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], *, memory: Sequence[Array],
+    received: Sequence[Array], lr: Array,
+) -> tuple[list[Array], list[Array]]:  # fmt: skip
+    """One step of local SGD over lists of parameter arrays of one client: (new parameters, new momenta).
+
+    In this order: penalty, weight decay, clipping of the whole gradient, momentum, step. ``memory`` holds the
+    momenta, or is empty without momentum. Pure; numpy, torch and jax arrays run the same lines.
+    """
+    grads = total_gradient(spec, params, grads, received)
+    if spec.momentum:
+        memory = [spec.momentum * m + g for m, g in zip(memory, grads, strict=True)]
+        grads = memory
+    return [w - lr * g for w, g in zip(params, grads, strict=True)], list(memory)
+
+
+def total_gradient(
+    spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], received: Sequence[Array]
+) -> list[Array]:
+    """The loss's gradient with penalty and weight decay added, then clipped."""
+    grads = list(grads)
+    if spec.penalty is not None:
+        extra = [spec.penalty.gradient(w, r) for w, r in zip(params, received, strict=True)]
+        grads = [g + e for g, e in zip(grads, extra, strict=True)]
+    if spec.weight_decay:
+        grads = [g + spec.weight_decay * w for g, w in zip(grads, params, strict=True)]
+    if spec.clip_norm is not None:
+        norm = sum((g * g).sum() for g in grads) ** 0.5
+        factor = spec.clip_norm / (norm + 1e-12)
+        # min(1, factor) in operations that all array libraries share, traced ones included.
+        factor = factor * (factor < 1) + (factor >= 1)
+        grads = [g * factor for g in grads]
+    return grads
+
+
+def _amount(epochs: int | None, steps: int | None, batch_size: int | None) -> int | None:
+    if epochs is not None and steps is not None:
+        raise ConfigurationError(f"give epochs or steps, not both (epochs={epochs}, steps={steps})")
+    if epochs is None and steps is None:
+        epochs = 1
+    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return epochs
+
+
+def _rate(lr: float | Schedule, round: int) -> float:
+    value = float(lr(round)) if callable(lr) else float(lr)
+    if not 0 <= value < float("inf"):
+        raise ConfigurationError(f"the learning-rate schedule gives {value} in round {round}; it must be at least 0")
+    return value
+
+
+def _label(verb: str, spec: Any, hide: tuple[str, ...]) -> str:
+    fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+    shown = {k: v for k, v in fields.items() if v is not None and not (k in hide and v == 0)}
+    return f"{verb}({', '.join(f'{k}={_shown(v)}' for k, v in shown.items())})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Penalty):
+        return value.label
+    return f"<{getattr(value, '__name__', 'function')}>" if callable(value) else repr(value)

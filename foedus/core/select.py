@@ -1,0 +1,135 @@
+"""Which clients take part in a round: samplers, as values.
+
+A sampler draws positions in the population from counted randomness: the same seed and round give the same
+cohort wherever the run happens. Its cost does not grow with the population where the method allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.core.random import generator
+from foedus.errors import ConfigurationError
+
+Positions = NDArray[np.int64]
+
+
+class Population(NamedTuple):
+    """What a sampler may know: ``count`` clients and, where known, their ``sizes`` int64 [count]."""
+
+    count: int
+    sizes: NDArray[np.int64] | None
+
+
+class Sampler(NamedTuple):
+    """``sample(population, seed, round) -> positions`` int64 [C], without repeats, in increasing order.
+
+    ``expected(population)`` is the planned cohort size, fixed before the run (privacy accounting needs it).
+    """
+
+    sample: Callable[[Population, int, int], Positions]
+    expected: Callable[[Population], float]
+    label: str
+
+
+def everybody() -> Sampler:
+    """Every client in every round."""
+    return Sampler(lambda p, seed, round: np.arange(p.count), lambda p: float(p.count), "everybody()")
+
+
+def uniform(clients: int) -> Sampler:
+    """``clients`` different clients, every subset equally likely.
+
+    Example:
+        >>> len(set(uniform(10).sample(Population(1_000_000, None), 0, 1).tolist()))
+        10
+    """
+    _at_least_one(clients)
+
+    def sample(population: Population, seed: int, round: int) -> Positions:
+        _fits(clients, population)
+        return np.sort(_draw(seed, round).choice(population.count, clients, replace=False, shuffle=False))
+
+    return Sampler(sample, lambda p: float(clients), f"uniform({clients})")
+
+
+def poisson(rate: float) -> Sampler:
+    """Every client by itself with probability ``rate``: cohort sizes vary, and a cohort may be empty.
+
+    Amplification of differential privacy by sampling is proven for this sampler.
+    """
+    if not 0 < rate <= 1:
+        raise ConfigurationError(f"poisson(rate) needs a rate in (0, 1], not {rate}")
+
+    def sample(population: Population, seed: int, round: int) -> Positions:
+        draw = _draw(seed, round)
+        # Binomial size, then a uniform subset of it: the same law, without a draw per client.
+        size = int(draw.binomial(population.count, rate))
+        return np.sort(draw.choice(population.count, size, replace=False, shuffle=False))
+
+    return Sampler(sample, lambda p: rate * p.count, f"poisson({rate})")
+
+
+def by_data(clients: int) -> Sampler:
+    """``clients`` different clients, drawn with probability proportional to their number of examples
+    (successively, without replacement). Use it with ``mean(weighted=False)``."""
+    _at_least_one(clients)
+
+    def sample(population: Population, seed: int, round: int) -> Positions:
+        if population.sizes is None:
+            raise ConfigurationError("by_data() needs the clients' sizes, which a generated population does not know")
+        _fits(clients, Population(int((population.sizes > 0).sum()), None))
+        # Efraimidis & Spirakis 2006: the k smallest of Exponential(1) / weight.
+        waits = _draw(seed, round).exponential(size=population.count)
+        with np.errstate(divide="ignore"):
+            order = np.argpartition(waits / population.sizes, clients - 1)
+        return np.sort(order[:clients])
+
+    return Sampler(sample, lambda p: float(clients), f"by_data({clients})")
+
+
+def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> Sampler:
+    """Only clients that a trace says are available, e.g. at night and on power.
+
+    Args:
+        trace: round → positions of the clients that can take part in it.
+        sampler: draws among them.
+
+    Example:
+        >>> night = available(lambda round: np.arange(0, 100, 1 + round % 2), uniform(5))
+        >>> bool((night.sample(Population(100, None), 0, 1) % 2 == 0).all())
+        True
+    """
+
+    def sample(population: Population, seed: int, round: int) -> Positions:
+        there = np.unique(np.asarray(trace(round), np.int64))
+        if len(there) and not (0 <= there[0] and there[-1] < population.count):
+            raise ConfigurationError(
+                f"the availability trace names client {int(there[-1] if there[0] >= 0 else there[0])} in round {round}; "
+                f"the population has clients 0 to {population.count - 1}"
+            )
+        sizes = None if population.sizes is None else population.sizes[there]
+        return there[sampler.sample(Population(len(there), sizes), seed, round)]
+
+    return Sampler(sample, sampler.expected, f"available(<trace>, {sampler.label})")
+
+
+def _draw(seed: int, round: int) -> np.random.Generator:
+    return generator(seed, round, "cohort")
+
+
+def _at_least_one(clients: int) -> None:
+    if not isinstance(clients, int | np.integer) or clients < 1:
+        raise ConfigurationError(f"a cohort has at least one client, not {clients!r}")
+
+
+def _fits(clients: int, population: Population) -> None:
+    if clients > population.count:
+        raise ConfigurationError(
+            f"a cohort of {clients} clients does not fit into a population of {population.count}; "
+            f"write cohort={population.count}, or less"
+        )

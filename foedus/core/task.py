@@ -1,0 +1,170 @@
+"""The problem to solve, said once: model, loss, metrics.
+
+The same :class:`Task` runs in simulation, on a cluster and over a network. The core never looks inside the
+model; only ``backends`` know what a torch module is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.errors import ConfigurationError
+
+Array = Any
+
+
+class Metric(NamedTuple):
+    """A figure about predictions.
+
+    * ``value(output, target)``: numpy arrays in; one value per example [B] or per element [B, ...], which are
+      averaged, or, with ``whole=True``, one number for a whole set (a metric, such as AUROC, that is no mean).
+    * ``finish(mean) -> float``: applied to the mean, e.g. the root of a mean square.
+    * ``better``: ``max`` or ``min``, which way is better.
+
+    Law: unless ``whole``, the metric of a union is ``finish`` of the example-weighted mean of the parts' means.
+
+    Example:
+        >>> within_ten = Metric("within_ten", lambda output, target: abs(output[:, 0] - target) <= 10)
+    """
+
+    name: str
+    value: Callable[[NDArray[Any], NDArray[Any]], Any]
+    finish: Callable[[float], float] = float
+    whole: bool = False
+    better: Callable[..., Any] = max
+
+
+class JaxModel(NamedTuple):
+    """A model written in jax.
+
+    * ``init(key) -> parameters``: nested dict of arrays, from a jax PRNG key.
+    * ``apply(parameters, *inputs, train, key) -> output``: ``train`` says whether it is training, ``key`` is a
+      jax PRNG key for dropout.
+
+    With a JaxModel the task's ``loss(output, target)`` gives one value per example, [B] (as optax's do).
+
+    Example:
+        >>> def apply(p, x, *, train, key): return x @ p["w"] + p["b"]  # doctest: +SKIP
+        >>> model = JaxModel(lambda key: {"w": jnp.zeros((4, 3)), "b": jnp.zeros(3)}, apply)  # doctest: +SKIP
+    """
+
+    init: Callable[[Any], Any]
+    apply: Callable[..., Any]
+
+
+class NumpyModel(NamedTuple):
+    """A model written in numpy with its gradient by hand; it needs no framework.
+
+    * ``init(generator) -> parameters``: dict of arrays.
+    * ``predict(parameters, *inputs) -> output``
+    * ``gradient(parameters, inputs, target) -> (loss, gradients)``: the mean loss over the batch, and a dict of
+      gradients like the parameters.
+
+    See :func:`foedus.linear` and :func:`foedus.logistic`.
+    """
+
+    init: Callable[[np.random.Generator], dict[str, NDArray[Any]]]
+    predict: Callable[..., NDArray[Any]]
+    gradient: Callable[..., tuple[float, dict[str, NDArray[Any]]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Model, loss and metrics.
+
+    Args:
+        model: a function without arguments (such as the class itself) that makes a ``torch.nn.Module``; or a
+            :class:`JaxModel` or :class:`NumpyModel`. A model of several inputs gets them as several arguments.
+        loss: ``loss(output, target)``, the mean over the batch, or one value per example. ``None`` for a
+            NumpyModel, whose gradient knows it.
+        metrics: what evaluation reports beside the loss.
+        average_buffers: whether buffers (BatchNorm's running statistics) are averaged like parameters; if not,
+            every client keeps its own and the global model keeps its first ones.
+
+    Raises:
+        ConfigurationError: the model is an instance where a factory is needed, or there is no loss.
+
+    Example:
+        >>> import torch
+        >>> net = lambda: torch.nn.Linear(64, 10)
+        >>> task = Task(net, torch.nn.functional.cross_entropy, metrics=[accuracy])
+    """
+
+    model: Callable[[], Any] | JaxModel | NumpyModel
+    loss: Callable[[Any, Any], Any] | None = None
+    metrics: Sequence[Metric] = field(default_factory=tuple)
+    average_buffers: bool = True
+
+    def __post_init__(self) -> None:
+        if hasattr(self.model, "named_parameters") and not isinstance(self.model, type):
+            raise ConfigurationError(
+                "model is a module; give the function that makes it, so that every run starts from fresh weights "
+                "of its own seed: model=Net, or model=lambda: Net(width=64). To start from trained weights, use "
+                "Settings(start=module)"
+            )
+        if not callable(self.model) and not isinstance(self.model, JaxModel | NumpyModel):
+            raise ConfigurationError(f"model must be a function that makes a module, not {self.model!r}")
+        if self.loss is None and not isinstance(self.model, NumpyModel):
+            raise ConfigurationError("a loss is needed, e.g. loss=torch.nn.functional.cross_entropy")
+        names = [m.name for m in self.metrics]
+        if "loss" in names or len(set(names)) < len(names):
+            raise ConfigurationError(f"metrics need names that differ from each other and from 'loss': {names}")
+
+
+# --- metrics ------------------------------------------------------------------------------------------------
+
+
+def _hits(output: NDArray[Any], target: NDArray[Any]) -> NDArray[np.bool_]:
+    if output.shape == target.shape or output.shape == (*target.shape, 1):
+        return (output.reshape(target.shape) > 0) == (target > 0.5)
+    return np.asarray(output.argmax(_class_axis(output, target)) == target)
+
+
+def _class_axis(output: NDArray[Any], target: NDArray[Any]) -> int:
+    last, first = output.shape[:-1] == target.shape, output.shape[:1] + output.shape[2:] == target.shape
+    if last and first and output.ndim > 2:
+        raise ConfigurationError(
+            f"accuracy cannot tell which axis of an output {output.shape} holds the classes; "
+            "write a Metric of your own with the right argmax"
+        )
+    if not (last or first):
+        raise ConfigurationError(f"accuracy does not fit an output of shape {output.shape} to a target {target.shape}")
+    return -1 if last else 1
+
+
+def _scores(output: NDArray[Any], target: NDArray[Any]) -> float:
+    """The chance that a positive example scores above a negative one (Mann–Whitney U, ties count half)."""
+    score = output[:, 1] - output[:, 0] if output.ndim == 2 and output.shape[1] == 2 else output.reshape(-1)
+    positive = target.reshape(-1) > 0.5
+    above, below = int(positive.sum()), int((~positive).sum())
+    if not above or not below:
+        return float("nan")  # of one class only: undefined
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]
+    return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
+
+
+def _squares(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
+    return np.square(output.reshape(target.shape).astype(np.float64) - target)
+
+
+def _distances(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
+    return np.abs(output.reshape(target.shape).astype(np.float64) - target)
+
+
+accuracy = Metric("accuracy", _hits)
+"""Share of right predictions: the greatest score wins; a single output above 0 means class 1."""
+
+auroc = Metric("auroc", _scores, whole=True)
+"""Area under the ROC curve of a two-class model; NaN where only one class occurs."""
+
+rmse = Metric("rmse", _squares, finish=lambda mean: float(np.sqrt(mean)), better=min)
+"""Root of the mean squared error."""
+
+mae = Metric("mae", _distances, better=min)
+"""Mean absolute error."""

@@ -1,0 +1,122 @@
+"""Every exception that foedus raises on purpose, in one tree.
+
+    FoedusError
+    ├── ConfigurationError (ValueError)      a value written by the user cannot work
+    │   ├── IncompatibleStages               two parts of an algorithm that make no sense together
+    │   └── MissingExtra (ImportError)       an optional dependency is not installed
+    ├── DataError (ValueError)               the data cannot be trained on as it is
+    │   ├── DataNotFound (FileNotFoundError) a data file is nowhere to be found
+    │   └── DataCorrupt                      a data file is not what it should be
+    ├── TrainingError (RuntimeError)         local training failed; says client, round and step
+    │   └── NothingToAggregate               no client's update survived the round
+    ├── UnsupportedOperator                  a fast path does not know an operator; names it
+    ├── SumOverflow (OverflowError)          an exact sum would leave its range; nothing was added
+    ├── CheckpointError                      a checkpoint is damaged or belongs to another run
+    ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
+    └── WorkerDied (RuntimeError)            a worker process ended by itself
+
+Messages say what happened, why, and what to write instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FoedusError(Exception):
+    """Root of all errors that foedus raises on purpose."""
+
+
+class ConfigurationError(FoedusError, ValueError):
+    """A value that the user wrote cannot work."""
+
+
+class IncompatibleStages(ConfigurationError):
+    """Two parts of an algorithm make no sense together; raised when the algorithm is built."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'foedus[{extra}]'"
+        )
+        self.package, self.extra, self.purpose = package, extra, purpose
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.package, self.extra, self.purpose)
+
+
+class DataError(FoedusError, ValueError):
+    """The data cannot be trained on as it is."""
+
+
+class DataNotFound(DataError, FileNotFoundError):
+    """A data file was neither found locally nor could it be downloaded."""
+
+
+class DataCorrupt(DataError):
+    """A data file is damaged or is not the file it should be."""
+
+
+class TrainingError(FoedusError, RuntimeError):
+    """Local training of one client failed.
+
+    Attributes:
+        client: the client's id.
+        round: the round, counted from 1.
+        step: the local step within the round, counted from 0; ``None`` if not known.
+        batch: the inputs and targets of that step as numpy arrays; ``None`` if not known.
+    """
+
+    def __init__(
+        self, message: str, *, client: object = None, round: int = 0, step: int | None = None, batch: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.client, self.round, self.step, self.batch = client, round, step, batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _training_error, (type(self), str(self), self.client, self.round, self.step, self.batch)
+
+
+def _training_error(kind: type[TrainingError], *fields: Any) -> TrainingError:
+    """Rebuild a TrainingError that crossed a process border."""
+    message, client, round, step, batch = fields
+    return kind(message, client=client, round=round, step=step, batch=batch)
+
+
+class NothingToAggregate(TrainingError):
+    """No client of the round returned an update that could be used."""
+
+
+class UnsupportedOperator(FoedusError):
+    """A fast path does not know an operator of the model.
+
+    Attributes:
+        operators: the operators' names, e.g. ``("aten.grid_sampler_2d.default",)``.
+    """
+
+    def __init__(self, *operators: str) -> None:
+        super().__init__(f"no fast path for {', '.join(operators)}")
+        self.operators = operators
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.operators
+
+
+class SumOverflow(FoedusError, OverflowError):
+    """An exact sum would leave its range; it was refused before anything was added."""
+
+
+class CheckpointError(FoedusError):
+    """A checkpoint is damaged, or belongs to another run."""
+
+
+class StorageError(FoedusError, OSError):
+    """The run folder cannot be written."""
+
+
+class WorkerDied(FoedusError, RuntimeError):
+    """A worker process ended by itself (killed, or out of memory)."""

@@ -1,0 +1,148 @@
+"""Nested arrays ↔ one flat vector.
+
+A model's trainable parameters travel as *one* float vector; a :class:`Layout` knows where in it each named
+array lies. Everything between a client's encode and the server's decode works on flat vectors, so that
+neither needs the framework the model is written in; layers stay visible through the Layout.
+
+Not here: anything that knows torch or jax. Arrays are whatever ``numpy.asarray`` takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.errors import ConfigurationError
+
+Vector = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each named array lies in a flat vector.
+
+    Attributes:
+        names: one name per array, in the order of the vector, e.g. ``"body.0.weight"``.
+        shapes: one shape per array.
+        dtypes: the arrays' own dtypes as strings, to which :meth:`unflatten` casts back.
+        dtype: the vector's dtype: ``"float32"``, or ``"float64"`` if every array is float64.
+
+    Example:
+        >>> layout = Layout.of({"w": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)})
+        >>> layout.size, layout.slice("b")
+        (8, slice(6, 8, None))
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1}) if self._repeats() else []
+        if repeated:
+            raise ConfigurationError(f"two arrays have the same name: {', '.join(repeated)}")
+
+    def _repeats(self) -> bool:
+        return len(set(self.names)) != len(self.names)
+
+    @staticmethod
+    def of(tree: Any) -> Layout:
+        """The layout of a nested mapping or sequence of arrays; nested names are joined by dots."""
+        items = list(leaves(tree))
+        arrays = [np.asarray(value) for _, value in items]
+        return Layout(
+            tuple(name for name, _ in items),
+            tuple(tuple(int(n) for n in a.shape) for a in arrays),
+            tuple(str(a.dtype) for a in arrays),
+        )
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each array."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each array begins."""
+        return tuple(np.concatenate([[0], np.cumsum(self.sizes)]).astype(int).tolist()[: len(self.sizes)])
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return sum(self.sizes)
+
+    @property
+    def dtype(self) -> str:
+        return "float64" if self.dtypes and all(d == "float64" for d in self.dtypes) else "float32"
+
+    def slice(self, name: str) -> slice:
+        """The part of the vector that holds the array ``name``.
+
+        Raises:
+            ConfigurationError: there is no such array.
+        """
+        if name not in self.names:
+            raise ConfigurationError(f"no array is named {name!r}; there are: {', '.join(self.names)}")
+        i = self.names.index(name)
+        return slice(self.offsets[i], self.offsets[i] + self.sizes[i])
+
+    def name_at(self, position: int) -> str:
+        """The name of the array that holds entry ``position`` of the vector."""
+        return self.names[int(np.searchsorted(self.offsets, position, side="right")) - 1]
+
+    def flatten(self, tree: Any) -> Vector:
+        """One flat vector ``[size]`` of a tree that has this layout.
+
+        Raises:
+            ConfigurationError: a name or a shape differs.
+        """
+        found = dict(leaves(tree))
+        if set(found) != set(self.names):
+            missing, extra = sorted(set(self.names) - set(found)), sorted(set(found) - set(self.names))
+            raise ConfigurationError(f"the arrays differ from the layout: missing {missing}, not expected {extra}")
+        vector = np.empty(self.size, self.dtype)
+        for name, shape, at, size in zip(self.names, self.shapes, self.offsets, self.sizes, strict=True):
+            array = np.asarray(found[name])
+            if array.shape != shape:
+                raise ConfigurationError(f"{name!r} has shape {array.shape}, the layout says {shape}")
+            vector[at : at + size] = array.reshape(-1)
+        return vector
+
+    def unflatten(self, vector: Any) -> dict[str, NDArray[Any]]:
+        """The named arrays of a flat vector ``[size]``: views where the dtype is the vector's own."""
+        flat = np.asarray(vector)
+        if flat.shape != (self.size,):
+            raise ConfigurationError(f"a vector of shape ({self.size},) is needed, not {flat.shape}")
+        parts = zip(self.names, self.shapes, self.offsets, self.sizes, self.dtypes, strict=True)
+        return {
+            name: _cast(flat[at : at + size], dtype).reshape(shape) for name, shape, at, size, dtype in parts
+        }
+
+    def digest(self) -> str:
+        """A short fingerprint of names, shapes and dtypes."""
+        return hashlib.sha256(repr((self.names, self.shapes, self.dtypes)).encode()).hexdigest()[:16]
+
+
+def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    if np.issubdtype(np.dtype(dtype), np.integer):
+        values = np.rint(values)
+    return values.astype(dtype, copy=False)
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted name, array) pairs of a nested mapping or sequence, in order."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from leaves(value, f"{prefix}{name}.")
+    elif isinstance(tree, Sequence) and not isinstance(tree, str | bytes):
+        for i, value in enumerate(tree):
+            yield from leaves(value, f"{prefix}{i}.")
+    elif tree is not None:
+        yield prefix.removesuffix("."), tree
