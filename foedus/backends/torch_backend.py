@@ -1,0 +1,256 @@
+"""The torch backend: one client's local training and evaluation of a ``torch.nn.Module``, eagerly.
+
+This is the reference that the faster executors are held to. The module's parameters are loaded from and read
+into one flat vector; frozen parameters stay in the module, tied ones appear once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foedus.backends.torch_random import counted
+from foedus.backends.trainer import Assignment, Tally, Trained, Weights
+from foedus.core.client import LocalSGD, LocalTraining, LoopContext, descend
+from foedus.core.population import Examples
+from foedus.core.random import key
+from foedus.core.task import Task
+from foedus.errors import ConfigurationError, TrainingError
+from foedus.tree import Layout, Vector
+
+EVALUATION_BATCH = 1000
+
+
+class TorchTrainer:
+    """See :class:`foedus.backends.trainer.Trainer`."""
+
+    backend = "torch"
+
+    def __init__(self, task: Task, module: torch.nn.Module, device: str) -> None:
+        self._task, self._module, self.device = task, module.to(device), device
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.buffers = {n: b for n, b in module.named_buffers() if b is not None}
+        if not self.parameters:
+            raise ConfigurationError(
+                f"{type(module).__name__} has no trainable parameters, so there is nothing to federate. "
+                "Give a module with parameters whose requires_grad is True"
+            )
+        self.layout = _layout(self.parameters)
+        self.buffer_layout = _layout(self.buffers)
+        self._initial = self.read()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self._module
+
+    def initial(self) -> Weights:
+        return Weights(self._initial.vector.copy(), self._initial.buffers.copy())
+
+    # --- weights in and out
+
+    def load(self, weights: Weights) -> None:
+        """Put flat weights into the module."""
+        _load(self.layout, self.parameters, weights.vector)
+        _load(self.buffer_layout, self.buffers, weights.buffers)
+
+    def read(self) -> Weights:
+        """The module's weights, flat, copied."""
+        return Weights(_read(self.layout, self.parameters), _read(self.buffer_layout, self.buffers))
+
+    def tensors(self, examples: Examples) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """A client's examples on the device; shares memory with numpy on the CPU."""
+        inputs = [_tensor(a).to(self.device) for a in examples.inputs]
+        return inputs, _tensor(examples.targets).to(self.device)
+
+    # --- training
+
+    def train(self, start: Weights, work: Assignment) -> Trained:
+        self.load(start)
+        self._module.train()
+        if work.observe:
+            work.observe(0, start)
+        if isinstance(work.spec, LocalTraining) and work.spec.loop is not None:
+            loss = self._own_loop(work.spec.loop, work)
+        else:
+            loss = self._steps(work)
+        return Trained(self.read(), loss)
+
+    def _steps(self, work: Assignment) -> float:
+        inputs, targets = self.tensors(work.examples)
+        advance = self._advance(work)
+        losses = []
+        for step in range(len(work.plan.count)):
+            rows = torch.from_numpy(work.plan.rows[step, : work.plan.count[step]]).to(self.device)
+            batch, target = [x[rows] for x in inputs], targets[rows]
+            word = torch.from_numpy(work.plan.keys[step].view(np.int32)).to(self.device)
+            with _located(work, step, batch, target):
+                with counted(word):
+                    loss = self.loss(self._module(*batch), target)
+                advance(loss)
+            losses.append(loss.detach())
+            if work.observe:
+                work.observe(step + 1, self.read())
+        return float(torch.stack(losses).mean()) if losses else float("nan")
+
+    def _advance(self, work: Assignment) -> Callable[[torch.Tensor], None]:
+        """The function that takes one step down a loss."""
+        if isinstance(work.spec, LocalTraining):
+            return _by_optimiser(work.spec, list(self.parameters.values()), work.spec.rate(work.round))
+        return _by_descent(work.spec, list(self.parameters.values()), work.spec.rate(work.round))
+
+    def _own_loop(self, loop: Callable[..., float | None], work: Assignment) -> float:
+        plan = work.plan
+        batches = [plan.rows[t, : plan.count[t]] for t in range(len(plan.count))]
+        context = LoopContext(
+            loss=self.loss, round=work.round, client=work.client, batches=batches, lr=work.spec.rate(work.round)
+        )
+        with _located(work, None, [], None), _seeded(plan.keys):
+            loss = loop(self._module, work.examples, context)
+        return float("nan") if loss is None else float(loss)
+
+    def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch, whether the task's loss gives a mean or one value per example."""
+        assert self._task.loss is not None
+        value: torch.Tensor = self._task.loss(output, target)
+        return value.mean() if value.ndim else value
+
+    # --- evaluation
+
+    def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
+        self.load(weights)
+        tally = Tally(list(self._task.metrics))
+        for output, target in self._outputs(examples):
+            tally.add(float(self.loss(output, target)), output.cpu().numpy(), target.cpu().numpy())
+        return tally.result()
+
+    def predict(self, weights: Weights, examples: Examples) -> NDArray[Any]:
+        self.load(weights)
+        parts = [output.cpu().numpy() for output, _ in self._outputs(examples)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    @torch.no_grad()
+    def _outputs(self, examples: Examples) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._module.eval()
+        inputs, targets = self.tensors(examples)
+        for at in range(0, len(targets), EVALUATION_BATCH):
+            part = slice(at, at + EVALUATION_BATCH)
+            with torch.no_grad():
+                yield self._module(*(x[part] for x in inputs)), targets[part]
+
+    def model(self, weights: Weights) -> torch.nn.Module:
+        self.load(weights)
+        return copy.deepcopy(self._module).cpu().eval()
+
+
+def build(task: Task, *, seed: int, device: str | None = None) -> TorchTrainer:
+    """A trainer whose first weights are a function of the seed, on a GPU if torch sees one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    assert callable(task.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "weights") >> 1)
+        module = task.model()
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigurationError(
+            f"the task's model made {type(module).__name__}, where a torch.nn.Module is needed "
+            "(or give a JaxModel or NumpyModel)"
+        )
+    return TorchTrainer(task, module, device)
+
+
+def _by_descent(
+    spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float
+) -> Callable[[torch.Tensor], None]:
+    plain = not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty)
+    received = [] if plain else [p.detach().clone() for p in parameters]
+    memory = [torch.zeros_like(p) for p in parameters] if spec.momentum else []
+
+    def advance(loss: torch.Tensor) -> None:
+        nonlocal memory
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            if plain:  # the same step as `descend`, without temporaries
+                torch._foreach_add_(parameters, grads, alpha=-lr)  # type: ignore[arg-type]
+                return
+            new, memory = descend(spec, parameters, grads, memory=memory, received=received, lr=lr)
+            torch._foreach_copy_(parameters, new)  # type: ignore[arg-type]
+
+    return advance
+
+
+def _by_optimiser(
+    spec: LocalTraining, parameters: list[torch.nn.Parameter], lr: float
+) -> Callable[[torch.Tensor], None]:
+    assert spec.optimiser is not None
+    optimiser = spec.optimiser(parameters)
+    if spec.lr is not None:
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+
+    def advance(loss: torch.Tensor) -> None:
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return advance
+
+
+@contextmanager
+def _located(work: Assignment, step: int | None, batch: Sequence[Any], target: Any) -> Iterator[None]:
+    """Say whose training failed, and where, and keep the batch on the exception."""
+    try:
+        yield
+    except Exception as error:
+        arrays = [_numpy(b) for b in batch]
+        shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in arrays)
+        told = f"; inputs {shapes}; targets {tuple(target.shape)} {target.dtype}" if target is not None else ""
+        raise TrainingError(
+            f"local training failed for client {work.client!r} in round {work.round}"
+            f"{'' if step is None else f', step {step}'}: {type(error).__name__}: {error}{told}. "
+            "The batch is on this exception as .batch",
+            client=work.client, round=work.round, step=step, batch=(arrays, _numpy(target)),
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def _seeded(keys: NDArray[np.uint32]) -> Iterator[None]:
+    """A user's own loop draws from torch's generator, seeded by the client's key and put back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(keys[0, 0]) << 31 | int(keys[0, 1]) if len(keys) else 0)
+        yield
+
+
+def _layout(tensors: dict[str, Any]) -> Layout:
+    shapes = tuple(tuple(t.shape) for t in tensors.values())
+    return Layout(tuple(tensors), shapes, tuple(str(t.dtype).removeprefix("torch.") for t in tensors.values()))
+
+
+@torch.no_grad()
+def _load(layout: Layout, tensors: dict[str, Any], vector: Vector) -> None:
+    flat = torch.from_numpy(np.ascontiguousarray(vector))
+    for t, at, size in zip(tensors.values(), layout.offsets, layout.sizes, strict=True):
+        part = flat[at : at + size]
+        t.copy_((part if t.is_floating_point() else part.round()).view(t.shape))
+
+
+@torch.no_grad()
+def _read(layout: Layout, tensors: dict[str, Any]) -> Vector:
+    vector = np.empty(layout.size, layout.dtype)
+    flat = torch.from_numpy(vector)
+    for t, at, size in zip(tensors.values(), layout.offsets, layout.sizes, strict=True):
+        flat[at : at + size].copy_(t.reshape(-1))
+    return vector
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Shares memory where it can; torch does not take read-only or byte-swapped memory."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W", "A"]))
+
+
+def _numpy(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
