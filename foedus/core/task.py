@@ -64,13 +64,16 @@ class NumpyModel(NamedTuple):
     * ``predict(parameters, *inputs) -> output``
     * ``gradient(parameters, inputs, target) -> (loss, gradients)``: the mean loss over the batch, and a dict of
       gradients like the parameters.
+    * ``stacked``: both functions also take parameters, inputs and targets with one more leading axis, [client,
+      ...], and then give a loss per client, [client]; the cohort is computed at once.
 
     See :func:`foedus.linear` and :func:`foedus.logistic`.
     """
 
     init: Callable[[np.random.Generator], dict[str, NDArray[Any]]]
     predict: Callable[..., NDArray[Any]]
-    gradient: Callable[..., tuple[float, dict[str, NDArray[Any]]]]
+    gradient: Callable[..., tuple[Any, dict[str, NDArray[Any]]]]
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
