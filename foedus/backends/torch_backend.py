@@ -7,24 +7,47 @@ into one flat vector; frozen parameters stay in the module, tied ones appear onc
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foedus.backends.located import located
 from foedus.backends.torch_random import counted
 from foedus.backends.trainer import Assignment, Tally, Trained, Weights
 from foedus.core.client import LocalSGD, LocalTraining, LoopContext, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
 from foedus.core.task import Task
-from foedus.errors import ConfigurationError, TrainingError
+from foedus.errors import ConfigurationError
 from foedus.tree import Layout, Vector
 
 EVALUATION_BATCH = 1000
+
+P = ParamSpec("P")
+R = TypeVar("R")
+GATHERED_BYTES = 1 << 22  # of batches gathered at once; more would leave the processor's cache
+
+
+def single_thread(work: Callable[P, R]) -> Callable[P, R]:
+    """Run with one torch thread: how many take part, which can depend on the machine's load, changes the
+    rounding of products, and a run must end with the same bits wherever it is resumed. Cores are put to use
+    by training clients side by side."""
+
+    @functools.wraps(work)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return wrapped
 
 
 class TorchTrainer:
@@ -44,6 +67,8 @@ class TorchTrainer:
         self.layout = _layout(self.parameters)
         self.buffer_layout = _layout(self.buffers)
         self._initial = self.read()
+        self._draws = False  # whether the model was ever seen to draw random numbers in training
+        self._generators = _generators(torch.device(device))
 
     @property
     def module(self) -> torch.nn.Module:
@@ -70,33 +95,75 @@ class TorchTrainer:
 
     # --- training
 
+    @single_thread
     def train(self, start: Weights, work: Assignment) -> Trained:
+        self._begin(start, work)
+        if isinstance(work.spec, LocalTraining) and work.spec.loop is not None:
+            with self._seeded(work):
+                loss = self._own_loop(work.spec.loop, work)
+            return Trained(self.read(), loss)
+        with self._seeded(work) as untouched:
+            loss = self._steps(work)
+            missed = not self._draws and not untouched()
+        if missed:  # it drew nothing in the first step, but did later: once more, every draw counted
+            self._draws = True
+            return self.train(start, work)
+        return Trained(self.read(), loss)
+
+    @contextmanager
+    def _seeded(self, work: Assignment) -> Iterator[Callable[[], bool]]:
+        """torch's own generators seeded by the client's key, and put back after: for draws that cannot be
+        counted (a user's own loop or optimiser). Gives a function that tells whether nothing was drawn."""
+        high, low = work.plan.keys[0].tolist() if len(work.plan.keys) else (0, 0)
+        seed = high << 32 | low
+        before = [g.get_state() for g in self._generators]
+        seeded = [g.manual_seed(seed).get_state() for g in self._generators]
+        try:
+            yield lambda: all(map(torch.equal, seeded, (g.get_state() for g in self._generators)))
+        finally:
+            for generator, state in zip(self._generators, before, strict=True):
+                generator.set_state(state)
+
+    def _begin(self, start: Weights, work: Assignment) -> None:
         self.load(start)
         self._module.train()
         if work.observe:
             work.observe(0, start)
-        if isinstance(work.spec, LocalTraining) and work.spec.loop is not None:
-            loss = self._own_loop(work.spec.loop, work)
-        else:
-            loss = self._steps(work)
-        return Trained(self.read(), loss)
 
     def _steps(self, work: Assignment) -> float:
-        inputs, targets = self.tensors(work.examples)
+        losses: list[torch.Tensor] = []
         advance = self._advance(work)
-        losses = []
-        for step in range(len(work.plan.count)):
-            rows = torch.from_numpy(work.plan.rows[step, : work.plan.count[step]]).to(self.device)
-            batch, target = [x[rows] for x in inputs], targets[rows]
-            word = torch.from_numpy(work.plan.keys[step].view(np.int32)).to(self.device)
-            with _located(work, step, batch, target):
-                with counted(word):
+        keys = torch.from_numpy(work.plan.keys.view(np.int32)).to(self.device)
+        for step, (batch, target) in enumerate(self._batches(work)):
+            try:
+                # Watching every call costs 20 µs a step: only where the model draws, and to find out whether.
+                if self._draws or not step or work.observe:
+                    with counted(keys[step]) as draw:
+                        loss = self.loss(self._module(*batch), target)
+                    self._draws = self._draws or draw.calls > 0
+                else:
                     loss = self.loss(self._module(*batch), target)
                 advance(loss)
+            except Exception as error:
+                raise located(error, work, step, batch, target) from error
             losses.append(loss.detach())
             if work.observe:
                 work.observe(step + 1, self.read())
         return float(torch.stack(losses).mean()) if losses else float("nan")
+
+    def _batches(self, work: Assignment) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        """The batches of a plan; many are gathered in one go, since an indexing for each would cost 10 µs."""
+        (inputs, targets), plan = self.tensors(work.examples), work.plan
+        width = plan.rows.shape[1]
+        each = max(1, sum(x[:1].nbytes for x in (*inputs, targets)) * width)
+        stride = max(1, GATHERED_BYTES // each)
+        for begin in range(0, len(plan.count), stride):
+            rows = torch.from_numpy(plan.rows[begin : begin + stride].reshape(-1)).to(self.device)
+            parts = [torch.split(x.index_select(0, rows), width) for x in (*inputs, targets)]
+            counts = plan.count[begin : begin + stride].tolist()
+            for count, *batch, target in zip(counts, *parts, strict=True):
+                full = count == width
+                yield (batch, target) if full else ([x[:count] for x in batch], target[:count])
 
     def _advance(self, work: Assignment) -> Callable[[torch.Tensor], None]:
         """The function that takes one step down a loss."""
@@ -108,10 +175,13 @@ class TorchTrainer:
         plan = work.plan
         batches = [plan.rows[t, : plan.count[t]] for t in range(len(plan.count))]
         context = LoopContext(
-            loss=self.loss, round=work.round, client=work.client, batches=batches, lr=work.spec.rate(work.round)
-        )
-        with _located(work, None, [], None), _seeded(plan.keys):
+            loss=self.loss, round=work.round, client=work.client, batches=batches,
+            lr=work.spec.rate(work.round),
+        )  # fmt: skip
+        try:
             loss = loop(self._module, work.examples, context)
+        except Exception as error:
+            raise located(error, work, None, [], None) from error
         return float("nan") if loss is None else float(loss)
 
     def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
@@ -122,6 +192,7 @@ class TorchTrainer:
 
     # --- evaluation
 
+    @single_thread
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
         self.load(weights)
         tally = Tally(list(self._task.metrics))
@@ -129,6 +200,7 @@ class TorchTrainer:
             tally.add(float(self.loss(output, target)), output.cpu().numpy(), target.cpu().numpy())
         return tally.result()
 
+    @single_thread
     def predict(self, weights: Weights, examples: Examples) -> NDArray[Any]:
         self.load(weights)
         parts = [output.cpu().numpy() for output, _ in self._outputs(examples)]
@@ -200,34 +272,18 @@ def _by_optimiser(
     return advance
 
 
-@contextmanager
-def _located(work: Assignment, step: int | None, batch: Sequence[Any], target: Any) -> Iterator[None]:
-    """Say whose training failed, and where, and keep the batch on the exception."""
-    try:
-        yield
-    except Exception as error:
-        arrays = [_numpy(b) for b in batch]
-        shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in arrays)
-        told = f"; inputs {shapes}; targets {tuple(target.shape)} {target.dtype}" if target is not None else ""
-        raise TrainingError(
-            f"local training failed for client {work.client!r} in round {work.round}"
-            f"{'' if step is None else f', step {step}'}: {type(error).__name__}: {error}{told}. "
-            "The batch is on this exception as .batch",
-            client=work.client, round=work.round, step=step, batch=(arrays, _numpy(target)),
-        ) from error  # fmt: skip
-
-
-@contextmanager
-def _seeded(keys: NDArray[np.uint32]) -> Iterator[None]:
-    """A user's own loop draws from torch's generator, seeded by the client's key and put back after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(keys[0, 0]) << 31 | int(keys[0, 1]) if len(keys) else 0)
-        yield
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """The generators that a model on the device draws from, unless it brings its own."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[number]]
 
 
 def _layout(tensors: dict[str, Any]) -> Layout:
     shapes = tuple(tuple(t.shape) for t in tensors.values())
-    return Layout(tuple(tensors), shapes, tuple(str(t.dtype).removeprefix("torch.") for t in tensors.values()))
+    dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors.values())
+    return Layout(tuple(tensors), shapes, dtypes)
 
 
 @torch.no_grad()
@@ -250,7 +306,3 @@ def _read(layout: Layout, tensors: dict[str, Any]) -> Vector:
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
     """Shares memory where it can; torch does not take read-only or byte-swapped memory."""
     return torch.from_numpy(np.require(array, requirements=["C", "W", "A"]))
-
-
-def _numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
