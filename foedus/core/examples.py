@@ -48,8 +48,7 @@ class Examples:
         for name, array in self._named():
             _check_numbers(name, array)
             if len(array) != len(self.targets):
-                lengths = ", ".join(f"{n}: {len(a)}" for n, a in self._named())
-                raise DataError(f"Examples need as many inputs as targets, and the lengths are {lengths}.")
+                raise DataError(self._lengths_differ())
 
     @classmethod
     def of(cls, x: Any, y: Any, *, keep_dtype: bool = False) -> Examples:
@@ -120,6 +119,13 @@ class Examples:
         for _, array in self._named():
             digest.update(np.ascontiguousarray(array[rows]).tobytes())
         return digest.digest()
+
+    def _lengths_differ(self) -> str:
+        lengths = [f"{name}: {len(array)}" for name, array in self._named()]
+        shown = ", ".join([*lengths[:4], "...", lengths[-1]] if len(lengths) > 6 else lengths)
+        stacked = len(self.inputs) == len(self.targets) > 1
+        hint = " Several arrays are several inputs; one array per example is np.stack(x)." if stacked else ""
+        return f"Examples need as many inputs as targets, and the lengths are {shown}.{hint}"
 
     def _named(self) -> Iterator[tuple[str, Array]]:
         for i, array in enumerate(self.inputs):

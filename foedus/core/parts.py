@@ -113,12 +113,12 @@ def laid_out(parts: Sequence[Examples], sizes: ArrayLike) -> Part:
 
 def mapped(part: Part, function: Function) -> Part:
     """``function`` applied to the examples of each client, at once where they are resident."""
-    return _settled(Part(partial(_apply, part, function)), part.sizes, part.pool is not None)
+    return _settled(part, Part(partial(_apply, part, function)))
 
 
 def fitted(training: Part, part: Part, fit: Fit) -> Part:
     """What ``fit`` makes of a client's training examples, applied to that client's ``part``."""
-    return _settled(Part(partial(_apply_fitted, training, part, fit)), part.sizes, part.pool is not None)
+    return _settled(part, Part(partial(_apply_fitted, training, part, fit)))
 
 
 def chosen(part: Part, positions: NDArray[np.int64]) -> Part:
@@ -181,13 +181,15 @@ def _read_cut(
     return examples.take(order(_split_keys([ids[position]], seed), size)[starts[which] : starts[which + 1]])
 
 
-def _settled(part: Part, sizes: NDArray[np.int64] | None, at_once: bool) -> Part:
-    """Read all clients that have examples and lay them out in a new pool, if that is wanted."""
-    if not at_once or sizes is None:
-        return part
-    full = np.flatnonzero(sizes) if sizes.any() else np.zeros(1, np.int64)  # an empty one shows the shapes
-    results = [part.read(int(position)) for position in full]
-    lengths = np.zeros(len(sizes), np.int64)
+def _settled(old: Part, new: Part) -> Part:
+    """The new part, laid out in a pool of its own if the old one is resident; empty clients stay so."""
+    if old.pool is None or old.sizes is None:
+        return new
+    full = np.flatnonzero(old.sizes)
+    if not len(full):
+        return old
+    results = [new.read(int(position)) for position in full]
+    lengths = np.zeros(len(old.sizes), np.int64)
     lengths[full] = [len(r) for r in results]
     return laid_out(results, lengths)
 

@@ -45,6 +45,7 @@ from foedus.errors import ConfigurationError, DataError
 __all__ = ["ClientId", "Clients", "Examples", "Pair", "Part", "Rows", "check_targets"]
 
 Pair: TypeAlias = "Examples | tuple[Any, Any]"  # what a client's data may be written as: Examples or (x, y)
+Dealt: TypeAlias = tuple[Examples, Iterable[ArrayLike]]  # a pool, and each client's rows in it
 
 
 @final
@@ -84,6 +85,8 @@ class Clients:
         rows: Iterable[ArrayLike],
         ids: Iterable[ClientId] | None = None,
         *,
+        validation: Dealt | None = None,
+        test: Dealt | None = None,
         central_test: Pair | None = None,
     ) -> Clients:
         """Clients that are sets of rows of one pool, which is held once.
@@ -92,15 +95,17 @@ class Clients:
             pool: all examples.
             rows: for each client its row numbers in the pool.
             ids: a name for each client; default 0, 1, 2, ...
+            validation, test: those parts, each as (pool, rows), in the order of the ids.
             central_test: examples for the server to evaluate on.
 
         Errors: `DataError` for a row number outside the pool, duplicate ids, or no client at all.
         """
         held = Rows.of(rows)
         names = _check_ids(range(len(held)) if ids is None else ids)
-        _same_count(names, held)
-        _check_rows(held, len(pool), names)
-        return cls(names, resident(pool, held), central_test=_central(central_test))
+        validating, testing = (
+            None if dealt is None else _dealt(names, *dealt) for dealt in (validation, test)
+        )
+        return cls(names, _dealt(names, pool, held), validating, testing, _central(central_test))
 
     @classmethod
     def of(
@@ -305,6 +310,13 @@ class Clients:
 
 def _ask(function: Callable[[Any], Pair], ids: Sequence[ClientId], position: int) -> Examples:
     return _examples(function(ids[position]), f"the function for client {ids[position]!r}")
+
+
+def _dealt(ids: Sequence[ClientId], pool: Examples, rows: Iterable[ArrayLike]) -> Part:
+    held = Rows.of(rows)
+    _same_count(ids, held)
+    _check_rows(held, len(pool), ids)
+    return resident(pool, held)
 
 
 def _gathered(ids: Sequence[ClientId], given: Mapping[ClientId, Pair]) -> Part:

@@ -7,7 +7,7 @@ Nothing is ever overwritten: a file with the wrong checksum is named and left al
 
 The table `SOURCES` at the end lists every file. A compressed file may also lie there uncompressed.
 
-Not here: what is in the files (`images.py`, `tables.py`, `turbofan.py`, `shakespeare.py`).
+Not here: what is in the files (`images.py`, `tables.py`, `engines.py`, `plays.py`).
 """
 
 from __future__ import annotations
