@@ -4,6 +4,7 @@
     metrics.jsonl       one line per round; no clocks in it, so that equal runs have equal bytes
     timings.jsonl       one line per round: seconds by phase, memory
     checkpoint.safetensors   what a resumed run needs
+    costs.jsonl         one line per client that took part: rounds, bytes, compute, energy
     model.safetensors   the final model's parameters and buffers by name
     figures/            what plot() drew
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from foedus.record import checkpoint, files
 from foedus.record.checkpoint import Checkpoint
 
 METRICS, TIMINGS, CONFIGURATION = "metrics.jsonl", "timings.jsonl", "run.json"
-CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
+CHECKPOINT, MODEL, COSTS = "checkpoint.safetensors", "model.safetensors", "costs.jsonl"
 
 
 class Record(NamedTuple):
@@ -104,6 +105,16 @@ class RunFolder:
 
         named = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         files.replace(self.path / MODEL, save(named, metadata=dict(about)))
+
+    def save_costs(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``costs.jsonl``: one line per client that took part."""
+        files.replace(self.path / COSTS, b"".join(files.json_line(dict(row)) for row in rows))
+
+    def flush(self) -> None:
+        """Let readers of the files see every line so far."""
+        for name, file in self._files.items():
+            with files.storage(self.path / name):
+                file.flush()
 
     def close(self) -> None:
         for file in self._files.values():

@@ -31,6 +31,8 @@ class Debug:
 class DebugSession(Session):
     """Trains client after client; ``observe`` may be set to watch every local step."""
 
+    name = "debug"
+
     def __init__(self, job: Job, trainer: Trainer) -> None:
         self._job, self._trainer = job, trainer
         self.observe: Observer | None = None

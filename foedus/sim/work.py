@@ -92,7 +92,12 @@ class Outcome:
 
 
 class Session(AbstractContextManager["Session"], Protocol):
-    """An opened executor. ``run`` may be called many times; ``close`` ends processes and frees memory."""
+    """An opened executor. ``run`` may be called many times; ``close`` ends processes and frees memory.
+
+    ``name`` is the executor's that really runs (never ``auto``); it is stored, and a resumed run uses it again.
+    """
+
+    name: str
 
     def run(self, orders: Orders) -> Outcome: ...
 

@@ -1,0 +1,108 @@
+"""foedus: federated learning. Many parties train one model together; every party's data stays where it is.
+
+    >>> import foedus as fd
+
+Names are imported on first use, so that ``import foedus`` is quick and loads no framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foedus import data as data
+    from foedus.core.aggregate import Aggregator as Aggregator
+    from foedus.core.aggregate import Stage as Stage
+    from foedus.core.aggregate import chain as chain
+    from foedus.core.aggregate import clip as clip
+    from foedus.core.aggregate import mean as mean
+    from foedus.core.client import local_sgd as local_sgd
+    from foedus.core.client import local_training as local_training
+    from foedus.core.client import proximal as proximal
+    from foedus.core.compose import Algorithm as Algorithm
+    from foedus.core.compose import fedavg as fedavg
+    from foedus.core.compose import fedsgd as fedsgd
+    from foedus.core.examples import Examples as Examples
+    from foedus.core.population import Clients as Clients
+    from foedus.core.select import available as available
+    from foedus.core.select import by_data as by_data
+    from foedus.core.select import everybody as everybody
+    from foedus.core.select import poisson as poisson
+    from foedus.core.select import uniform as uniform
+    from foedus.core.server import adagrad as adagrad
+    from foedus.core.server import adam as adam
+    from foedus.core.server import momentum as momentum
+    from foedus.core.server import sgd as sgd
+    from foedus.core.server import yogi as yogi
+    from foedus.core.task import JaxModel as JaxModel
+    from foedus.core.task import Metric as Metric
+    from foedus.core.task import NumpyModel as NumpyModel
+    from foedus.core.task import Task as Task
+    from foedus.core.task import accuracy as accuracy
+    from foedus.core.task import auroc as auroc
+    from foedus.core.task import mae as mae
+    from foedus.core.task import rmse as rmse
+    from foedus.sim import executors as executors
+    from foedus.sim.engine import simulate as simulate
+    from foedus.sim.run import Run as Run
+    from foedus.sim.settings import Evaluation as Evaluation
+    from foedus.sim.settings import LocalCurves as LocalCurves
+    from foedus.sim.settings import Settings as Settings
+    from foedus.sim.world import World as World
+
+# Where each public name lives. A test holds this table, the imports above and the reference together.
+_HOMES = {
+    "Aggregator": "foedus.core.aggregate",
+    "Algorithm": "foedus.core.compose",
+    "Clients": "foedus.core.population",
+    "Evaluation": "foedus.sim.settings",
+    "Examples": "foedus.core.examples",
+    "JaxModel": "foedus.core.task",
+    "LocalCurves": "foedus.sim.settings",
+    "Metric": "foedus.core.task",
+    "NumpyModel": "foedus.core.task",
+    "Run": "foedus.sim.run",
+    "Settings": "foedus.sim.settings",
+    "Stage": "foedus.core.aggregate",
+    "Task": "foedus.core.task",
+    "World": "foedus.sim.world",
+    "accuracy": "foedus.core.task",
+    "adagrad": "foedus.core.server",
+    "adam": "foedus.core.server",
+    "auroc": "foedus.core.task",
+    "available": "foedus.core.select",
+    "by_data": "foedus.core.select",
+    "chain": "foedus.core.aggregate",
+    "clip": "foedus.core.aggregate",
+    "everybody": "foedus.core.select",
+    "fedavg": "foedus.core.compose",
+    "fedsgd": "foedus.core.compose",
+    "local_sgd": "foedus.core.client",
+    "local_training": "foedus.core.client",
+    "mae": "foedus.core.task",
+    "mean": "foedus.core.aggregate",
+    "momentum": "foedus.core.server",
+    "poisson": "foedus.core.select",
+    "proximal": "foedus.core.client",
+    "rmse": "foedus.core.task",
+    "sgd": "foedus.core.server",
+    "simulate": "foedus.sim.engine",
+    "uniform": "foedus.core.select",
+    "yogi": "foedus.core.server",
+}
+_MODULES = {"data": "foedus.data", "executors": "foedus.sim.executors"}
+
+__all__ = sorted([*_HOMES, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'foedus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,419 @@
+"""The simulation engine: cohort → local training → merge → decode → server step, round after round.
+
+Everything that a round depends on lies in :class:`~foedus.sim.state.RunState` and in counted randomness, so a
+run killed at any moment goes on from its last checkpoint and ends with the same bytes as one never killed.
+
+Not here: how local training is carried out (the executors), what files look like (``foedus.record``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.backends import Trainer, Weights, open_trainer
+from foedus.core.aggregate import message_bytes
+from foedus.core.compose import Algorithm
+from foedus.core.population import Clients
+from foedus.core.select import Population, Sampler, everybody, uniform
+from foedus.core.task import Task
+from foedus.core.values import Context, Update
+from foedus.errors import CheckpointError, ConfigurationError, NothingToAggregate
+from foedus.record import RunFolder
+from foedus.record.folder import METRICS, TIMINGS
+from foedus.record.folder import read as read_record
+from foedus.sim import evaluate, start
+from foedus.sim.local_curves import attach
+from foedus.sim.progress import Progress, progress
+from foedus.sim.run import Run
+from foedus.sim.settings import Evaluation, Settings
+from foedus.sim.state import COSTS, RunState
+from foedus.sim.work import Job, Orders, Outcome, Session, union
+from foedus.sim.world import Load, Passage, pass_round
+
+
+def simulate(
+    task: Task,
+    algorithm: Algorithm,
+    clients: Clients,
+    *,
+    rounds: int,
+    cohort: int | Sampler | None = None,
+    seed: int = 0,
+    evaluation: Evaluation | None = None,
+    settings: Settings | None = None,
+) -> Run:
+    """Run a federation on this machine.
+
+    Args:
+        task: model, loss and metrics.
+        algorithm: e.g. ``fedavg(local_sgd(lr=0.1))``.
+        clients: the population, see :mod:`foedus.data`.
+        rounds: how many rounds in all.
+        cohort: clients per round: a number (drawn uniformly without replacement), a sampler, or ``None`` for
+            all clients.
+        seed: everything random is a function of it.
+        evaluation: by default the central test set after every round.
+        settings: executor, run folder, simulated world, ...
+
+    Returns:
+        The run: ``run.metrics``, ``run.model``, ``run.plot()``, ``run.folder``.
+
+    Raises:
+        ConfigurationError: the parts do not fit together.
+        TrainingError: the model or loss raised; says client, round, step.
+        CheckpointError: the folder holds another run, or a damaged one.
+
+    Example:
+        >>> run = simulate(task, fedavg(local_sgd(lr=0.1)), clients, rounds=10, cohort=5)  # doctest: +SKIP
+    """
+    evaluation, settings = evaluation or Evaluation(), settings or Settings()
+    if rounds < 0:
+        raise ConfigurationError(f"rounds must be at least 0, not {rounds}")
+    trainer = open_trainer(task, seed=seed, device=settings.device)
+    plan = _Plan(
+        Job(task, algorithm, clients, seed, settings.device), trainer, _sampler(cohort, clients, settings), rounds,
+        evaluation, settings,
+    )  # fmt: skip
+    folder = RunFolder(_folder(settings))
+    try:
+        return _Engine(plan, folder).run()
+    finally:
+        folder.close()
+
+
+class _Plan(NamedTuple):
+    """All that was asked for."""
+
+    job: Job
+    trainer: Trainer
+    sampler: Sampler
+    rounds: int
+    evaluation: Evaluation
+    settings: Settings
+
+    @property
+    def population(self) -> Population:
+        return Population(len(self.job.clients), self.job.clients.sizes)
+
+    def identity(self) -> str:
+        """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
+        job = self.job
+        parts = (
+            job.algorithm.label, job.clients.fingerprint(), job.seed, self.sampler.label,
+            self.trainer.layout.digest(), self.trainer.buffer_layout.digest(), self.trainer.backend,
+            self.evaluation.every, self.evaluation.clients, [m.name for m in job.task.metrics],
+            job.task.average_buffers, repr(self.settings.world), start.describe(self.settings.start),
+        )  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        job = self.job
+        return {
+            "algorithm": job.algorithm.label,
+            "cohort": self.sampler.label,
+            "rounds": self.rounds,
+            "seed": job.seed,
+            "clients": len(job.clients),
+            "parameters": self.trainer.layout.size,
+            "buffers": self.trainer.buffer_layout.size,
+            "backend": self.trainer.backend,
+            "device": self.trainer.device,
+            "metrics": [m.name for m in job.task.metrics],
+        }
+
+
+class _Engine:
+    """One run: owns the folder, the state and the executor's session."""
+
+    def __init__(self, plan: _Plan, folder: RunFolder) -> None:
+        self.plan, self.folder = plan, folder
+        self.identity = plan.identity()
+        self.state, self.executor_name = self._restored()
+        self._saved_at = time.monotonic()
+
+    # --- beginning and end
+
+    def _restored(self) -> tuple[RunState, str | None]:
+        found = self.folder.configuration()
+        if found is None:
+            return self._fresh(), None
+        if not self.plan.settings.resume:
+            raise ConfigurationError(
+                f"{self.folder.path} holds a run already. Choose another folder, or let it go on: Settings(resume=True)"
+            )
+        if found["identity"] != self.identity:
+            raise CheckpointError(
+                f"{self.folder.path} holds another run: {_difference(found, self.plan.describe())}. "
+                "Choose another folder, or delete this one"
+            )
+        saved = self.folder.restore()
+        if saved is None:
+            return self._fresh(), found.get("executor")
+        return RunState.restored(saved), saved.values["executor"]
+
+    def _fresh(self) -> RunState:
+        plan, algorithm = self.plan, self.plan.job.algorithm
+        weights = start.weights(plan.settings.start, plan.trainer)
+        return RunState(
+            round=0,
+            weights=weights,
+            server=algorithm.server.init(weights.vector),
+            aggregator=algorithm.aggregator.init(plan.trainer.layout),
+            buffers=algorithm.buffers.init(plan.trainer.buffer_layout),
+        )
+
+    def run(self) -> Run:
+        if self._finished():
+            return self._result()
+        with progress(self.plan.settings.progress, self.plan.rounds, self.state.round) as shown:
+            with self._session(shown) as session:
+                self._configure(session, "running")
+                try:
+                    while not self._finished():
+                        self._round(session, shown)
+                except KeyboardInterrupt:
+                    self._save(session)
+                    shown.say(f"interrupted after round {self.state.round}; the same call with {self.folder.path} goes on")
+                    raise
+                self._save(session)
+                self._configure(session, "finished")
+            self._finish()
+            shown.say(self._farewell())
+        return self._result()
+
+    def _finished(self) -> bool:
+        return self.state.round >= self.plan.rounds or self.state.stopped is not None
+
+    def _session(self, shown: Progress) -> Session:
+        settings = self.plan.settings
+        if settings.local_curves is not None:
+            return attach(settings.local_curves, self.plan.job, self.plan.trainer, self.folder.path)
+        from foedus.sim.executors import open_session
+
+        probe = self.plan.sampler.sample(self.plan.population, self.plan.job.seed, self.state.round + 1)
+        orders = Orders(self.state.round + 1, self.state.weights, probe)
+        return open_session(settings.executor, self.plan.job, orders, again=self.executor_name, say=shown.say)
+
+    def _configure(self, session: Session, status: str) -> None:
+        values = self.plan.describe() | {
+            "identity": self.identity,
+            "executor": session.name,
+            "status": status,
+            "foedus": start.versions(),
+        }
+        self.folder.configure(values)
+
+    def _finish(self) -> None:
+        trainer, weights = self.plan.trainer, self.state.weights
+        named = trainer.layout.unflatten(weights.vector) | trainer.buffer_layout.unflatten(weights.buffers)
+        self.folder.save_model(named, {"identity": self.identity, "round": str(self.state.round)})
+        ids = self.plan.job.clients.ids
+        costs = sorted(self.state.costs.items())
+        self.folder.save_costs({"client": ids[c], **dict(zip(COSTS, row.tolist(), strict=True))} for c, row in costs)
+
+    def _farewell(self) -> str:
+        why = f" ({self.state.stopped})" if self.state.stopped else ""
+        return f"{self.state.round} rounds done{why}; everything is in {self.folder.path}"
+
+    def _result(self) -> Run:
+        self.folder.flush()
+        return Run(read_record(self.folder.path), self.state.weights, self.plan.trainer)
+
+    # --- a round
+
+    def _round(self, session: Session, shown: Progress) -> None:
+        clock = _Clock()
+        state, plan = self.state, self.plan
+        number = state.round + 1
+        asked = plan.sampler.sample(plan.population, plan.job.seed, number)
+        load = self._load(asked)
+        passage = self._passage(asked, load, number)
+        cohort = asked if passage is None else asked[passage.counted]
+        outcome = union(plan.job, [session.run(Orders(number, state.weights, cohort, state.kept))])
+        clock.lap("train")
+        self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
+        clock.lap("aggregate")
+        line = self._line(outcome, asked, passage, load)
+        line |= self._evaluation(number)
+        clock.lap("evaluate")
+        self.folder.append(METRICS, line)
+        self.folder.append(TIMINGS, clock.line(number))
+        if time.monotonic() - self._saved_at >= plan.settings.checkpoint_seconds:
+            self._save(session)
+        shown.advance(line, clock.total())
+
+    def _step(self, outcome: Outcome, number: int, *, enough: bool) -> None:
+        """Decode the merged messages and let the server take its step."""
+        state, algorithm = self.state, self.plan.job.algorithm
+        if outcome.clients and len(outcome.refused) == len(outcome.clients):
+            raise self._nothing(outcome, number)
+        vector, buffers = state.weights
+        if outcome.message is not None and enough:
+            update, state.aggregator = algorithm.aggregator.decode(state.aggregator, outcome.message)
+            vector, state.server = algorithm.server.step(state.server, vector, update, number)
+            if outcome.buffers is not None:
+                change, state.buffers = algorithm.buffers.decode(state.buffers, outcome.buffers)
+                buffers = (buffers + change).astype(buffers.dtype)
+            state.kept.update(outcome.kept)
+        state.weights = Weights(vector, buffers)
+        state.round = number
+
+    def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
+        ids = self.plan.job.clients.ids
+        told = "; ".join(f"client {ids[r.client]!r}: {r.reason}" for r in outcome.refused[:3])
+        return NothingToAggregate(
+            f"round {number}: every one of the {len(outcome.clients)} updates was refused as not finite ({told}). "
+            "The model has diverged or the data holds NaN: try a smaller learning rate, clip_norm in local_sgd(), or "
+            "look at one client with executor=foedus.executors.debug()",
+            round=number,
+        )
+
+    def _load(self, asked: NDArray[np.int64]) -> Load:
+        """Bytes and examples of the round, per client; examples only where a world asks for them."""
+        job, weights = self.plan.job, self.state.weights
+        empty = Update(np.zeros_like(weights.vector), 1.0)
+        up = message_bytes(job.algorithm.aggregator.encode(empty, Context(job.seed, 0, 0)))
+        if job.task.average_buffers:
+            up += weights.buffers.nbytes
+        work = np.zeros(len(asked), np.int64)
+        if self.plan.settings.world is not None:
+            work = _work(job, asked)
+        return Load(weights.vector.nbytes + weights.buffers.nbytes, up, work)
+
+    def _passage(self, asked: NDArray[np.int64], load: Load, number: int) -> Passage | None:
+        world = self.plan.settings.world
+        if world is None:
+            return None
+        goal = max(1, math.ceil(len(asked) / world.over_selection - 1e-9))
+        return pass_round(world, asked, load, goal=goal, seed=self.plan.job.seed, round=number)
+
+    def _line(
+        self, outcome: Outcome, asked: NDArray[np.int64], passage: Passage | None, load: Load
+    ) -> dict[str, Any]:
+        """The round's line in metrics.jsonl."""
+        ids = self.plan.job.clients.ids
+        examples = np.array(outcome.examples, np.int64)
+        losses = np.array(outcome.losses, np.float64)
+        up = np.full(len(asked), load.up) if passage is None else passage.up
+        down = np.full(len(asked), load.down) if passage is None else passage.down
+        compute, energy = (passage.compute, passage.energy) if passage else (np.zeros(len(asked)), np.zeros(len(asked)))
+        self._account(asked, np.stack([np.ones(len(asked)), up, down, compute, energy], axis=-1))
+        line: dict[str, Any] = {
+            "round": self.state.round,
+            "cohort": len(asked),
+            "trained": len(outcome.clients),
+            "examples": int(examples.sum()),
+            "steps": int(np.sum(outcome.steps)),
+            "train_loss": float((losses * examples).sum() / examples.sum()) if examples.sum() else None,
+            "bytes_up": int(up.sum()),
+            "bytes_down": int(down.sum()),
+        }
+        if outcome.refused:
+            line["refused"] = [{"client": ids[r.client], "reason": r.reason} for r in outcome.refused]
+        if passage is not None:
+            self.state.simulated_seconds += passage.seconds
+            line["simulated"] = {
+                "seconds": passage.seconds,
+                "elapsed_seconds": self.state.simulated_seconds,
+                "dropped": int(passage.dropped.sum()),
+                "late": int(passage.late.sum()),
+                "compute_seconds": float(compute.sum()),
+                "energy_joules": float(energy.sum()),
+            }
+        return line
+
+    def _account(self, asked: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
+        costs = self.state.costs
+        for client, row in zip(asked.tolist(), rows, strict=True):
+            costs[client] = costs[client] + row if client in costs else row
+
+    def _evaluation(self, number: int) -> dict[str, Any]:
+        plan, asked = self.plan, self.plan.evaluation
+        if not asked.every or (number % asked.every and number != plan.rounds):
+            return {}
+        figures = evaluate.figures(plan.job, plan.trainer, self.state, clients=asked.clients)
+        reached = evaluate.reached(figures.get("central", {}), asked.stop_at, plan.job.task.metrics)
+        if reached:
+            self.state.stopped = reached
+        return figures
+
+    def _save(self, session: Session) -> None:
+        self.folder.checkpoint(self.state.checkpoint(self.identity, session.name))
+        self._saved_at = time.monotonic()
+
+
+class _Clock:
+    """Seconds by phase of one round."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name], self._last = now - self._last, now
+
+    def total(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def line(self, number: int) -> dict[str, Any]:
+        laps = {name: round(seconds, 6) for name, seconds in self._laps.items()}
+        return {"round": number, "seconds": round(self.total(), 6), **laps, "at": datetime.now().isoformat("T", "seconds")}
+
+
+def _sampler(cohort: int | Sampler | None, clients: Clients, settings: Settings) -> Sampler:
+    if cohort is None:
+        return everybody()
+    if isinstance(cohort, Sampler):
+        return cohort
+    if not isinstance(cohort, int | np.integer) or isinstance(cohort, bool):
+        raise ConfigurationError(
+            f"cohort is a number of clients, a sampler such as foedus.poisson(0.1), or None for all; not {cohort!r}"
+        )
+    asked = int(cohort)
+    if asked <= len(clients) and settings.world:
+        asked = min(len(clients), math.ceil(asked * settings.world.over_selection - 1e-9))
+    return uniform(asked)
+
+
+def _work(job: Job, asked: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Training examples that each client will process, [C]."""
+    from foedus.core.batches import plan
+
+    known = job.clients.sizes
+    sizes = known[asked] if known is not None else np.array([len(job.clients.train(int(c))) for c in asked], np.int64)
+    work = np.zeros(len(asked), np.int64)
+    busy = np.flatnonzero(sizes)
+    made = plan(job.algorithm.client, sizes[busy], asked[busy], seed=job.seed, round=1)
+    work[busy] = np.bincount(made.client, weights=made.count, minlength=len(busy)).astype(np.int64)
+    return work
+
+
+def _minimum(settings: Settings) -> int:
+    return settings.world.minimum if settings.world else 1
+
+
+def _folder(settings: Settings) -> Path:
+    if settings.folder is not None:
+        return Path(settings.folder)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 1000):
+        path = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
+        if not path.exists():
+            return path
+    raise ConfigurationError("no free name for a run folder under runs/; give Settings(folder=...)")
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    told = [f"{k} is {found.get(k)!r} there and {v!r} here" for k, v in wanted.items() if found.get(k) != v and k != "rounds"]
+    return "; ".join(told) or "its data, first weights, evaluation or world differ"
+

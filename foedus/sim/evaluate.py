@@ -1,0 +1,79 @@
+"""Evaluation of the global model: centrally, and client by client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from foedus.backends import Trainer, Weights
+from foedus.core.examples import Examples
+from foedus.core.population import Clients
+from foedus.core.task import Metric
+from foedus.errors import ConfigurationError
+from foedus.sim.state import RunState
+from foedus.sim.work import Job
+
+WORST = 0.1  # the worst decile
+
+
+def figures(job: Job, trainer: Trainer, state: RunState, *, clients: bool) -> dict[str, Any]:
+    """``{"central": {...}, "clients": {...}}``, as far as there is data for it."""
+    found: dict[str, Any] = {}
+    if job.clients.central_test is not None:
+        found["central"] = trainer.evaluate(state.weights, job.clients.central_test)
+    if clients:
+        rows = []
+        for position in range(len(job.clients)):
+            examples = held_out(job.clients, position)
+            if len(examples):
+                kept = state.kept.get(position, state.weights.buffers)
+                rows.append(trainer.evaluate(Weights(state.weights.vector, kept), examples))
+        found["clients"] = spread(rows, job.task.metrics)
+    return found
+
+
+def held_out(clients: Clients, position: int) -> Examples:
+    """A client's test examples, else its validation examples, else its training examples."""
+    for part in (clients.test(position), clients.validation(position)):
+        if part is not None:
+            return part
+    return clients.train(position)
+
+
+def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Mean, spread (standard deviation) and worst decile over clients, each client counting the same.
+
+    The worst decile is the mean over the worst tenth of the clients, at least one. A client for which a metric
+    is not defined (NaN: AUROC of one class) is left out of that metric and counted in ``undefined``.
+    """
+    better = {m.name: m.better for m in metrics}
+    found: dict[str, Any] = {}
+    for name in rows[0] if rows else ():
+        values = np.array([row[name] for row in rows], np.float64)
+        known = np.sort(values[~np.isnan(values)])
+        if better.get(name, min) is min:
+            known = known[::-1]
+        worst = known[: max(1, int(np.ceil(WORST * len(known))))]
+        figure: dict[str, Any] = {"undefined": int(np.isnan(values).sum())} if len(known) < len(values) else {}
+        if len(known):
+            figure |= {"mean": float(known.mean()), "spread": float(known.std()), "worst_decile": float(worst.mean())}
+        found[name] = figure
+    return found
+
+
+def reached(
+    central: Mapping[str, float], targets: Mapping[str, float] | None, metrics: Sequence[Metric]
+) -> str | None:
+    """Why a run may stop; ``None`` if it goes on."""
+    better = {"loss": min} | {m.name: m.better for m in metrics}
+    for name, target in (targets or {}).items():
+        if name not in central:
+            raise ConfigurationError(
+                f"stop_at names {name!r}; central evaluation gives {', '.join(central) or 'nothing (no test set)'}"
+            )
+        value = central[name]
+        if (value >= target) if better[name] is max else (value <= target):
+            return f"{name} reached {value:.6g}, wanted {target:g}"
+    return None

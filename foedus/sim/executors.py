@@ -1,0 +1,57 @@
+"""The executors: ways to carry out local training, all with the same result.
+
+    executor        a cohort is …                                          runs
+    debug           a plain loop; errors carry client, round, step, batch   everything
+    processes       shared out over worker processes                        everything
+    vectorised      one batched computation over [client, parameter]        local_sgd
+    compiled        one XLA program over devices                            local_sgd, known operators
+    ray             shared out over a Ray cluster                           everything
+    auto            whichever of these is measured fastest                  everything
+
+Give one to ``Settings(executor=...)``, e.g. ``Settings(executor=foedus.executors.processes(workers=4))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from foedus.errors import ConfigurationError
+from foedus.sim.auto import Auto
+from foedus.sim.debug import Debug
+from foedus.sim.work import Executor, Job, Orders, Session
+
+
+def debug() -> Executor:
+    """One client after another in this process; the reference, and the one to find a fault with."""
+    return Debug()
+
+
+def auto() -> Executor:
+    """Measures the candidates on the first steps of the real cohort and takes the fastest."""
+    return Auto()
+
+
+BY_NAME: dict[str, Callable[[], Executor]] = {"debug": debug, "auto": auto}
+
+
+def by_name(name: str) -> Executor:
+    """The executor of that name with its defaults, as on a command line.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name not in BY_NAME:
+        raise ConfigurationError(f"no executor is named {name!r}; there are: {', '.join(BY_NAME)}")
+    return BY_NAME[name]()
+
+
+def open_session(
+    executor: Executor, job: Job, orders: Orders, *, again: str | None, say: Callable[[str], None]
+) -> Session:
+    """Open an executor for a job; ``auto`` measures on ``orders``, or takes the one named ``again``, which an
+    interrupted run had chosen: other executors agree only to rounding."""
+    if not isinstance(executor, Auto):
+        if again is not None and again != executor.name:
+            say(f"this run was begun with the executor {again}; going on with {executor.name}")
+        return executor.open(job)
+    return executor.open(job)

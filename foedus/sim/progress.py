@@ -1,0 +1,125 @@
+"""A live progress bar and table in a terminal or notebook; a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+LATEST = 8  # rows of the live table
+
+
+class Progress(Protocol):
+    """What the engine tells about its progress."""
+
+    def advance(self, line: dict[str, Any], seconds: float) -> None:
+        """A round is done; ``line`` is its line of metrics.jsonl."""
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+
+
+class Silent:
+    """No output."""
+
+    def advance(self, line: dict[str, Any], seconds: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Lines:
+    """For logs and pipes: a line whenever another tenth of the rounds is done, at most one a second."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds, self._shown, self._at = rounds, 0, 0.0
+
+    def advance(self, line: dict[str, Any], seconds: float) -> None:
+        number, now = line["round"], time.monotonic()
+        if number < self._rounds and (number - self._shown < self._rounds / 10 or now - self._at < 1):
+            return
+        self._shown, self._at = number, now
+        figures = ", ".join(f"{name} {value}" for name, value in _row(line, seconds).items() if value)
+        self.say(f"{figures} (of {self._rounds})")
+
+    def say(self, text: str) -> None:
+        print(f"foedus: {text}", file=sys.stderr, flush=True)
+
+
+class Live:
+    """For people: rich's progress bar above a table of the latest evaluated rounds."""
+
+    def __init__(self, rounds: int, done: int) -> None:
+        from rich.live import Live as RichLive
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        self._bar = Bar(*columns)
+        self._task = self._bar.add_task("rounds", total=rounds, completed=done)
+        self._rows: list[dict[str, str]] = []
+        self.live = RichLive(self._bar, refresh_per_second=8, transient=False)
+        self._drawn = 0.0
+
+    def advance(self, line: dict[str, Any], seconds: float) -> None:
+        self._bar.update(self._task, completed=line["round"])
+        self._rows = [*self._rows, _row(line, seconds)][-LATEST:]
+        if time.monotonic() - self._drawn > 0.1 or self._bar.finished:
+            self.live.update(self._screen())
+            self._drawn = time.monotonic()
+
+    def _screen(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in self._rows[-1]:
+            table.add_column(name, justify="right")
+        for row in self._rows:
+            table.add_row(*(row.get(name, "") for name in self._rows[-1]))
+        return Group(self._bar, table)
+
+    def say(self, text: str) -> None:
+        self.live.console.print(text, style="cyan", highlight=False)
+
+
+def _row(line: dict[str, Any], seconds: float) -> dict[str, str]:
+    row = {"round": str(line["round"]), "clients": f"{line['trained']}/{line['cohort']}"}
+    figures = {"train loss": line["train_loss"]}
+    figures |= {f"test {k}": v for k, v in line.get("central", {}).items()}
+    clients = line.get("clients", {})
+    figures |= {f"worst decile {k}": v.get("worst_decile") for k, v in clients.items() if k != "loss"}
+    row |= {name: "" if value is None else f"{value:.4g}" for name, value in figures.items()}
+    row["sent"] = _bytes(line["bytes_up"])
+    if "simulated" in line:
+        row["simulated"] = f"{line['simulated']['elapsed_seconds']:.0f} s"
+    if line.get("refused"):
+        row["refused"] = str(len(line["refused"]))
+    row["s"] = f"{seconds:.2f}"
+    return row
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+@contextmanager
+def progress(wanted: bool, rounds: int, done: int) -> Iterator[Progress]:
+    """The progress display that suits where the output goes."""
+    if not wanted:
+        yield Silent()
+        return
+    from rich.console import Console
+
+    if not (Console().is_terminal or Console().is_jupyter):
+        yield Lines(rounds)
+        return
+    shown = Live(rounds, done)
+    with shown.live:
+        yield shown

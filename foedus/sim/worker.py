@@ -1,0 +1,134 @@
+"""A worker process: what it is told, what it answers, and the loop it lives in.
+
+It is a fresh interpreter that never imports the user's main script. The conversation, as the worker sees it
+(→ it hears, ← it says):
+
+    ← Ready                          the job is open
+    → Begin(round, start)            a round's weights
+    → Share(cohort, kept)  ← Done    any number of times; results are merged here
+    → Finish               ← Outcome everything since Begin
+    ← Failure                        instead of any answer; then it ends
+
+A worker ends when its connection does, and at once when the process that started it is gone, even in the
+middle of its work: its standard input is a pipe that nobody writes to, and a thread waits for its end.
+
+Not here: who is given what, and what happens if a worker dies (``processes.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import Enum, auto
+from multiprocessing.connection import Connection
+from typing import IO, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.backends import Weights
+from foedus.sim.debug import Debug
+from foedus.sim.packing import Failure, mapped, receive, send
+from foedus.sim.work import Job, Orders, Outcome, union
+from foedus.tree import Vector
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class Begin(NamedTuple):
+    """A round begins, from these weights."""
+
+    round: int
+    start: Weights
+
+
+class Share(NamedTuple):
+    """Clients to train: positions int64 [client], and the buffers that they kept."""
+
+    cohort: NDArray[np.int64]
+    kept: Mapping[int, Vector]
+
+
+class Word(Enum):
+    """The messages that say nothing more."""
+
+    READY = auto()
+    DONE = auto()
+    FINISH = auto()
+
+
+def main(connection_handle: int, job_handle: int) -> None:
+    """The life of a worker. The handles are those that it inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    threading.Thread(target=_end_with, args=(_lifeline(),), daemon=True).start()
+    connection, file = _adopted(connection_handle, job_handle)
+    with suppress(EOFError, ConnectionError):  # the session was closed
+        trainee = _caught(Trainee, file)
+        send(connection, trainee if isinstance(trainee, Failure) else Word.READY)
+        while isinstance(trainee, Trainee):
+            answer = _caught(trainee.hear, receive(connection))
+            if answer is not None:
+                send(connection, answer)
+
+
+class Trainee:
+    """A worker's side of the conversation, without the connection."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._job: Job = mapped(file)
+        self._session = Debug().open(self._job)
+        self._begun: Begin | None = None
+        self._total = Outcome()
+
+    def hear(self, message: Begin | Share | Word) -> Word | Outcome | None:
+        """Do as told; the answer, if there is one."""
+        match message:
+            case Begin():
+                self._begun, self._total = message, Outcome()
+                return None
+            case Share(cohort, kept):
+                assert self._begun is not None
+                part = self._session.run(Orders(self._begun.round, self._begun.start, cohort, kept))
+                self._total = union(self._job, [self._total, part])
+                return Word.DONE
+            case _:
+                return self._total
+
+
+def _caught(work: Callable[[A], R], argument: A) -> R | Failure:
+    try:
+        return work(argument)
+    except Exception as error:
+        return Failure.of(error)
+
+
+def _lifeline() -> int:
+    """Standard input under another number, and an empty one in its place for the user's code to read."""
+    lifeline, empty = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return lifeline
+
+
+def _end_with(lifeline: int) -> None:
+    os.read(lifeline, 1)  # returns when the process at the other end has ended, however it did
+    os._exit(1)
+
+
+if sys.platform == "win32":
+
+    def _adopted(connection: int, file: int) -> tuple[Connection, IO[bytes]]:
+        import msvcrt
+        from multiprocessing.connection import PipeConnection
+
+        return PipeConnection(connection), os.fdopen(msvcrt.open_osfhandle(file, os.O_RDWR), "r+b")
+
+else:
+
+    def _adopted(connection: int, file: int) -> tuple[Connection, IO[bytes]]:
+        return Connection(connection), os.fdopen(file, "r+b")
