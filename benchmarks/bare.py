@@ -1,8 +1,9 @@
 """L, the yardstick: federated averaging as a bare eager torch loop in two processes of one thread each.
 
-No engine at all: what a careful person writes by hand. Each round samples the cohort, each process trains its part
-of it with the data shuffled, the parts are averaged; all of that is in the figure. `--by-hand` writes the update of
-the weights out instead of calling `torch.optim.SGD`, which costs about 30 microseconds a step: the stricter yardstick.
+No engine at all: what a careful person writes by hand. Each round samples the cohort, each process trains its
+part of it with the data shuffled, the parts are averaged; all of that is in the figure. `--by-hand` writes
+the update of the weights out instead of calling `torch.optim.SGD`, which costs about 30 microseconds a step:
+the stricter yardstick.
 
     python benchmarks/bare.py W1                          # L on W1
     python benchmarks/bare.py W3 --by-hand                # the stricter yardstick on W3
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
 
 import models
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 import workloads
-from measure import Memory, Rounds, say, steady
+from measure import Rounds, Watch, report
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -77,7 +79,7 @@ class World(NamedTuple):
     weights: Tensor  # [parameter]
     cohort: Tensor  # [client]; negative when there is no more to do
     sums: Tensor  # [process, parameter]
-    barrier: object
+    barrier: Barrier
 
 
 class Trainer:
@@ -155,18 +157,16 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=2, help="first rounds left out of the median (default 2)")
     asked = parser.parse_args()
     chosen = workloads.workload(asked.workload)
-    with Memory() as memory:
+    with Watch() as watch:
         step = by_hand if asked.by_hand else with_optimiser
         rounds = run(chosen, processes=asked.processes, count=asked.rounds, step=step)
-    say(
+    report(
+        rounds,
+        watch,
+        skip=asked.skip,
         peer="bare torch by hand" if asked.by_hand else "bare torch",
         version=torch.__version__,
         workload=chosen.name,
-        processes=asked.processes,
-        seconds_per_round=steady(rounds.lengths(), skip=asked.skip - 1),
-        start_to_first_round_s=rounds.ends[0] - rounds.start,
-        rss_mb=memory.rss_mb,
-        pss_mb=memory.pss_mb,
     )
 
 

@@ -1,12 +1,14 @@
 """The clock and the scales: the same for every engine, so that the figures can be laid side by side.
 
-- A round is timed from the end of the round before it to its own end; the figure is the median over the rounds
-  after the first ones (`skip`), which hold compilation and warming up.
+- A round is timed from the end of the round before it to its own end; the figure is the median over the
+  rounds after the first ones (`skip`), which hold compilation and warming up.
 - Start-up runs from the start of the process that a person would start to the end of its first round.
-- Memory is the highest sum over the process and all its descendants: `rss_mb` counts pages that processes share
-  once for each of them (what `ps` shows), `pss_mb` counts them once.
-- User lines are the lines between the marks `user code begins` and `user code ends` that are neither empty nor
-  comments: what has to be written for that engine beyond the network, the loss and the data.
+- Each median stands beside the fastest round and beside the share of the machine that other programs used
+  meanwhile (`elsewhere`), since a shared machine is seldom quiet.
+- Memory is the highest sum over the process and all its descendants: `rss_mb` counts pages that processes
+  share once for each of them (what `ps` shows), `pss_mb` counts them once.
+- User lines are the lines between the marks `user code begins` and `user code ends` that are neither empty
+  nor comments: what has to be written for that engine beyond the network, the loss and the data.
 
 Standard library only. Memory needs Linux's /proc; elsewhere it is reported as 0.
 """
@@ -18,6 +20,7 @@ import os
 import statistics
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -37,7 +40,7 @@ def started() -> float:
 
 
 class Rounds:
-    """Collects the ends of rounds. `began` marks the moment before round one (for the first round's own length)."""
+    """Collects the ends of rounds."""
 
     def __init__(self) -> None:
         self.start = started()
@@ -46,29 +49,40 @@ class Rounds:
     def end(self) -> None:
         self.ends.append(time.time())
 
-    def lengths(self) -> list[float]:
-        """Seconds of round two, three, ..."""
-        return [later - earlier for earlier, later in zip(self.ends, self.ends[1:], strict=False)]
+    def figures(self, skip: int) -> dict[str, float | int]:
+        """For the report: the rounds after the first `skip` count, or the last one if there are no more."""
+        kept = self.ends[skip - 1 :] if len(self.ends) > skip else self.ends[-2:]
+        lengths = [later - earlier for earlier, later in pairwise(kept)]
+        return {
+            "seconds_per_round": statistics.median(lengths),
+            "fastest_round": min(lengths),
+            "rounds_measured": len(lengths),
+            "start_to_first_round_s": self.ends[0] - self.start,
+        }
+
+    def steady_since(self, skip: int) -> float:
+        """When the rounds that count began."""
+        return self.ends[min(skip, len(self.ends) - 1) - 1]
 
 
-def steady(lengths: list[float], *, skip: int) -> float:
-    """Median of the rounds after the first `skip`, or of all if there are no more than that."""
-    return statistics.median(lengths[skip:] or lengths)
+class Watch:
+    """Looks at a process tree four times a second, from a thread: `with Watch() as watch: ...`.
 
+    `rss_mb`, `pss_mb` and `processes` are the highest seen. `elsewhere(since)` is the share of the machine's
+    cores that all other programs took from a moment on: when it is large, so is the noise of the figures.
+    """
 
-class Memory:
-    """Watches the memory of a process tree from a thread: `with Memory() as memory: ...; memory.rss_mb`."""
-
-    def __init__(self, root: int | None = None, *, every: float = 0.25) -> None:
+    def __init__(self, root: int | None = None) -> None:
         self.root = os.getpid() if root is None else root
-        self.every = every
         self.rss_mb = 0.0
         self.pss_mb = 0.0
         self.processes = 0
+        self._used: dict[int, float] = {}  # CPU seconds of each process, also of those that have ended
+        self._looks: list[tuple[float, float, float]] = []  # time, CPU seconds of the machine, of the tree
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
@@ -76,15 +90,44 @@ class Memory:
         self._stop.set()
         self._thread.join()
 
+    def elsewhere(self, since: float) -> float:
+        """Cores that others used on average since then, divided by the number of cores."""
+        looks = [look for look in self._looks if look[0] >= since - 0.25]
+        if len(looks) < 2:
+            return 0.0
+        (begin, machine, ours), (end, machine_end, ours_end) = looks[0], looks[-1]
+        others = (machine_end - machine) - (ours_end - ours)
+        return max(0.0, others / (end - begin) / (os.cpu_count() or 1))
+
     def _watch(self) -> None:
         turn = 0
-        while not self._stop.wait(self.every):
+        while not self._stop.wait(0.25):
             family = tree(self.root)
             self.processes = max(self.processes, len(family))
             self.rss_mb = max(self.rss_mb, sum(map(_resident, family)) / 2**20)
+            self._used.update({pid: used for pid in family if (used := _used(pid))})
+            self._looks.append((time.time(), busy(), sum(self._used.values())))
             if turn % 8 == 4:  # walking a page table costs milliseconds
                 self.pss_mb = max(self.pss_mb, sum(map(_proportional, family)) / 2**20)
             turn += 1
+
+    def figures(self, since: float) -> dict[str, float | int]:
+        """What goes into the report."""
+        return {
+            "rss_mb": self.rss_mb,
+            "pss_mb": self.pss_mb,
+            "processes": self.processes,
+            "elsewhere": self.elsewhere(since),
+        }
+
+
+def busy() -> float:
+    """CPU seconds that the whole machine has spent since it started, stolen ones included."""
+    try:
+        ticks = [int(text) for text in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0.0
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
 
 
 def tree(root: int) -> list[int]:
@@ -104,6 +147,14 @@ def _threads(pid: int) -> list[Path]:
         return list((PROC / str(pid) / "task").iterdir())
     except OSError:
         return []
+
+
+def _used(pid: int) -> float:
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(pid: int) -> int:
@@ -133,7 +184,8 @@ def user_lines(*scripts: str | Path) -> int:
     return count
 
 
-def say(**figures: object) -> None:
+def report(rounds: Rounds, watch: Watch, *, skip: int, **names: object) -> None:
     """One line of JSON on standard output, numbers rounded to what they are worth."""
+    figures = names | rounds.figures(skip) | watch.figures(rounds.steady_since(skip))
     rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
     print(json.dumps(rounded), flush=True)

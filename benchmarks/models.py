@@ -1,4 +1,4 @@
-"""The networks of the workloads as a user would write them, and the loss: ordinary torch, known to no engine."""
+"""The networks of the workloads as a user would write them, and the loss: ordinary torch."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""The four workloads that every engine is timed on, as plain values: numpy only, so that any peer can read them.
+"""The four workloads that every engine is timed on, as plain values: numpy only, so that any peer reads them.
 
-Plain SGD with learning rate 0.1, cross entropy, batches of 10, one local epoch, no evaluation, data in memory as
-MNIST-shaped float32 (McMahan et al. 2017 for the two networks):
+Plain SGD with learning rate 0.1, cross entropy, batches of 10, one local epoch, no evaluation, data in memory
+as MNIST-shaped float32 (McMahan et al. 2017 for the two networks):
 
 - W1: 784-200-200-10 perceptron, 100 clients of 600 examples, 10 a round (600 local steps a round).
 - W2: the convolutional network of 1,663,370 parameters, the same clients (600 steps).
 - W3: logistic regression, 1,000 clients of 60 examples, 100 a round (600 steps).
-- W4: logistic regression, 100,000 clients of 20 examples that exist only as a function, 1,000 a round (2,000 steps).
+- W4: logistic regression, 100,000 clients of 20 examples that exist only as a function, 1,000 a round
+  (2,000 steps).
 
 The data is MNIST where `FOEDUS_DATA` points to it, else random of the same shape: the arithmetic is the same.
 Not here: the networks (`models.py`), the clock (`measure.py`), any engine.
@@ -63,7 +64,7 @@ def workload(name: str, *, clients: int | None = None) -> Workload:
 
 
 def generated_client(client: int) -> tuple[Array, Array]:
-    """The examples of one client of W4, `x [20, 784]` float32 and `y [20]` int64: a function of its number alone.
+    """The examples of one client of W4, `x [20, 784]` float32 and `y [20]` int64: a function of its number.
 
     Normal noise in which one feature marks the class. Every engine calls exactly this.
     """
@@ -75,7 +76,7 @@ def generated_client(client: int) -> tuple[Array, Array]:
 
 
 def pool(image: tuple[int, ...]) -> tuple[Array, Array]:
-    """All examples, `x [60000, *image]` float32 in [0, 1] and `y [60000]` int64: MNIST, or random of that shape."""
+    """All examples, `x [60000, *image]` float32 in [0, 1], `y [60000]` int64: MNIST, or random numbers."""
     folder = Path(os.environ.get("FOEDUS_DATA", "")) / "mnist"
     if not (folder / "train-images-idx3-ubyte.gz").exists():
         generator = np.random.default_rng(0)

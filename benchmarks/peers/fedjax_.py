@@ -126,20 +126,18 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=2, help="first rounds left out of the median (default 2)")
     asked = parser.parse_args()
     chosen = workloads.WORKLOADS[asked.workload]
-    with measure.Memory() as memory:
+    with measure.Watch() as watch:
         rounds = simulate(chosen, asked.rounds)
     from importlib.metadata import version
 
-    measure.say(
+    measure.report(
+        rounds,
+        watch,
+        skip=asked.skip,
         peer="fedjax",
         version=version("fedjax"),
         workload=chosen.name,
         clients=chosen.clients,
-        seconds_per_round=measure.steady(rounds.lengths(), skip=asked.skip - 1),
-        start_to_first_round_s=rounds.ends[0] - rounds.start,
-        rss_mb=memory.rss_mb,
-        pss_mb=memory.pss_mb,
-        processes=memory.processes,
         user_lines=measure.user_lines(__file__),
     )
 

@@ -80,20 +80,18 @@ def main() -> None:
     if chosen.clients > MOST_CLIENTS:
         chosen = workloads.workload(asked.workload, clients=MOST_CLIENTS)
     torch.set_num_threads(1)
-    with measure.Memory() as memory:
+    with measure.Watch() as watch:
         rounds = simulate(chosen, asked.rounds)
     from importlib.metadata import version
 
-    measure.say(
+    measure.report(
+        rounds,
+        watch,
+        skip=asked.skip,
         peer="flower",
         version=version("flwr"),
         workload=chosen.name,
         clients=chosen.clients,
-        seconds_per_round=measure.steady(rounds.lengths(), skip=asked.skip - 1),
-        start_to_first_round_s=rounds.ends[0] - rounds.start,
-        rss_mb=memory.rss_mb,
-        pss_mb=memory.pss_mb,
-        processes=memory.processes,
         user_lines=measure.user_lines(__file__, HERE / "flower_client.py"),
     )
 

@@ -115,22 +115,20 @@ def main() -> None:
     asked = parser.parse_args()
     chosen = workloads.WORKLOADS[asked.workload]
     torch.set_num_threads(1)
-    with measure.Memory(os.getppid()) as memory:
+    with measure.Watch(os.getppid()) as watch:
         rounds = simulate(chosen, asked.rounds)
     if os.environ["RANK"] != "0":
         return
     from importlib.metadata import version
 
-    measure.say(
+    measure.report(
+        rounds,
+        watch,
+        skip=asked.skip,
         peer="pfl",
         version=version("pfl"),
         workload=chosen.name,
         clients=chosen.clients,
-        seconds_per_round=measure.steady(rounds.lengths(), skip=asked.skip - 1),
-        start_to_first_round_s=rounds.ends[0] - rounds.start,
-        rss_mb=memory.rss_mb,
-        pss_mb=memory.pss_mb,
-        processes=memory.processes,
         user_lines=measure.user_lines(__file__),
     )
 
