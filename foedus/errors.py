@@ -10,6 +10,7 @@
     ├── TrainingError (RuntimeError)         local training failed; says client, round and step
     │   └── NothingToAggregate               no client's update survived the round
     ├── UnsupportedOperator                  a fast path does not know an operator; names it
+    ├── LoweringMismatch                     a compiled step differs from eager torch; it must not be used
     ├── SumOverflow (OverflowError)          an exact sum would leave its range; nothing was added
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
@@ -104,6 +105,26 @@ class UnsupportedOperator(FoedusError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.operators
+
+
+class LoweringMismatch(FoedusError):
+    """A compiled training step gives something else than eager torch, so it must not be used.
+
+    Attributes:
+        what: what differs, e.g. ``"the gradient of 'head.weight'"``.
+        difference, tolerance: how much, relative to its norm, and how much would have been let pass.
+    """
+
+    def __init__(self, what: str, difference: float, tolerance: float) -> None:
+        super().__init__(
+            f"the compiled step differs from eager torch in {what} by {difference:.2g} (relative), where "
+            f"{tolerance:.0e} is let pass. Models whose rows influence each other beyond batch normalisation "
+            "need batches without padding; otherwise use another executor, and report this"
+        )
+        self.what, self.difference, self.tolerance = what, difference, tolerance
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.difference, self.tolerance)
 
 
 class SumOverflow(FoedusError, OverflowError):

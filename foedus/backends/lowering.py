@@ -1,0 +1,397 @@
+"""A torch module's training step, lowered to one pure jax function.
+
+The user's module is run once, for real, on an example batch: forward, loss and gradients by torch's own
+autograd. Underneath, a recorder writes down every core operator that was called, after in-place changes were
+made functional. The list of operators, each with a rule in ``lowering_ops.py``, is then a jax function:
+
+    step(params, frozen, buffers, inputs, target, mask, key) -> (loss, gradients, new buffers)
+
+which XLA compiles into one program. What a recording cannot hold is refused by name: an operator without a
+rule, a value read back by Python (``.item()``), a shape that depends on data. :func:`verify` compares one step
+with eager torch, since a graph that was recorded wrongly would train without complaint.
+
+Jax is used with 64-bit types throughout (``jax.enable_x64``), so that dtypes are torch's own.
+
+Not here: loops over steps and clients (``compiled.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
+from foedus.backends.lowering_ops import OPERATORS, Out
+from foedus.backends.torch_random import counted
+from foedus.errors import LoweringMismatch, UnsupportedOperator
+
+__all__ = ["Batch", "Lowered", "lower", "verify"]
+
+Array = Any
+Objective = Callable[[Any, Tensor, Tensor], Tensor]
+RULES: Final = OPERATORS | LAYER_OPERATORS
+
+
+class Batch(NamedTuple):
+    """What one step trains on; torch tensors for :func:`lower` and :func:`verify`.
+
+    Attributes:
+        inputs: the model's inputs, each [B, ...].
+        target: [B, ...].
+        mask: [B], 1 for real rows and 0 for padding.
+        key: int32 [2], of the step's randomness.
+    """
+
+    inputs: tuple[Any, ...]
+    target: Any
+    mask: Any
+    key: Any
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A training step as a jax function, for one batch size.
+
+    Attributes:
+        instructions: the operators in order; dead ones are gone.
+        constants: tensors that the model holds without registering them, by their number.
+        inputs, outputs: where arguments go and results come from, as trees of numbers.
+    """
+
+    instructions: tuple[Instruction, ...]
+    constants: Mapping[int, NDArray[Any]]
+    inputs: Any
+    outputs: Any
+
+    def step(self, *arguments: Any) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """``(params, frozen, buffers, inputs, target, mask, key) -> (loss, gradients, new buffers)``.
+
+        params, frozen and buffers are dicts by name; gradients are named like params. Pure; to be traced
+        under ``jax.enable_x64(True)``.
+        """
+        values: dict[int, Any] = {n: jnp.asarray(c) for n, c in self.constants.items()}
+        _bind(self.inputs, arguments, values)
+        pulls: dict[int, Callable[..., Any]] = {}
+        for instruction in self.instructions:
+            instruction.run(values, pulls)
+        result: tuple[Array, dict[str, Array], dict[str, Array]] = _substituted(self.outputs, values)
+        return result
+
+
+def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowered:
+    """Record one training step of ``module`` and lower it.
+
+    Args:
+        module: in the mode it shall be trained in. Its state is not changed.
+        objective: ``(output, target, mask) -> scalar``, the mean loss of the rows whose mask is 1.
+        batch: an example with the batch size wanted; real data, since the step is really run.
+
+    Raises:
+        UnsupportedOperator: names all operators that have no rule.
+
+    Example:
+        >>> net = torch.nn.Linear(4, 3)
+        >>> def objective(output, target, mask):
+        ...     each = torch.nn.functional.cross_entropy(output, target, reduction="none")
+        ...     return (each * mask).sum() / mask.sum()
+        >>> key = torch.zeros(2, dtype=torch.int32)
+        >>> batch = Batch((torch.rand(2, 4),), torch.tensor([0, 2]), torch.ones(2), key)
+        >>> [str(i) for i in lower(net, objective, batch).instructions][:3]
+        ['aten.detach.default', 'aten.detach.default', 'aten.t.default']
+    """
+    params, frozen, buffers = tensors_of(module)
+    arguments = (params, frozen, buffers, batch.inputs, batch.target, batch.mask, batch.key)
+    recorder = Recorder()
+    inputs = recorder.known(arguments)
+    with _plain_kernels(), recorder:
+        results = _functionally(_step_of(module, objective), arguments)
+    outputs = recorder.known(results)
+    instructions = _live(recorder.instructions, outputs)
+    if unknown := recorder.leaks + [i.operator for i in instructions if i.operator not in RULES]:
+        raise UnsupportedOperator(*sorted(set(unknown)))
+    return Lowered(tuple(instructions), recorder.constants, inputs, outputs)
+
+
+def tensors_of(module: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """(trainable parameters, frozen parameters, buffers) by name; tied parameters once."""
+    named = {n: p for n, p in module.named_parameters()}
+    params = {n: p.detach() for n, p in named.items() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in named.items() if not p.requires_grad}
+    return params, frozen, {n: b.detach() for n, b in module.named_buffers()}
+
+
+def _step_of(module: torch.nn.Module, objective: Objective) -> Callable[..., Any]:
+    """The step as torch would take it: (loss, gradients, new buffers)."""
+    harness = _Harness(module)
+
+    def step(params: Any, frozen: Any, buffers: Any, inputs: Any, target: Any, mask: Any, key: Any) -> Any:
+        leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+        state = {**leaves, **frozen, **{n: b.clone() for n, b in buffers.items()}}
+        with Rewritten(mask), counted(key, strict=True):
+            named = {f"module.{n}": t for n, t in state.items()}
+            output, after = torch.func.functional_call(harness, named, tuple(inputs))
+            loss = objective(output, target, mask)
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return loss.detach(), dict(zip(leaves, grads, strict=True)), {n: after[n].detach() for n in buffers}
+
+    return step
+
+
+class _Harness(torch.nn.Module):
+    """Gives the buffers after the call along with the output, were they changed in place or set anew."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        output = self.module(*inputs)
+        return output, dict(self.module.named_buffers())
+
+
+# --- recording --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The place of a tensor in a recording."""
+
+    number: int
+
+
+class Instruction(NamedTuple):
+    """One call of an operator; tensors among its arguments and results are :class:`Ref`."""
+
+    operator: str
+    args: Any
+    kwargs: dict[str, Any]
+    results: Any
+    shape: tuple[int, ...]
+    dtypes: dict[int, str]
+
+    def run(self, values: dict[int, Any], pulls: dict[int, Callable[..., Any]]) -> None:
+        """Carry it out on jax arrays, reading and writing ``values``."""
+        first = next(iter(self.dtypes.values()), "float32")
+        out = Out(self.shape, jnp.dtype(first), pulls)
+        kwargs = {k: _substituted(v, values) for k, v in self.kwargs.items()}
+        _bind(self.results, RULES[self.operator](out, *_substituted(self.args, values), **kwargs), values)
+        for number, dtype in self.dtypes.items():
+            values[number] = values[number].astype(dtype)
+
+    def __str__(self) -> str:
+        return self.operator
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down every operator below autograd; those without a rule are decomposed first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instructions: list[Instruction] = []
+        self.constants: dict[int, NDArray[Any]] = {}
+        self.leaks: list[str] = []  # operators that told Python something of the data
+        self._places: dict[int, Ref] = {}
+        self._kept: list[Tensor] = []  # keeps ids from being given out twice
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled by torch, and importing its compiler takes a second
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        if name not in RULES and (decomposition := _decompositions().get(func)) is not None:
+            with self:
+                result = decomposition(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if torch.Tag.data_dependent_output in func.tags:
+            self.leaks.append(name)
+        places = [self._refs(args), {k: self._refs(v) for k, v in kwargs.items()}]
+        result = func(*args, **kwargs)
+        tensors = [t for t in _leaves(result) if isinstance(t, Tensor)]
+        results = self.known(result)
+        dtypes = {self._places[id(t)].number: _name(t.dtype) for t in tensors}
+        shape = tuple(tensors[0].shape) if tensors else ()
+        self.instructions.append(Instruction(name, *places, results, shape, dtypes))
+        return result
+
+    def known(self, tree: Any) -> Any:
+        """The tree with its tensors as Refs; new ones are given a number."""
+        return _mapped(tree, self._place)
+
+    def _place(self, tensor: Tensor) -> Ref:
+        if id(tensor) not in self._places:
+            self._places[id(tensor)] = Ref(len(self._kept))
+            self._kept.append(tensor)
+        return self._places[id(tensor)]
+
+    def _refs(self, tree: Any) -> Any:
+        """As ``known``, but a tensor that was never seen is a constant of the model."""
+
+        def ref(tensor: Tensor) -> Ref:
+            if id(tensor) not in self._places:
+                self.constants[self._place(tensor).number] = tensor.detach().cpu().numpy().copy()
+            return self._place(tensor)
+
+        return _mapped(tree, ref)
+
+
+def _functionally(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call it with in-place changes and views made functional, so that the recorder sees none."""
+    torch._enable_functionalization(reapply_views=True)  # type: ignore[attr-defined]
+    try:
+        results = function(*_mapped(arguments, torch._to_functional_tensor))
+        return _mapped(results, _plain)
+    finally:
+        torch._disable_functionalization()  # type: ignore[attr-defined]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if not torch._is_functional_tensor(tensor):
+        return tensor
+    torch._sync(tensor)
+    return torch._from_functional_tensor(tensor)
+
+
+@cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    from torch._decomp import core_aten_decompositions  # slow to make, and often not needed
+
+    table: Mapping[Any, Callable[..., Any]] = core_aten_decompositions()
+    return table
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without oneDNN, whose fused kernels would be recorded instead of core operators."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+def _live(instructions: Sequence[Instruction], outputs: Any) -> list[Instruction]:
+    """Only the instructions that the outputs depend on."""
+    needed = {r.number for r in _leaves(outputs) if isinstance(r, Ref)}
+    kept: list[Instruction] = []
+    for instruction in reversed(instructions):
+        if needed.intersection(instruction.dtypes):
+            used = [*_leaves(instruction.args), *_leaves(list(instruction.kwargs.values()))]
+            needed.update(r.number for r in used if isinstance(r, Ref))
+            kept.append(instruction)
+    return kept[::-1]
+
+
+# --- trees of tensors, Refs and numbers ---------------------------------------------------------------------------
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        for part in tree:
+            yield from _leaves(part)
+    else:
+        yield tree
+
+
+def _mapped(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {name: _mapped(part, function) for name, part in tree.items()}
+    if isinstance(tree, list | tuple) and not isinstance(tree, torch.Size):
+        return [_mapped(part, function) for part in tree]
+    return tree
+
+
+def _substituted(tree: Any, values: Mapping[int, Any]) -> Any:
+    if isinstance(tree, Ref):
+        return values[tree.number]
+    if isinstance(tree, Mapping):
+        return {name: _substituted(part, values) for name, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_substituted(part, values) for part in tree]
+    return tree
+
+
+def _bind(places: Any, arrays: Any, values: dict[int, Any]) -> None:
+    """Put arrays where a tree of Refs says."""
+    if isinstance(places, Ref):
+        values[places.number] = arrays
+    elif isinstance(places, Mapping):
+        for name, place in places.items():
+            _bind(place, arrays[name], values)
+    elif isinstance(places, list | tuple):
+        for place, array in zip(places, arrays, strict=True):
+            _bind(place, array, values)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- comparing with torch -----------------------------------------------------------------------------------------
+
+
+def verify(
+    lowered: Lowered, module: torch.nn.Module, objective: Objective, *, batch: Batch, tolerance: float = 1e-4
+) -> None:
+    """Compare one lowered step with eager torch on the same batch: loss, gradients and buffers.
+
+    If some rows are padding, torch sees the real rows only, so that a model in which padding leaks into the
+    result is found out.
+
+    Raises:
+        LoweringMismatch: something differs by more than ``tolerance``, relative to its norm.
+    """
+    loss, grads, buffers = _eager(module, objective, batch)
+    arguments = (*tensors_of(module), batch.inputs, batch.target, batch.mask, batch.key)
+    with jax.enable_x64(True):
+        ours = jax.jit(lowered.step)(*_mapped(arguments, _array))
+        ours = jax.tree.map(np.asarray, ours)
+    size = float(np.sqrt(sum(float(np.square(g).sum()) for g in grads.values())))
+    _compare("the loss", ours[0], loss, floor=tolerance, tolerance=tolerance)
+    for name, grad in grads.items():
+        _compare(f"the gradient of {name!r}", ours[1][name], grad, floor=1e-3 * size, tolerance=tolerance)
+    for name, buffer in buffers.items():
+        _compare(f"the buffer {name!r}", ours[2][name], buffer, floor=tolerance, tolerance=tolerance)
+
+
+def _eager(module: torch.nn.Module, objective: Objective, batch: Batch) -> Any:
+    """(loss, gradients, new buffers) by torch, over the real rows only, as numpy."""
+    real = batch.mask > 0
+    inputs, target, mask = tuple(x[real] for x in batch.inputs), batch.target[real], batch.mask[real]
+    params, frozen, buffers = tensors_of(module)
+    leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
+    state = {f"module.{n}": t for n, t in {**leaves, **frozen, **{k: b.clone() for k, b in buffers.items()}}.items()}
+    with counted(batch.key):
+        output, after = torch.func.functional_call(_Harness(module), state, inputs)
+        loss = objective(output, target, mask)
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return _mapped((loss, dict(zip(leaves, grads, strict=True)), after), _array)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()
+
+
+def _compare(what: str, ours: NDArray[Any], torchs: NDArray[Any], *, floor: float, tolerance: float) -> None:
+    difference = float(np.linalg.norm(np.asarray(ours, np.float64) - torchs))
+    norm = float(np.linalg.norm(np.asarray(torchs, np.float64)))
+    if not difference <= tolerance * max(norm, floor):
+        raise LoweringMismatch(what, difference / max(norm, floor), tolerance)

@@ -1,0 +1,271 @@
+"""Layers that are lowered as a whole, because their operators one by one would be wrong or slow.
+
+While a step is traced, :class:`Rewritten` stands between the model and torch:
+
+* batch and instance normalisation are written out in plain operators, so that the running statistics are
+  ordinary in-place updates (torch's kernel changes them behind the tracer's back) and so that padded rows of
+  a batch stay out of the statistics;
+* attention is written out, whichever kernel torch would choose;
+* a recurrent layer stays one operator, which becomes one ``lax.scan``: traced and compiled in the time of one
+  step, not of the whole sequence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import torch
+from jax import lax
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from foedus.backends.lowering_ops import HIGHEST, Array, Out
+from foedus.errors import UnsupportedOperator
+
+_numbers = itertools.count()  # names each recurrent call, so that its gradient finds what the call kept
+
+
+class Rewritten(TorchFunctionMode):
+    """Replace some of torch's functions while a step is traced. ``mask``: [B], 1 for the batch's real rows."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (rule := _REWRITES.get(func)) is not None:
+            return rule(self.mask, *args, **kwargs)
+        if (kind := _KINDS.get(func)) is not None:
+            return _recurrent(kind, args)
+        return func(*args, **kwargs)
+
+
+# --- normalisation over the batch -------------------------------------------------------------------------------
+
+
+def _batch_norm(
+    mask: Tensor, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Any = None,
+    bias: Any = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    axes = (0, *range(2, x.ndim))
+    if training:
+        mean, var, count = _masked_moments(mask, x, axes)
+        _update(running_mean, mean, momentum)
+        _update(running_var, var * (count / (count - 1)), momentum)
+    else:
+        assert running_mean is not None and running_var is not None
+        mean, var = running_mean, running_var
+    return _normalised(x, mean, var, eps=eps, scale=(weight, bias))
+
+
+def _masked_moments(mask: Tensor, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and (biased) variance per channel over the real rows, and how many values that is per channel."""
+    if len(x) != len(mask):
+        raise UnsupportedOperator(
+            f"batch_norm over {len(x)} rows in a batch of {len(mask)} (which rows are padding is not known)"
+        )
+    real = mask.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    count = mask.to(x.dtype).sum() * math.prod(x.shape[2:])
+    mean = (x * real).sum(axes) / count
+    off = (x - mean.view(1, -1, *[1] * (x.ndim - 2))) * real
+    return mean, (off * off).sum(axes) / count, count
+
+
+def _instance_norm(
+    mask: Tensor, x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Any = None, bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return _batch_norm(mask, x, running_mean, running_var, weight, bias, eps=eps)
+    axes, area = tuple(range(2, x.ndim)), math.prod(x.shape[2:])
+    mean = x.mean(axes)
+    var = x.var(axes, correction=0)
+    share = (mask / mask.sum()).to(x.dtype).view(-1, 1)
+    _update(running_mean, (mean * share).sum(0), momentum)
+    _update(running_var, (var * share).sum(0) * (area / max(area - 1, 1)), momentum)
+    return _normalised(x, mean, var, eps=eps, scale=(weight, bias))
+
+
+def _update(running: Tensor | None, value: Tensor, momentum: float) -> None:
+    if running is not None:
+        running.mul_(1 - momentum).add_(momentum * value.detach().to(running.dtype))
+
+
+def _normalised(x: Tensor, mean: Tensor, var: Tensor, *, eps: float, scale: tuple[Any, Any]) -> Tensor:
+    """(x − mean) / √(var + eps), then weight and bias per channel; statistics are [C] or [B, C]."""
+    ones = [1] * (x.ndim - 2)
+    lead = (-1,) if mean.ndim == 2 else (1,)
+    y = (x - mean.view(*lead, x.shape[1], *ones)) * (var + eps).rsqrt().view(*lead, x.shape[1], *ones)
+    weight, bias = scale
+    y = y if weight is None else y * weight.view(1, -1, *ones)
+    return y if bias is None else y + bias.view(1, -1, *ones)
+
+
+# --- attention --------------------------------------------------------------------------------------------------
+
+
+def _attention(
+    _mask: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Without dropout: that is drawn by ``torch_random``, which never lets it come here."""
+    assert not dropout_p
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        # A row that may look nowhere gives 0, as torch's own kernels do.
+        weights = torch.where(attn_mask, scores, -math.inf).softmax(-1)
+        return torch.where(attn_mask.any(-1, keepdim=True), weights, 0.0) @ value
+    return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
+
+
+# --- recurrent layers -------------------------------------------------------------------------------------------
+
+
+class _Layer(torch.autograd.Function):
+    """One recurrent layer in one direction: x [T, B, I] → [T, B, H] and the last state(s) [B, H]."""
+
+    @staticmethod
+    def forward(number: int, kind: str, reverse: bool, states: int, x: Tensor, *rest: Tensor) -> Any:
+        state, weights = list(rest[:states]), list(rest[states:])
+        return tuple(torch.ops.foedus.recurrent(x, state, weights, kind, reverse, number))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.number, _, _, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        pulled = torch.ops.foedus.recurrent_backward(list(grads), list(ctx.saved_tensors), ctx.number)
+        return None, None, None, None, *pulled
+
+
+def _recurrent(kind: str, args: Any) -> Any:
+    """Torch's recurrent call: (input, state, weights, biased, layers, dropout, train, both ways, batch first)."""
+    if isinstance(args[2], Tensor) or (kind == "lstm" and isinstance(args[1], Tensor)):
+        raise UnsupportedOperator(f"{kind} over packed sequences")
+    x, state, weights, biased, layers, _, _, both_ways, batch_first = args
+    state = list(state) if kind == "lstm" else [state]
+    ways = 2 if both_ways else 1
+    each = len(weights) // (layers * ways)
+    if each == 5 or (each == 3 and not biased):
+        raise UnsupportedOperator("lstm with proj_size")
+    lone = x.ndim == 2
+    x = x[:, None] if lone else x.transpose(0, 1) if batch_first else x
+    state = [s[:, None] if lone else s for s in state]
+    finals: list[Sequence[Tensor]] = []
+    for layer in range(layers):
+        outs = []
+        for way in range(ways):
+            at = layer * ways + way
+            own = [s[at] for s in state]
+            y, *final = _Layer.apply(
+                next(_numbers), kind, way == 1, len(own), x, *own, *weights[at * each : (at + 1) * each]
+            )
+            outs.append(y)
+            finals.append(final)
+        x = outs[0] if ways == 1 else torch.cat(outs, -1)
+    x = x[:, 0] if lone else x.transpose(0, 1) if batch_first else x
+    ends = [torch.stack(parts) for parts in zip(*finals, strict=True)]
+    return x, *(e[:, 0] if lone else e for e in ends)
+
+
+def _zeros(x: Tensor, state: list[Tensor], weights: list[Tensor], kind: str, *_: Any) -> list[Tensor]:
+    """While tracing only shapes matter."""
+    return [x.new_zeros(*x.shape[:2], state[0].shape[-1]), *(torch.zeros_like(s) for s in state)]
+
+
+_library: Final = torch.library.Library("foedus", "FRAGMENT")
+_library.define(
+    "recurrent(Tensor x, Tensor[] state, Tensor[] weights, str kind, bool reverse, int number) -> Tensor[]"
+)
+_library.define("recurrent_backward(Tensor[] grads, Tensor[] inputs, int number) -> Tensor[]")
+_library.impl("recurrent", _zeros, "CompositeExplicitAutograd")
+_library.impl(
+    "recurrent_backward", lambda grads, inputs, number: [torch.zeros_like(t) for t in inputs],
+    "CompositeExplicitAutograd",
+)  # fmt: skip
+
+
+def recurrent(
+    out: Out, x: Array, state: Sequence[Array], weights: Sequence[Array], kind: str, *rest: Any
+) -> list[Array]:
+    """One layer in one direction as a scan over time; keeps its own gradient for the backward rule."""
+    reverse, number = rest
+    run = lambda x, state, weights: _scanned(kind, x, state, weights, reverse=reverse)  # noqa: E731
+    outputs, pull = jax.vjp(run, x, tuple(state), tuple(weights))
+    out.pulls[number] = pull
+    return list(outputs)
+
+
+def recurrent_backward(out: Out, grads: Sequence[Array], _inputs: Any, number: int) -> list[Array]:
+    x, state, weights = out.pulls[number](tuple(grads))
+    return [x, *state, *weights]
+
+
+def _scanned(kind: str, x: Array, state: Any, weights: Any, *, reverse: bool) -> tuple[Array, ...]:
+    w_input, w_hidden, *biases = weights
+    b_input, b_hidden = biases or (0, 0)
+    inputs = jnp.einsum("tbi,gi->tbg", x, w_input, precision=HIGHEST) + b_input
+    cell = _CELLS[kind]
+
+    def step(state: Any, gates: Array) -> Any:
+        hidden = jnp.matmul(state[0], w_hidden.T, precision=HIGHEST) + b_hidden
+        new = cell(gates, hidden, state)
+        return new, new[0]
+
+    final, outputs = lax.scan(step, state, inputs, reverse=reverse)
+    return outputs, *final
+
+
+def _lstm_cell(x: Array, h: Array, state: Any) -> Any:
+    i, f, g, o = jnp.split(x + h, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+def _gru_cell(x: Array, h: Array, state: Any) -> Any:
+    (xr, xz, xn), (hr, hz, hn) = jnp.split(x, 3, axis=-1), jnp.split(h, 3, axis=-1)
+    z = jax.nn.sigmoid(xz + hz)
+    n = jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn)
+    return ((1 - z) * n + z * state[0],)
+
+
+_CELLS: Final[dict[str, Callable[..., Any]]] = {
+    "lstm": _lstm_cell,
+    "gru": _gru_cell,
+    "rnn_tanh": lambda x, h, _: (jnp.tanh(x + h),),
+    "rnn_relu": lambda x, h, _: (jnp.maximum(x + h, 0),),
+}
+
+_KINDS: Final[dict[Any, str]] = {
+    torch.lstm: "lstm",
+    torch.gru: "gru",
+    torch.rnn_tanh: "rnn_tanh",
+    torch.rnn_relu: "rnn_relu",
+}
+
+_REWRITES: Final[dict[Any, Callable[..., Any]]] = {
+    functional.batch_norm: _batch_norm,
+    torch.batch_norm: lambda mask, x, w, b, m, v, *rest: _batch_norm(mask, x, m, v, w, b, *rest[:3]),
+    functional.instance_norm: _instance_norm,
+    torch.instance_norm: lambda mask, x, w, b, m, v, *rest: _instance_norm(mask, x, m, v, w, b, *rest[:3]),
+    functional.scaled_dot_product_attention: _attention,
+}
+
+LAYER_OPERATORS: Final[dict[str, Callable[..., Any]]] = {
+    "foedus.recurrent.default": recurrent,
+    "foedus.recurrent_backward.default": recurrent_backward,
+}
+"""The rules of this module's own operators."""
