@@ -95,8 +95,11 @@ class Tally:
         if not self._count:
             return dict.fromkeys(["loss", *(m.name for m in self._metrics)], float("nan"))
         figures = {"loss": self._loss / self._count}
-        output, target = (np.concatenate(parts) for parts in zip(*self._kept, strict=True)) if self._kept else (None, None)
         for metric in self._metrics:
-            value = metric.value(output, target) if metric.whole else self._sums[metric.name] / self._count
-            figures[metric.name] = metric.finish(float(value))
+            if metric.whole:
+                output, target = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
+                value = float(metric.value(output, target))
+            else:
+                value = self._sums[metric.name] / self._count
+            figures[metric.name] = metric.finish(value)
         return figures

@@ -129,23 +129,23 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
         >>> chain(clip(1.0), mean()).label
         'chain(clip(1.0), mean())'
     """
-    if not stages or not isinstance(stages[-1], Aggregator):
+    inner, outer = stages[-1] if stages else None, [s for s in stages if isinstance(s, Stage)]
+    if not isinstance(inner, Aggregator):
         raise IncompatibleStages("chain() ends with an aggregator, e.g. chain(clip(1.0), mean())")
-    *outer, inner = stages
-    if wrong := [s.label for s in outer if isinstance(s, Aggregator)]:
+    if wrong := [s.label for s in stages[:-1] if isinstance(s, Aggregator)]:
         raise IncompatibleStages(
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
         )
 
     def encode(update: Update, context: Context) -> Message:
         for stage in outer:
-            update = stage.encode(update, context)  # type: ignore[assignment, arg-type]
+            update = stage.encode(update, context)
         return inner.encode(update, context)
 
     def decode(state: State, message: Message) -> tuple[Vector, State]:
         vector, state = inner.decode(state, message)
         for stage in reversed(outer):
-            vector = stage.decode(vector)  # type: ignore[assignment, arg-type]
+            vector = stage.decode(vector)
         return vector, state
 
     label = f"chain({', '.join(s.label for s in stages)})"

@@ -46,7 +46,9 @@ class Plan(NamedTuple):
         )
 
 
-def plan(spec: Client, sizes: NDArray[np.int64], clients: NDArray[np.int64], *, seed: int, round: int) -> Plan:
+def plan(
+    spec: Client, sizes: NDArray[np.int64], clients: NDArray[np.int64], *, seed: int, round: int, limit: int | None = None
+) -> Plan:
     """The plan of one round.
 
     Args:
@@ -55,11 +57,13 @@ def plan(spec: Client, sizes: NDArray[np.int64], clients: NDArray[np.int64], *, 
         clients: int64 [C], their positions in the population.
         seed: the run's seed.
         round: counted from 1.
+        limit: at most so many steps for each client.
     """
     count = len(sizes)
     batch = int(min(spec.batch_size or sizes.max(initial=1), sizes.max(initial=1)))
     per_epoch = -(-sizes // batch)
     steps = np.full(count, spec.steps) if spec.steps else per_epoch * (spec.epochs or 1)
+    steps = steps if limit is None else np.minimum(steps, limit)
     epochs = -(-steps // per_epoch)
     base = key(seed, round, "batches")
     own = fold(np.full(count, base, np.uint64), clients)

@@ -1,18 +1,156 @@
-"""The executor that picks the executor: measures the candidates on first steps of the real cohort."""
+"""The executor that picks the executor: measures the candidates on the first steps of the real cohort.
+
+Each candidate carries out the first local steps of the coming round on a few of its clients, once to warm up
+and once on the clock; results are thrown away, so measuring changes nothing. The fastest runs the whole run,
+and is stored in the run folder, because executors agree only to rounding and a resumed run must take the same.
+
+A candidate that cannot run the job (an operator that it does not know, a training loop of the user's own) is
+passed by, and the line that tells the choice names the reason.
+"""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from foedus.sim.debug import Debug
-from foedus.sim.work import Job, Session
+import numpy as np
+
+from foedus.errors import ConfigurationError, FoedusError, UnsupportedOperator
+from foedus.sim.work import Executor, Job, Orders, Session
+
+STEPS = 8  # local steps of each client in a rehearsal
+CLIENTS = 4  # clients per core in a rehearsal
+GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
+STARTING = 6.0  # seconds that starting workers takes, about; they must save more than that
+
+Timer = Callable[[str, Callable[[], None]], float]  # (executor's name, rehearsal) → seconds
+
+
+def clock(name: str, rehearsal: Callable[[], None]) -> float:
+    """The default timer: seconds of the second of two rehearsals."""
+    rehearsal()
+    begin = time.perf_counter()
+    rehearsal()
+    return time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
 class Auto:
     """See :func:`foedus.executors.auto`."""
 
+    candidates: tuple[Executor, ...]
+    timer: Timer = clock
     name: str = "auto"
 
     def open(self, job: Job) -> Session:
-        return Debug().open(job)
+        raise ConfigurationError("auto measures on a round's orders; open it with choose(auto, job, orders, say=...)")
+
+
+class Measured(NamedTuple):
+    """A candidate's seconds per local step, or why it was passed by."""
+
+    name: str
+    seconds: float | None
+    reason: str = ""
+
+
+def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[str], None]) -> Session:
+    """Open the fastest of the candidates for a job.
+
+    Args:
+        auto: candidates and timer.
+        job: the job.
+        orders: those of the coming round, on whose first clients and steps the candidates are measured.
+        rounds: how many rounds there are to run.
+        say: told in one line which was chosen and why.
+
+    Raises:
+        FoedusError: the error of the first candidate, if none can run the job.
+    """
+    best: Session | None = None
+    measured: list[Measured] = []
+    errors: list[FoedusError] = []
+    sample, total = _sample(job, orders), rounds * _steps(job, orders)
+    for candidate in auto.candidates:
+        if doubt := _hopeless(candidate, measured, auto, total):
+            measured.append(Measured(candidate.name, None, doubt))
+            continue
+        session: Session | None = None
+        try:
+            session = candidate.open(job)
+            seconds = _measure(auto.timer, session, sample)
+        except (UnsupportedOperator, ConfigurationError) as error:
+            if session is not None:
+                session.close()
+            errors.append(error)
+            measured.append(Measured(candidate.name, None, _first_line(error)))
+            continue
+        faster = best is None or seconds < min(m.seconds for m in measured if m.seconds is not None)
+        measured.append(Measured(candidate.name, seconds))
+        loser, best = (best, session) if faster else (session, best)
+        if loser is not None:
+            loser.close()
+    if best is None:
+        raise errors[0] if errors else ConfigurationError("auto has no candidates")
+    say(told(best.name, measured))
+    return best
+
+
+def told(chosen: str, measured: Sequence[Measured]) -> str:
+    """The one line about the choice."""
+    times = [f"{m.name} {1e3 * m.seconds:.3g}" for m in sorted(measured, key=lambda m: m.seconds or 0) if m.seconds]
+    passed = [f"{m.name} passed by: {m.reason}" for m in measured if m.seconds is None]
+    line = f"executor {chosen} (ms a local step: {', '.join(times)}"
+    return "; ".join([line, *passed]) + ")"
+
+
+def _measure(timer: Timer, session: Session, sample: Orders) -> float:
+    steps = 1
+
+    def rehearsal() -> None:
+        nonlocal steps
+        steps = max(1, sum(session.run(sample).steps))
+
+    return timer(session.name, rehearsal) / steps
+
+
+def _sample(job: Job, orders: Orders) -> Orders:
+    """The first steps of a few clients that have data."""
+    cohort, sizes = orders.cohort, job.clients.sizes
+    if sizes is not None:
+        cohort = cohort[sizes[cohort] > 0]
+    count = CLIENTS * (os.cpu_count() or 1)
+    few = Orders(orders.round, orders.start, cohort[:count], {}, STEPS)
+    return few if len(few.cohort) else Orders(orders.round, orders.start, np.arange(1), {}, STEPS)
+
+
+def _hopeless(candidate: Executor, measured: Sequence[Measured], auto: Auto, total: float) -> str | None:
+    """Why a candidate need not be measured: starting worker processes takes seconds, and at best they are as
+    many times faster than the plain loop as there are cores. ``total``: local steps of the whole run."""
+    if candidate.name != "processes" or auto.timer is not clock:
+        return None
+    seconds = {m.name: m.seconds for m in measured if m.seconds is not None}
+    if "debug" not in seconds:
+        return None
+    best, expected = min(seconds.values()), seconds["debug"] / (os.cpu_count() or 1)
+    if expected >= GAIN * best:
+        return f"at best {1e3 * expected:.3g}"
+    if total * (best - expected) < STARTING:
+        return "the run is too short to start workers for"
+    return None
+
+
+def _steps(job: Job, orders: Orders) -> float:
+    """Local steps of one round, about."""
+    spec, sizes = job.algorithm.client, job.clients.sizes
+    if sizes is None:
+        sizes = np.array([len(job.clients.train(int(c))) for c in orders.cohort[:1]])
+    per_client = -(-float(sizes.mean()) // (spec.batch_size or sizes.max())) * (spec.epochs or 1)
+    return len(orders.cohort) * (spec.steps or per_client)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]

@@ -49,7 +49,8 @@ class DebugSession(Session):
         if not len(examples):
             return  # the rule for empty clients: no step, no weight
         spec = job.algorithm.client
-        own = plan(spec, np.array([len(examples)]), np.array([position]), seed=job.seed, round=orders.round)
+        sizes, clients = np.array([len(examples)]), np.array([position])
+        own = plan(spec, sizes, clients, seed=job.seed, round=orders.round, limit=orders.limit)
         start = orders.start._replace(buffers=orders.kept.get(position, orders.start.buffers))
         observe = self.observe
         watch = None if observe is None else lambda step, weights: observe(position, step, weights)

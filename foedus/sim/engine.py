@@ -31,6 +31,7 @@ from foedus.record import RunFolder
 from foedus.record.folder import METRICS, TIMINGS
 from foedus.record.folder import read as read_record
 from foedus.sim import evaluate, start
+from foedus.sim.executors import open_session
 from foedus.sim.local_curves import attach
 from foedus.sim.progress import Progress, progress
 from foedus.sim.run import Run
@@ -197,11 +198,12 @@ class _Engine:
         settings = self.plan.settings
         if settings.local_curves is not None:
             return attach(settings.local_curves, self.plan.job, self.plan.trainer, self.folder.path)
-        from foedus.sim.executors import open_session
-
         probe = self.plan.sampler.sample(self.plan.population, self.plan.job.seed, self.state.round + 1)
         orders = Orders(self.state.round + 1, self.state.weights, probe)
-        return open_session(settings.executor, self.plan.job, orders, again=self.executor_name, say=shown.say)
+        left = self.plan.rounds - self.state.round
+        return open_session(
+            settings.executor, self.plan.job, orders, rounds=left, again=self.executor_name, say=shown.say
+        )
 
     def _configure(self, session: Session, status: str) -> None:
         values = self.plan.describe() | {

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from foedus.errors import ConfigurationError
-from foedus.sim.auto import Auto
+from foedus.sim.auto import Auto, Timer, choose, clock
 from foedus.sim.debug import Debug
 from foedus.sim.work import Executor, Job, Orders, Session
 
@@ -26,12 +26,29 @@ def debug() -> Executor:
     return Debug()
 
 
-def auto() -> Executor:
-    """Measures the candidates on the first steps of the real cohort and takes the fastest."""
-    return Auto()
+def processes(workers: int | None = None) -> Executor:
+    """Worker processes on this machine, each training one client at a time on one core.
+
+    Args:
+        workers: how many; by default one per core.
+    """
+    from foedus.sim.processes import Processes
+
+    return Processes(workers)
 
 
-BY_NAME: dict[str, Callable[[], Executor]] = {"debug": debug, "auto": auto}
+def auto(timer: Timer = clock) -> Executor:
+    """Measures the candidates on the first steps of the real cohort, takes the fastest and says so in one line.
+
+    Args:
+        timer: ``(name, rehearsal) → seconds``; by default the second of two rehearsals is timed.
+    """
+    return Auto((debug(), processes()), timer)
+
+
+BY_NAME: dict[str, Callable[[], Executor]] = {
+    f.__name__: f for f in (auto, debug, processes)  # type: ignore[attr-defined]
+}
 
 
 def by_name(name: str) -> Executor:
@@ -46,12 +63,14 @@ def by_name(name: str) -> Executor:
 
 
 def open_session(
-    executor: Executor, job: Job, orders: Orders, *, again: str | None, say: Callable[[str], None]
+    executor: Executor, job: Job, orders: Orders, *, rounds: int, again: str | None, say: Callable[[str], None]
 ) -> Session:
-    """Open an executor for a job; ``auto`` measures on ``orders``, or takes the one named ``again``, which an
+    """Open an executor for a job; ``auto`` measures on ``orders`` with ``rounds`` to run, or takes the one named ``again``, which an
     interrupted run had chosen: other executors agree only to rounding."""
-    if not isinstance(executor, Auto):
-        if again is not None and again != executor.name:
-            say(f"this run was begun with the executor {again}; going on with {executor.name}")
-        return executor.open(job)
+    if isinstance(executor, Auto):
+        if again is None:
+            return choose(executor, job, orders, rounds=rounds, say=say)
+        return by_name(again).open(job)
+    if again is not None and again != executor.name:
+        say(f"this run was begun with the executor {again}; going on with {executor.name}, which agrees to rounding")
     return executor.open(job)

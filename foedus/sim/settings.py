@@ -9,7 +9,7 @@ from typing import Any
 
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
-from foedus.sim.auto import Auto
+from foedus.sim.executors import auto
 from foedus.sim.work import Executor
 from foedus.sim.world import World
 
@@ -63,7 +63,7 @@ class Settings:
         local_curves: see :class:`LocalCurves`.
     """
 
-    executor: Executor = field(default_factory=Auto)
+    executor: Executor = field(default_factory=auto)
     folder: str | Path | None = None
     resume: bool = True
     checkpoint_seconds: float = 10.0

@@ -47,18 +47,20 @@ class Orders:
         start: the global model.
         cohort: int64 [C], positions of the clients in the population.
         kept: buffers [buffer] that a client kept for itself, by position (``average_buffers=False``).
+        limit: at most so many local steps for each client; ``None`` for all that the algorithm asks.
     """
 
     round: int
     start: Weights
     cohort: NDArray[np.int64]
     kept: Mapping[int, Vector] = field(default_factory=dict)
+    limit: int | None = None
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
         """The orders for some slots of the cohort."""
         cohort = self.cohort[slots]
         kept = {int(c): self.kept[int(c)] for c in cohort if int(c) in self.kept}
-        return Orders(self.round, self.start, cohort, kept)
+        return Orders(self.round, self.start, cohort, kept, self.limit)
 
 
 class Refusal(NamedTuple):
