@@ -7,10 +7,10 @@
     python benchmarks/simulation.py --json out.json       # also keep every single measurement
     python benchmarks/peers/install.py                    # installs the peers, once
 
-Every measurement is a process of its own. The measurements of one workload follow each other closely and the
-whole is repeated, so that a ratio compares neighbours in time; a ratio is the median over the repeats, with the
-lowest and the highest beside it. A measurement waits until the machine is quiet and is made again if other
-programs took too much of it meanwhile (`--quiet`, `--tries`); what they did take is in the last column.
+Every measurement is a process of its own. The measurements of one workload follow each other closely, and
+all of it is repeated, so that a ratio compares neighbours in time; a ratio is the median over the repeats.
+Before a measurement the run waits until the machine is quiet, and it measures again if other programs took too
+much of the machine meanwhile (`--quiet`, `--tries`, `--patience`); what they did take is in the last column.
 
 What is measured, and how: benchmarks/README.md.
 """

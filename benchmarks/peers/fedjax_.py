@@ -16,17 +16,17 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
-import measure  # noqa: E402
-import numpy as np  # noqa: E402
-import workloads  # noqa: E402
+import measure
+import numpy as np
+import workloads
 
 # user code begins
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.numpy as jnp
 
 jax.tree_map = jax.tree_util.tree_map
-import fedjax  # noqa: E402
-import haiku as hk  # noqa: E402
+import fedjax
+import haiku as hk
 # user code ends
 
 

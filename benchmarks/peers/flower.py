@@ -18,16 +18,16 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import measure  # noqa: E402
-import models  # noqa: E402
-import torch  # noqa: E402
-import workloads  # noqa: E402
+import measure
+import models
+import torch
+import workloads
 
 # user code begins
-from flwr.app import ArrayRecord, Context, MetricRecord  # noqa: E402
-from flwr.serverapp import Grid, ServerApp  # noqa: E402
-from flwr.serverapp.strategy import FedAvg  # noqa: E402
-from flwr.simulation import run_simulation  # noqa: E402
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
 
 # user code ends
 

@@ -16,29 +16,29 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
 
-import measure  # noqa: E402
+import measure
 
 if "RANK" not in os.environ:
     os.environ["BENCHMARK_STARTED"] = str(measure.started())
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     os.execv(sys.executable, [sys.executable, *run, __file__, *sys.argv[1:]])
 
-import models  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import workloads  # noqa: E402
+import models
+import numpy as np
+import torch
+import workloads
 
 # user code begins
-from pfl.aggregate.simulate import SimulatedBackend  # noqa: E402
-from pfl.algorithm.base import NNAlgorithmParams  # noqa: E402
-from pfl.algorithm.federated_averaging import FederatedAveraging  # noqa: E402
-from pfl.callback.base import TrainingProcessCallback  # noqa: E402
-from pfl.data.dataset import Dataset  # noqa: E402
-from pfl.data.federated_dataset import FederatedDataset  # noqa: E402
-from pfl.data.sampling import get_user_sampler  # noqa: E402
-from pfl.hyperparam import NNTrainHyperParams  # noqa: E402
-from pfl.metrics import Metrics, Weighted  # noqa: E402
-from pfl.model.pytorch import PyTorchModel  # noqa: E402
+from pfl.aggregate.simulate import SimulatedBackend
+from pfl.algorithm.base import NNAlgorithmParams
+from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.callback.base import TrainingProcessCallback
+from pfl.data.dataset import Dataset
+from pfl.data.federated_dataset import FederatedDataset
+from pfl.data.sampling import get_user_sampler
+from pfl.hyperparam import NNTrainHyperParams
+from pfl.metrics import Metrics, Weighted
+from pfl.model.pytorch import PyTorchModel
 
 # user code ends
 
