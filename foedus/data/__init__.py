@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from foedus.data.bundled import breast_cancer as breast_cancer
     from foedus.data.bundled import digits as digits
     from foedus.data.dataset import Dataset as Dataset
+    from foedus.data.engines import turbofan as turbofan
+    from foedus.data.engines import turbofan_condition as turbofan_condition
     from foedus.data.folders import from_folder as from_folder
     from foedus.data.frames import from_frame as from_frame
     from foedus.data.frames import values_by_client as values_by_client
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from foedus.data.partition import iid as iid
     from foedus.data.partition import quantity_skew as quantity_skew
     from foedus.data.partition import shards as shards
+    from foedus.data.plays import shakespeare as shakespeare
+    from foedus.data.plays import tiny_shakespeare as tiny_shakespeare
     from foedus.data.preprocess import Filling as Filling
     from foedus.data.preprocess import Scaling as Scaling
     from foedus.data.preprocess import federated_mean_filling as federated_mean_filling
@@ -38,14 +42,10 @@ if TYPE_CHECKING:
     from foedus.data.preprocess import federated_sum as federated_sum
     from foedus.data.preprocess import own_mean_filling as own_mean_filling
     from foedus.data.preprocess import own_scaling as own_scaling
-    from foedus.data.plays import shakespeare as shakespeare
-    from foedus.data.plays import tiny_shakespeare as tiny_shakespeare
     from foedus.data.sources import data_folder as data_folder
     from foedus.data.tables import adult as adult
     from foedus.data.tables import heart_disease as heart_disease
     from foedus.data.tables import parkinsons as parkinsons
-    from foedus.data.engines import turbofan as turbofan
-    from foedus.data.engines import turbofan_condition as turbofan_condition
     from foedus.data.vocabulary import OneHot as OneHot
     from foedus.data.vocabulary import Vocabulary as Vocabulary
     from foedus.data.vocabulary import federated_mode_filling as federated_mode_filling

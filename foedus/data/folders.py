@@ -146,7 +146,8 @@ def _sound(file: Path, read: Callable[[], T]) -> T:
 
 
 def _read_npz(file: Path, target: str, inputs: Sequence[str] | None) -> Examples:
-    with np.load(file, allow_pickle=False) as arrays:
+    # numpy leaves a file that it opened itself open if the archive in it is damaged
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         names = [n for n in arrays.files if n != target] if inputs is None else list(inputs)
         for name in (target, *names):
             if name not in arrays.files:

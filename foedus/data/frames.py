@@ -84,10 +84,9 @@ def values_by_client(frame: Frame, column: str, *, client: str) -> dict[ClientId
     table = _wrapped(frame)
     _check_columns(table, [column, client])
     whose = _groups(table, client)[client]
-    values = table[column].to_list()
     found: dict[ClientId, list[Any]] = {owner: [] for owner in np.unique(whose).tolist()}
-    for owner, value in zip(whose.tolist(), values, strict=True):
-        found[owner].append(None if value != value else value)  # NaN is not equal to itself
+    for owner, value in zip(whose.tolist(), _values(table[column]), strict=True):
+        found[owner].append(value)
     return found
 
 
@@ -128,7 +127,7 @@ def _labels(column: str, words: Mapping[str, Vocabulary]) -> list[str]:
 def _examples(table: Any, chosen: Sequence[str], target: str, words: Mapping[str, Vocabulary]) -> Examples:
     _check_columns(table, [target, *chosen])
     blocks = [
-        words[c].spread(_texts(table[c])) if c in words else _numbers(table[c]).astype(np.float32)[:, None]
+        words[c].spread(_values(table[c])) if c in words else _numbers(table[c]).astype(np.float32)[:, None]
         for c in chosen
     ]
     return Examples.of(np.concatenate(blocks, axis=1), _targets(table[target], words.get(target)))
@@ -137,13 +136,13 @@ def _examples(table: Any, chosen: Sequence[str], target: str, words: Mapping[str
 def _targets(series: Any, words: Vocabulary | None) -> NDArray[Any]:
     import narwhals
 
-    if missing := int(series.is_null().sum()):
+    if missing := _values(series).count(None):
         raise DataError(f"The target {series.name!r} is missing in {missing} rows. Leave these rows out.")
     if words is None:
         whole = series.dtype.is_integer() or series.dtype == narwhals.Boolean
         values = _numbers(series)
         return values.astype(np.int64) if whole else values
-    codes = words.codes(_texts(series))
+    codes = words.codes(_values(series))
     if (codes == len(words.words)).any():
         other = series.to_list()[int(np.argmax(codes == len(words.words)))]
         raise DataError(
@@ -152,8 +151,11 @@ def _targets(series: Any, words: Vocabulary | None) -> NDArray[Any]:
     return codes
 
 
-def _texts(series: Any) -> list[Any]:
-    return [None if v is None or v != v else v for v in series.to_list()]
+def _values(series: Any) -> list[Any]:
+    """The column's values, None for what is missing: pandas writes NaN, NA or None, polars null or NaN."""
+    missing = series.is_null().to_list()
+    values = [None if gone else v for v, gone in zip(series.to_list(), missing, strict=True)]
+    return [None if isinstance(v, float) and v != v else v for v in values]
 
 
 def _numbers(series: Any) -> NDArray[np.float64]:
@@ -169,7 +171,7 @@ def _numbers(series: Any) -> NDArray[np.float64]:
         )
     if empty:
         return np.full(len(series), np.nan)
-    values = series.cast(narwhals.Float64).to_list()
+    values = _values(series.cast(narwhals.Float64))
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
@@ -177,8 +179,8 @@ def _groups(table: Any, client: str | None) -> dict[str, NDArray[Any]]:
     if client is None:
         return {}
     _check_columns(table, [client])
-    values = table[client].to_list()
-    if missing := sum(v is None or v != v for v in values):
+    values = _values(table[client])
+    if missing := values.count(None):
         raise DataError(f"The client column {client!r} is empty in {missing} rows. Leave these rows out.")
     if not all(isinstance(v, int | str) for v in values):
         wrong = next(v for v in values if not isinstance(v, int | str))

@@ -100,12 +100,13 @@ def _idx_examples(prefix: str) -> Examples:
 def _idx(path: str) -> NDArray[np.uint8]:
     """An array in the IDX format: two zeros, type code, number of axes, their lengths, the bytes."""
     content = read(path)
-    axes = content[3]
-    shape = np.frombuffer(content, ">u4", count=axes, offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if content[:3] != b"\x00\x00\x08" or values.size != shape.prod(dtype=np.int64):
-        raise DataCorrupt(f"{path} is not an IDX file of bytes.")
-    return values.reshape(tuple(int(n) for n in shape))
+    axes = content[3] if content[:3] == b"\x00\x00\x08" and len(content) > 3 else 0
+    start = 4 + 4 * axes
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    if not axes or len(content) - start != math.prod(shape):
+        raise DataCorrupt(f"{path} is not an IDX file of bytes, or is cut short.")
+    values = np.frombuffer(content, np.uint8, offset=start)
+    return values.reshape(shape)
 
 
 def _image_examples(pixels: NDArray[np.uint8], labels: NDArray[Any]) -> Examples:

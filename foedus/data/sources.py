@@ -12,6 +12,7 @@ Not here: what is in the files (`images.py`, `tables.py`, `engines.py`, `plays.p
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -164,7 +165,8 @@ def _save(target: Path, content: bytes) -> Path:
         part.write_bytes(content)
         part.replace(target)  # a reader sees the whole file or none
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise StorageError(
             f"{target} cannot be written ({error}). Set FOEDUS_DATA to a folder that you may write to."
         ) from error
