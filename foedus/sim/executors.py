@@ -26,6 +26,13 @@ def debug() -> Executor:
     return Debug()
 
 
+def compiled() -> Executor:
+    """The whole cohort's local training as one XLA program; for local_sgd() and operators that are known."""
+    from foedus.sim.compiled import Compiled
+
+    return Compiled()
+
+
 def processes(workers: int | None = None) -> Executor:
     """Worker processes on this machine, each training one client at a time on one core.
 
@@ -43,11 +50,11 @@ def auto(timer: Timer = clock) -> Executor:
     Args:
         timer: ``(name, rehearsal) → seconds``; by default the second of two rehearsals is timed.
     """
-    return Auto((debug(), processes()), timer)
+    return Auto((debug(), compiled(), processes()), timer)
 
 
 BY_NAME: dict[str, Callable[[], Executor]] = {
-    f.__name__: f for f in (auto, debug, processes)  # type: ignore[attr-defined]
+    f.__name__: f for f in (auto, compiled, debug, processes)  # type: ignore[attr-defined]
 }
 
 

@@ -1,0 +1,47 @@
+"""From a torch task to the recipe of a compiled cohort: the objective, the lowered step, the comparison with torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from foedus.backends.compiled import Recipe
+from foedus.backends.lowering import Batch, lower, tensors_of, verify
+from foedus.backends.masking import objective
+from foedus.backends.torch_backend import TorchTrainer, single_thread
+from foedus.core.client import LocalSGD
+from foedus.core.examples import Examples
+from foedus.core.task import Task
+
+__all__ = ["recipe"]
+
+
+@single_thread
+def recipe(trainer: TorchTrainer, task: Task, spec: LocalSGD, *, width: int, examples: Examples) -> tuple[Recipe, str | None]:
+    """What every client computes in batches of ``width`` rows, and why batches may not be padded (or ``None``).
+
+    Args:
+        trainer: holds the module.
+        task: its loss is lowered with the module.
+        spec: local training.
+        width: rows of a batch.
+        examples: real examples, at least one; the step is really run on them and compared with eager torch.
+
+    Raises:
+        UnsupportedOperator: names the operators of the model that have no rule.
+        LoweringMismatch: the lowered step does not do what torch does.
+    """
+    assert task.loss is not None
+    module = trainer.module.train()
+    rows = np.arange(width) % min(len(examples), width)
+    inputs, target = trainer.tensors(examples.take(rows))
+    found = objective(task.loss, module, inputs=inputs, target=target)
+    masked = found.masked or (lambda output, target, mask: found.exact(output, target))
+    mask = torch.ones(width)
+    batch = Batch(tuple(inputs), target, mask, torch.tensor([1, 2], dtype=torch.int32))
+    lowered = lower(module, masked, batch)
+    if found.masked and width > 1:
+        mask[-1] = 0  # the comparison covers padding, too
+    verify(lowered, module, masked, batch=batch._replace(mask=mask))
+    frozen = {name: tensor.cpu().numpy() for name, tensor in tensors_of(module)[1].items()}
+    return Recipe(lowered.step, spec, trainer.layout, trainer.buffer_layout, frozen), found.reason

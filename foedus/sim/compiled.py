@@ -1,0 +1,187 @@
+"""The compiled executor: a whole cohort's local training as one XLA program (``backends/compiled.py``).
+
+A torch model is traced to a jax function once per batch width and compared with eager torch on real examples; a
+jax model brings its own step. XLA clamps an index that is out of range where torch raises, so label ranges are
+checked here, by showing the user's own loss the least and the greatest label there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.backends import Trainer, open_trainer
+from foedus.core.batches import Plan, plan
+from foedus.core.client import LocalSGD
+from foedus.core.examples import Examples
+from foedus.core.task import JaxModel, NumpyModel
+from foedus.errors import ConfigurationError, MissingExtra, TrainingError
+from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read, union
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """See :func:`foedus.executors.compiled`."""
+
+    name: str = "compiled"
+
+    def open(self, job: Job) -> CompiledSession:
+        if not isinstance(job.algorithm.client, LocalSGD):
+            raise ConfigurationError("compiled runs local_sgd(); a training loop or optimiser of your own needs debug")
+        if isinstance(job.task.model, NumpyModel):
+            raise ConfigurationError("compiled runs torch and jax models; a NumpyModel brings no graph to compile")
+        try:
+            from foedus.backends import compiled
+        except ModuleNotFoundError as error:
+            raise MissingExtra(error.name or "jax", "jax", "the compiled executor") from error
+        devices = compiled.devices(job.device)
+        trainer = open_trainer(job.task, seed=job.seed, device="cpu" if isinstance(job.task.model, JaxModel) else None)
+        return CompiledSession(job, trainer, devices)
+
+
+class CompiledSession(Session):
+    """Holds one program per batch width, and the pool of examples where there is one."""
+
+    name = "compiled"
+
+    def __init__(self, job: Job, trainer: Trainer, devices: Sequence[Any]) -> None:
+        self._job, self._trainer, self._devices = job, trainer, devices
+        self._programs: dict[int, Any] = {}
+        self._held: Any = None
+        self._seen: dict[int, tuple[int, int]] = {}  # the range of labels and tokens shown to the model
+        self._recipe = _recipes(job, trainer)
+        self._threads = ThreadPoolExecutor(len(devices))
+
+    def run(self, orders: Orders) -> Outcome:
+        from foedus.backends.compiled import pooled, stacked
+
+        job, spec = self._job, self._job.algorithm.client
+        assert isinstance(spec, LocalSGD)
+        if job.clients.pool is not None:
+            pool, rows = job.clients.pool
+            own = [rows[int(c)] for c in orders.cohort]
+            sizes = np.array([len(r) for r in own], np.int64)
+        else:
+            parts = list(self._threads.map(partial(read, job.clients), orders.cohort.tolist()))
+            sizes = np.array([len(p) for p in parts], np.int64)
+        busy = np.flatnonzero(sizes)  # the rule for empty clients: no step, no weight
+        if not len(busy):
+            return Outcome()
+        orders, sizes = orders.only(busy), sizes[busy]
+        made = plan(spec, sizes, orders.cohort, seed=job.seed, round=orders.round, limit=orders.limit)
+        if job.clients.pool is not None:
+            examples, flat = pool, np.concatenate([own[i] for i in busy])
+            offsets = np.cumsum(sizes) - sizes
+        else:
+            examples, offsets = stacked([parts[i] for i in busy])
+            flat = np.arange(len(examples))
+        self._check_range(orders, examples, flat[: int(sizes.sum())], np.repeat(np.arange(len(sizes)), sizes))
+        made = widened(pooled(made, flat, offsets))
+        program = self._program(made.rows.shape[1], examples)
+        held = self._hold(program, examples)
+        results = program.run(
+            orders.start, held, made, lr=spec.rate(orders.round), kept=_kept(orders)
+        )
+        return self._collected(orders, results, sizes=sizes, made=made)
+
+    def _hold(self, program: Any, examples: Examples) -> Any:
+        """The examples where the devices see them; a resident pool stays there."""
+        if self._job.clients.pool is None:
+            return program.hold(examples)
+        if self._held is None:
+            self._held = program.hold(examples)
+        return self._held
+
+    def _program(self, width: int, examples: Examples) -> Any:
+        if width not in self._programs:
+            from foedus.backends.compiled import CohortProgram
+
+            recipe, unpaddable = self._recipe(width=width, examples=examples)
+            if unpaddable:
+                self._demand_full_batches(unpaddable)
+            self._programs[width] = CohortProgram(recipe, self._devices)
+        return self._programs[width]
+
+    def _demand_full_batches(self, reason: str) -> None:
+        sizes, batch = self._job.clients.sizes, self._job.algorithm.client.batch_size
+        if sizes is None or batch is None or (sizes % batch).any():
+            raise ConfigurationError(
+                f"compiled cannot pad batches here: {reason}; and clients' last batches are smaller than batch_size={batch}"
+            )
+
+    def _check_range(self, orders: Orders, examples: Examples, rows: NDArray[np.int64], owner: NDArray[np.int64]) -> None:
+        """Show the model the greatest and least labels and tokens, if they go beyond those it has seen."""
+        for at, array in enumerate((*examples.inputs, examples.targets)):
+            if array.dtype.kind not in "iu" or not array[rows].size:
+                continue
+            values = array[rows].reshape(len(rows), -1)
+            least, most = self._seen.get(at, (0, -1))
+            low, high = int(values.min()), int(values.max())
+            if low >= least and high <= most:
+                continue
+            extremes = np.unique([values.min(1).argmin(), values.max(1).argmax()])
+            self._show(orders, examples.take(rows[extremes]), client=int(orders.cohort[owner[extremes[-1]]]))
+            self._seen[at] = (min(low, least), max(high, most))
+
+    def _show(self, orders: Orders, batch: Examples, *, client: int) -> None:
+        try:
+            self._trainer.evaluate(orders.start, batch)
+        except Exception as error:
+            name = self._job.clients.ids[client]
+            raise TrainingError(
+                f"local training would fail for client {name!r} in round {orders.round}: {type(error).__name__}: {error}; "
+                f"labels from {batch.targets.min()} to {batch.targets.max()}. The batch is on this exception as .batch",
+                client=name, round=orders.round, batch=(list(batch.inputs), batch.targets),
+            ) from error  # fmt: skip
+
+    def _collected(self, orders: Orders, results: Any, *, sizes: NDArray[np.int64], made: Plan) -> Outcome:
+        """Updates encoded and merged, the cohort shared out over threads."""
+        layouts = (self._trainer.layout, self._trainer.buffer_layout)
+
+        def part(slots: NDArray[np.int64]) -> Outcome:
+            collector = Collector(self._job, orders, layouts)
+            for slot in slots.tolist():
+                collector.add_update(
+                    slot, results.updates[slot], results.buffers[slot],
+                    examples=int(sizes[slot]), steps=int(made.steps[slot]), loss=float(results.losses[slot]),
+                )  # fmt: skip
+            return collector.outcome
+
+        cut = np.array_split(np.arange(len(orders.cohort)), len(self._devices))
+        return union(self._job, self._threads.map(part, cut))
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._programs.clear()
+        self._held = None
+
+
+def widened(made: Plan) -> Plan:
+    """The plan with its batches padded to one of few widths, so that few programs are compiled."""
+    from foedus.backends.compiled import roomy
+
+    room = roomy(made.rows.shape[1]) - made.rows.shape[1]
+    return made._replace(rows=np.pad(made.rows, ((0, 0), (0, room)), mode="edge")) if room else made
+
+
+def _kept(orders: Orders) -> NDArray[Any] | None:
+    if not orders.kept:
+        return None
+    return np.stack([orders.kept.get(int(c), orders.start.buffers) for c in orders.cohort])
+
+
+def _recipes(job: Job, trainer: Trainer) -> Callable[..., tuple[Any, str | None]]:
+    """The function ``(width=, examples=) -> (recipe, why batches may not be padded)``."""
+    if isinstance(job.task.model, JaxModel):
+        from foedus.backends.jax_backend import recipe as of_jax
+
+        return partial(of_jax, trainer, job.task, job.algorithm.client)
+    from foedus.backends.torch_compiled import recipe as of_torch
+
+    return partial(of_torch, trainer, job.task, job.algorithm.client)
