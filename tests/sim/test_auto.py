@@ -1,0 +1,111 @@
+"""auto takes whichever executor is fastest, says so in one line, and passes by what cannot run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+import foedus as fd
+from foedus.backends import open_trainer
+from foedus.errors import ConfigurationError, UnsupportedOperator
+from foedus.sim.auto import Auto, choose
+from foedus.sim.debug import Debug, DebugSession
+from foedus.sim.work import Job, Orders, Session
+
+NAMES = ("debug", "vectorised", "compiled", "processes")
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """The plain executor under another name."""
+
+    name: str
+    error: Exception | None = None
+
+    def open(self, job: Job) -> Session:
+        if self.error is not None:
+            raise self.error
+        session: DebugSession = Debug().open(job)
+        session.name = self.name
+        return session
+
+
+def job() -> Job:
+    draw = np.random.default_rng(0)
+    data = {i: (draw.normal(size=(7, 4)).astype("f4"), draw.integers(0, 3, 7)) for i in range(5)}
+    task = fd.Task(lambda: torch.nn.Linear(4, 3), torch.nn.functional.cross_entropy)
+    return Job(task, fd.fedavg(fd.local_sgd(lr=0.1, batch_size=2)), fd.Clients.of(data), seed=0)
+
+
+def orders(job: Job) -> Orders:
+    return Orders(1, open_trainer(job.task, seed=0).initial(), np.arange(5))
+
+
+@pytest.mark.parametrize("fastest", NAMES)
+def test_whichever_is_made_fastest_is_chosen(fastest: str) -> None:
+    seconds = {name: 1.0 + i for i, name in enumerate(NAMES)} | {fastest: 0.5}
+
+    def timer(name: str, rehearsal: object) -> float:
+        rehearsal()  # type: ignore[operator]
+        return seconds[name]
+
+    said: list[str] = []
+    candidates = tuple(Renamed(name) for name in NAMES)
+    with choose(Auto(candidates, timer), job(), orders(job()), rounds=10, say=said.append) as session:
+        assert session.name == fastest
+    assert len(said) == 1
+    assert said[0].startswith(f"executor {fastest} (")
+    assert "\n" not in said[0]
+
+
+def test_an_unknown_operator_is_named_and_passed_by() -> None:
+    said: list[str] = []
+    candidates = (Renamed("compiled", UnsupportedOperator("aten.median.dim")), Renamed("debug"))
+    with choose(Auto(candidates, lambda name, rehearsal: 1.0), job(), orders(job()), rounds=1, say=said.append) as s:
+        assert s.name == "debug"
+    assert "compiled passed by" in said[0]
+    assert "aten.median.dim" in said[0]
+
+
+def test_when_none_can_run_the_first_reason_is_raised() -> None:
+    candidates = (Renamed("compiled", ConfigurationError("because of this")),)
+    with pytest.raises(ConfigurationError, match="because of this"):
+        choose(Auto(candidates), job(), orders(job()), rounds=1, say=lambda text: None)
+
+
+def test_measuring_changes_nothing(tmp_path: object) -> None:
+    one = job()
+    plain = Debug().open(one).run(orders(one))
+    candidates = tuple(Renamed(name) for name in NAMES[:3])
+    with choose(Auto(candidates), one, orders(one), rounds=1, say=lambda text: None) as session:
+        chosen = session.run(orders(one))
+    assert plain.message is not None
+    assert chosen.message is not None
+    assert all((plain.message[k] == chosen.message[k]).all() for k in plain.message)
+
+
+def test_the_rehearsal_takes_only_first_steps() -> None:
+    counted: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counting(Renamed):
+        def open(self, job: Job) -> Session:
+            session = Debug().open(job)
+            run = session.run
+
+            def counting(orders: Orders):  # type: ignore[no-untyped-def]
+                outcome = run(orders)
+                counted.extend(outcome.steps)
+                return outcome
+
+            session.run = counting  # type: ignore[method-assign]
+            return session
+
+    many = job()
+    many = replace(many, algorithm=fd.fedavg(fd.local_sgd(lr=0.1, epochs=50, batch_size=1)))
+    choose(Auto((Counting("debug"),)), many, orders(many), rounds=1, say=lambda text: None).close()
+    assert counted
+    assert max(counted) == 8
