@@ -1,0 +1,110 @@
+"""The compiled executor is the debug executor, only faster: same updates to rounding, same rules for odd clients."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import foedus as fd
+from foedus.core.client import LocalSGD
+from foedus.backends import open_trainer
+from foedus.errors import ConfigurationError, TrainingError
+from foedus.sim.compiled import Compiled
+from foedus.sim.debug import Debug
+from foedus.sim.work import Executor, Job, Orders, Outcome
+
+pytestmark = pytest.mark.slow
+F = torch.nn.functional
+
+
+def net() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(8, 3))
+
+
+def population(sizes: list[int], *, seed: int = 0) -> fd.Clients:
+    draw = np.random.default_rng(seed)
+    data = {f"c{i}": (draw.normal(size=(n, 5)).astype("f4"), draw.integers(0, 3, n)) for i, n in enumerate(sizes)}
+    return fd.Clients.of(data)
+
+
+def outcome(executor: Executor, job: Job) -> Outcome:
+    start = open_trainer(job.task, seed=job.seed).initial()
+    with executor.open(job) as session:
+        return session.run(Orders(1, start, np.arange(len(job.clients))))
+
+
+def decoded(job: Job, out: Outcome) -> np.ndarray:
+    assert out.message is not None
+    return job.algorithm.aggregator.decode({}, out.message)[0]
+
+
+def close(job: Job, tolerance: float) -> None:
+    plain, fast = outcome(Debug(), job), outcome(Compiled(), job)
+    assert (plain.clients, plain.examples, plain.steps) == (fast.clients, fast.examples, fast.steps)
+    np.testing.assert_allclose(fast.losses, plain.losses, rtol=1e-4)
+    a, b = decoded(job, plain), decoded(job, fast)
+    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        fd.local_sgd(lr=0.1, steps=1, batch_size=4),
+        fd.local_sgd(lr=0.1, epochs=2, batch_size=4, momentum=0.9, weight_decay=0.01),
+        fd.local_sgd(lr=0.1, steps=3, batch_size=4, clip_norm=0.1, penalty=fd.proximal(0.1)),
+    ],
+    ids=lambda spec: spec.label,
+)
+def test_ragged_empty_and_single_example_clients(local: LocalSGD) -> None:
+    task = fd.Task(net, F.cross_entropy)
+    close(Job(task, fd.fedavg(local), population([13, 0, 1, 4, 30]), seed=3), 1e-5)
+
+
+def test_a_generated_population() -> None:
+    whole = population([9, 2, 5])
+    clients = fd.Clients.generated(partial(_of, whole), range(3))
+    task = fd.Task(net, F.cross_entropy)
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4))
+    kept, made = (outcome(Compiled(), Job(task, algorithm, c, seed=0)) for c in (whole, clients))
+    assert kept.message is not None
+    assert made.message is not None
+    assert all((kept.message[k] == made.message[k]).all() for k in kept.message)
+
+
+def _of(whole: fd.Clients, client: int) -> fd.Examples:
+    return whole.train(client)
+
+
+def test_clients_keep_their_own_buffers() -> None:
+    normed = lambda: torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))  # noqa: E731
+    task = fd.Task(normed, F.cross_entropy, average_buffers=False)
+    job = Job(task, fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4)), population([8, 12]), seed=0)
+    plain, fast = outcome(Debug(), job), outcome(Compiled(), job)
+    assert plain.kept.keys() == fast.kept.keys() == {0, 1}
+    for client in (0, 1):
+        np.testing.assert_allclose(fast.kept[client], plain.kept[client], rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_forbid_padding() -> None:
+    normed = lambda: torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))  # noqa: E731
+    task = fd.Task(normed, F.cross_entropy)
+    with pytest.raises(ConfigurationError, match="BatchNorm"):
+        outcome(Compiled(), Job(task, fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4)), population([8, 11]), seed=0))
+
+
+def test_a_label_out_of_range_is_an_error_that_names_the_client() -> None:
+    x = np.ones((4, 5), np.float32)
+    clients = fd.Clients.of({"good": (x, [0, 1, 2, 0]), "bad": (x, [0, 1, 7, 0])})
+    job = Job(fd.Task(net, F.cross_entropy), fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4)), clients, seed=0)
+    with pytest.raises(TrainingError, match="'bad' in round 1.*out of bounds.*to 7"):
+        outcome(Compiled(), job)
+
+
+def test_own_optimisers_are_refused() -> None:
+    own = fd.local_training(optimiser=lambda p: torch.optim.AdamW(p))
+    job = Job(fd.Task(net, F.cross_entropy), fd.fedavg(own), population([4]), seed=0)
+    with pytest.raises(ConfigurationError, match="local_sgd"):
+        Compiled().open(job)
