@@ -24,7 +24,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum, auto
-from multiprocessing.connection import Connection
 from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 
 from foedus.backends import Weights
 from foedus.sim.debug import Debug
-from foedus.sim.packing import Failure, mapped, receive, send
+from foedus.sim.parcels import Failure, Line, mapped, receive, send
 from foedus.sim.work import Job, Orders, Outcome, union
 from foedus.tree import Vector
 
@@ -117,18 +116,19 @@ def _lifeline() -> int:
 
 def _end_with(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns when the process at the other end has ended, however it did
+    if sys.platform != "win32" and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # and whatever the user's code has started here
     os._exit(1)
 
 
 if sys.platform == "win32":
 
-    def _adopted(connection: int, file: int) -> tuple[Connection, IO[bytes]]:
+    def _adopted(connection: int, file: int) -> tuple[Line, IO[bytes]]:
         import msvcrt
-        from multiprocessing.connection import PipeConnection
 
-        return PipeConnection(connection), os.fdopen(msvcrt.open_osfhandle(file, os.O_RDWR), "r+b")
+        return Line(connection), os.fdopen(msvcrt.open_osfhandle(file, os.O_RDWR), "r+b")
 
 else:
 
-    def _adopted(connection: int, file: int) -> tuple[Connection, IO[bytes]]:
-        return Connection(connection), os.fdopen(file, "r+b")
+    def _adopted(connection: int, file: int) -> tuple[Line, IO[bytes]]:
+        return Line(connection), os.fdopen(file, "r+b")
