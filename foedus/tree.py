@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,11 @@ class Layout:
         names: one name per array, in the order of the vector, e.g. ``"body.0.weight"``.
         shapes: one shape per array.
         dtypes: the arrays' own dtypes as strings, to which :meth:`unflatten` casts back.
-        dtype: the vector's dtype: ``"float32"``, or ``"float64"`` if every array is float64.
+        dtype: the vector's dtype: ``"float64"`` if all floating-point arrays are, else ``"float32"``. Whole
+            numbers (BatchNorm's counter) follow the others; dtypes that numpy lacks (bfloat16) become float32.
+
+    Raises:
+        ConfigurationError: two arrays share a name, or one is complex, which a real vector cannot hold.
 
     Example:
         >>> layout = Layout.of({"w": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)})
@@ -45,12 +50,13 @@ class Layout:
     dtypes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1}) if self._repeats() else []
-        if repeated:
+        if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
             raise ConfigurationError(f"two arrays have the same name: {', '.join(repeated)}")
-
-    def _repeats(self) -> bool:
-        return len(set(self.names)) != len(self.names)
+        if complex_ := [name for name, dtype in zip(self.names, self.dtypes, strict=True) if "complex" in dtype]:
+            raise ConfigurationError(
+                f"complex numbers do not fit into a vector of real ones: {', '.join(complex_)}. Keep real and "
+                "imaginary parts as two parameters (torch.view_as_real)"
+            )
 
     @staticmethod
     def of(tree: Any) -> Layout:
@@ -80,7 +86,8 @@ class Layout:
 
     @property
     def dtype(self) -> str:
-        return "float64" if self.dtypes and all(d == "float64" for d in self.dtypes) else "float32"
+        floating = {d for d in self.dtypes if "float" in d}
+        return "float64" if floating == {"float64"} else "float32"
 
     def slice(self, name: str) -> slice:
         """The part of the vector that holds the array ``name``.
@@ -106,7 +113,9 @@ class Layout:
         found = dict(leaves(tree))
         if set(found) != set(self.names):
             missing, extra = sorted(set(self.names) - set(found)), sorted(set(found) - set(self.names))
-            raise ConfigurationError(f"the arrays differ from the layout: missing {missing}, not expected {extra}")
+            raise ConfigurationError(
+                f"the arrays differ from the layout: missing {missing}, not expected {extra}"
+            )
         vector = np.empty(self.size, self.dtype)
         for name, shape, at, size in zip(self.names, self.shapes, self.offsets, self.sizes, strict=True):
             array = np.asarray(found[name])
@@ -131,7 +140,9 @@ class Layout:
 
 
 def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    if np.issubdtype(np.dtype(dtype), np.integer):
+    if dtype.startswith(("bfloat", "float8")):
+        return values  # numpy has no such dtype; float32 holds every value of it
+    if dtype.startswith(("int", "uint", "bool")):
         values = np.rint(values)
     return values.astype(dtype, copy=False)
 

@@ -8,7 +8,9 @@ point. A value x·w is split exactly into two 64-bit integers,
     x·w  =  high · 2⁻²⁰  +  low · 2⁻⁶⁰  (+ at most 2⁻⁶¹),
 
 which are added as integers: `Σ|x·w|` may reach 2⁴², contributors may be 4 million, and the resolution is
-2⁻⁶⁰. Leaving that range raises :class:`~foedus.errors.SumOverflow` before anything is added.
+2⁻⁶⁰. (The product x·w itself is rounded to float64 once, on its own; for float32 updates and numbers of
+examples it is exact.) Leaving that range raises :class:`~foedus.errors.SumOverflow` before anything is added;
+an update that alone would leave it is refused at ``encode``, whichever others there are.
 
 A message is a dict of numpy arrays. A client's message holds ``values`` as floats (what would travel);
 ``merge`` lifts it to limbs on first contact, so that encoding costs no bytes on the wire.
@@ -105,6 +107,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
         if not (np.isfinite(weight) and 2.0**-WEIGHT_BITS <= weight < 2.0**32):
             raise ConfigurationError(f"a client's weight must lie in 2⁻²⁰ … 2³²; client {context.client} has {weight}")
         units = np.int64(np.rint(weight * 2.0**WEIGHT_BITS))
+        _check(_bound(update.vector, weight), 1, int(units))
         return {"values": update.vector, "weight": units.reshape(1)}
 
     def decode(state: State, message: Message) -> tuple[Vector, State]:
@@ -200,7 +203,7 @@ def add(a: Message, b: Message) -> Message:
     total = lift(a)
     if "high" not in b:
         return _add_values(total, b)
-    _check(float(total["bound"][0] + b["bound"][0]), total["count"][0] + b["count"][0], total["weight"][0] + b["weight"][0])
+    _check(*(total[name][0] + b[name][0] for name in ("bound", "count", "weight")))
     for name in total:
         total[name] += b[name]
     return total
@@ -212,12 +215,8 @@ def _add_values(total: Message, message: Message) -> Message:
     weight = int(message["weight"][0]) / 2.0**WEIGHT_BITS
     if values.shape != total["high"].shape:
         raise ConfigurationError(f"updates of {values.shape[0]} and {total['high'].shape[0]} entries do not add up")
-    peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
-    if not np.isfinite(peak):
-        raise SumOverflow("an update that is not finite cannot enter a sum")
-    # Powers of two below one above the true bound keep the float sum of bounds exact and order-independent.
-    bound = 2.0 ** np.ceil(np.log2(max(peak * weight, 2.0**-10)))
-    _check(float(total["bound"][0]) + bound, total["count"][0] + 1, total["weight"][0] + message["weight"][0])
+    bound = _bound(values, weight)
+    _check(total["bound"][0] + bound, total["count"][0] + 1, total["weight"][0] + message["weight"][0])
     scale, low_scale = weight * 2.0**HIGH_BITS, 2.0**LOW_BITS
     for at in range(0, values.shape[0], _CHUNK):
         part = slice(at, at + _CHUNK)
@@ -233,11 +232,20 @@ def _add_values(total: Message, message: Message) -> Message:
     return total
 
 
+def _bound(values: Vector, weight: float) -> float:
+    """The power of two that no |value · weight| exceeds: sums of them are exact, in whatever order."""
+    peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
+    if not np.isfinite(peak):
+        raise SumOverflow("an update that is not finite cannot enter a sum")
+    return float(2.0 ** np.ceil(np.log2(max(peak * weight, 2.0**-10))))
+
+
 def _check(bound: float, count: int, weight: int) -> None:
     if bound * 2.0**HIGH_BITS >= _LIMIT or count >= 2**22 or weight >= _LIMIT:
         raise SumOverflow(
-            f"the sum of {count} weighted updates could reach {bound:.3g}, with weights of {weight * 2.0**-WEIGHT_BITS:.3g} "
-            "in all; exact sums hold up to 2⁴², and 4 million updates. Scale the updates or the weights down, or use mean(weighted=False)."
+            f"the sum of {count} weighted update{'s' * (count > 1)} could reach {bound:.3g}, with weights of "
+            f"{weight * 2.0**-WEIGHT_BITS:.3g} in all; exact sums hold up to 2⁴², weights of 2⁴² and 4 million "
+            "updates. Scale the updates or the weights down, or use mean(weighted=False)"
         )
 
 

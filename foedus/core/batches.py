@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     """
 
     rows: NDArray[np.int32]
-    count: NDArray[np.int32]
+    count: NDArray[np.int32]  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a plan
     client: NDArray[np.int32]
     first: NDArray[np.bool_]
     last: NDArray[np.bool_]
@@ -47,7 +47,13 @@ class Plan(NamedTuple):
 
 
 def plan(
-    spec: Client, sizes: NDArray[np.int64], clients: NDArray[np.int64], *, seed: int, round: int, limit: int | None = None
+    spec: Client,
+    sizes: NDArray[np.int64],
+    clients: NDArray[np.int64],
+    *,
+    seed: int,
+    round: int,
+    limit: int | None = None,
 ) -> Plan:
     """The plan of one round.
 
@@ -66,7 +72,7 @@ def plan(
     steps = steps if limit is None else np.minimum(steps, limit)
     epochs = -(-steps // per_epoch)
     base = key(seed, round, "batches")
-    own = fold(np.full(count, base, np.uint64), clients)
+    own = fold(np.full(count, base, np.uint64), clients.astype(np.uint64))
     rows, filled = _epochs(own, sizes, epochs, batch)
     starts = np.concatenate([[0], np.cumsum(epochs * per_epoch)])[:-1]
     at = _ranges(starts, steps)  # drops the steps beyond `steps`
@@ -87,7 +93,7 @@ def _epochs(
     epoch = _ranges(np.zeros(len(sizes), np.int64), epochs)
     lengths = sizes[segments]
     owner = np.repeat(np.arange(len(segments)), lengths)
-    row = order(fold(own[segments], epoch), lengths).astype(np.int32)
+    row = order(fold(own[segments], epoch.astype(np.uint64)), lengths).astype(np.int32)
     per_segment = -(-lengths // batch)
     begin = np.concatenate([[0], np.cumsum(per_segment)])
     place = _ranges(np.zeros(len(segments), np.int64), lengths)
@@ -105,5 +111,5 @@ def _ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArra
     """start, start + 1, … for each (start, length), one after the other."""
     lengths = np.asarray(lengths, np.int64)
     ends = np.cumsum(lengths)
-    offset = np.repeat(np.asarray(starts, np.int64) - (ends - lengths), lengths)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + offset
+    offset: NDArray[np.int64] = np.repeat(np.asarray(starts, np.int64) - (ends - lengths), lengths)
+    return np.arange(len(offset)) + offset

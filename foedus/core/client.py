@@ -10,6 +10,7 @@ Not here: gradients (``backends``), which batch is drawn when (``core/batches.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -123,9 +124,13 @@ def local_sgd(
         steps: number of batches instead of epochs.
         batch_size: examples a step; ``None`` takes all of the client's data as one batch.
         momentum: heavy-ball coefficient in [0, 1).
-        weight_decay: L2 coefficient, added to the gradient as ``weight_decay · w``.
-        clip_norm: gradients whose Euclidean norm is greater are scaled down to it.
+        weight_decay: L2 coefficient, added to the (clipped) gradient as ``weight_decay · w``.
+        clip_norm: the objective's gradient, penalty included, is scaled down to this Euclidean norm if it is
+            longer.
         penalty: a further term of the objective, e.g. ``proximal(0.01)``.
+
+    What happens in a step, and in which order, is what ``torch.nn.utils.clip_grad_norm_`` and then
+    ``torch.optim.SGD`` do: one client that trains alone equals the plain torch loop.
 
     Raises:
         ConfigurationError: a value is out of its range, or both epochs and steps are given.
@@ -135,14 +140,14 @@ def local_sgd(
         'local_sgd(lr=0.1, epochs=5, batch_size=10)'
     """
     epochs = _amount(epochs, steps, batch_size)
-    if not callable(lr) and not lr >= 0:
+    if not callable(lr) and not 0 <= lr < math.inf:
         raise ConfigurationError(f"lr must be a number of at least 0, or a function of the round; not {lr!r}")
     if not 0 <= momentum < 1:
         raise ConfigurationError(f"momentum must lie in [0, 1), not {momentum}")
-    if not weight_decay >= 0:
-        raise ConfigurationError(f"weight_decay must be at least 0, not {weight_decay}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ConfigurationError(f"clip_norm must be above 0, or None for no clipping; not {clip_norm}")
+    if not 0 <= weight_decay < math.inf:
+        raise ConfigurationError(f"weight_decay must be a number of at least 0, not {weight_decay}")
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ConfigurationError(f"clip_norm must be a number above 0, or None for no clipping; not {clip_norm}")
     return LocalSGD(
         lr=lr, epochs=epochs, steps=steps, batch_size=batch_size, momentum=momentum,
         weight_decay=weight_decay, clip_norm=clip_norm, penalty=penalty,
@@ -192,8 +197,9 @@ def descend(
 ) -> tuple[list[Array], list[Array]]:  # fmt: skip
     """One step of local SGD over lists of parameter arrays of one client: (new parameters, new momenta).
 
-    In this order: penalty, weight decay, clipping of the whole gradient, momentum, step. ``memory`` holds the
-    momenta, or is empty without momentum. Pure; numpy, torch and jax arrays run the same lines.
+    In this order, which is torch's: penalty, clipping of the whole gradient, weight decay, momentum, step.
+    ``memory`` holds the momenta, or is empty without momentum. Pure; numpy, torch and jax arrays run the same
+    lines.
     """
     grads = total_gradient(spec, params, grads, received)
     if spec.momentum:
@@ -205,19 +211,19 @@ def descend(
 def total_gradient(
     spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], received: Sequence[Array]
 ) -> list[Array]:
-    """The loss's gradient with penalty and weight decay added, then clipped."""
+    """The loss's gradient with the penalty's added, clipped, and then weight decay added."""
     grads = list(grads)
     if spec.penalty is not None:
         extra = [spec.penalty.gradient(w, r) for w, r in zip(params, received, strict=True)]
         grads = [g + e for g, e in zip(grads, extra, strict=True)]
-    if spec.weight_decay:
-        grads = [g + spec.weight_decay * w for g, w in zip(grads, params, strict=True)]
     if spec.clip_norm is not None:
         norm = sum((g * g).sum() for g in grads) ** 0.5
         factor = spec.clip_norm / (norm + 1e-12)
         # min(1, factor) in operations that all array libraries share, traced ones included.
         factor = factor * (factor < 1) + (factor >= 1)
         grads = [g * factor for g in grads]
+    if spec.weight_decay:
+        grads = [g + spec.weight_decay * w for g, w in zip(grads, params, strict=True)]
     return grads
 
 
@@ -235,7 +241,9 @@ def _amount(epochs: int | None, steps: int | None, batch_size: int | None) -> in
 def _rate(lr: float | Schedule, round: int) -> float:
     value = float(lr(round)) if callable(lr) else float(lr)
     if not 0 <= value < float("inf"):
-        raise ConfigurationError(f"the learning-rate schedule gives {value} in round {round}; it must be at least 0")
+        raise ConfigurationError(
+            f"the learning-rate schedule gives {value} in round {round}; it must be at least 0"
+        )
     return value
 
 

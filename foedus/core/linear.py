@@ -102,7 +102,7 @@ def _zeros(features: int, outputs: int, dtype: str) -> Any:
     if dtype not in ("float32", "float64"):
         raise ConfigurationError(f"dtype must be 'float32' or 'float64', not {dtype!r}")
 
-    def init(generator: np.random.Generator) -> Parameters:  # noqa: ARG001
+    def init(generator: np.random.Generator) -> Parameters:
         return {"weight": np.zeros((features, outputs), dtype), "bias": np.zeros(outputs, dtype)}
 
     return init

@@ -21,7 +21,7 @@ Positions = NDArray[np.int64]
 class Population(NamedTuple):
     """What a sampler may know: ``count`` clients and, where known, their ``sizes`` int64 [count]."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a population
     sizes: NDArray[np.int64] | None
 
 
@@ -81,7 +81,10 @@ def by_data(clients: int) -> Sampler:
 
     def sample(population: Population, seed: int, round: int) -> Positions:
         if population.sizes is None:
-            raise ConfigurationError("by_data() needs the clients' sizes, which a generated population does not know")
+            raise ConfigurationError(
+                "by_data() needs the clients' sizes, and this population does not know them. Write "
+                "Clients.generated(..., sizes=[...])"
+            )
         _fits(clients, Population(int((population.sizes > 0).sum()), None))
         # Efraimidis & Spirakis 2006: the k smallest of Exponential(1) / weight.
         waits = _draw(seed, round).exponential(size=population.count)
@@ -94,6 +97,8 @@ def by_data(clients: int) -> Sampler:
 
 def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> Sampler:
     """Only clients that a trace says are available, e.g. at night and on power.
+
+    In a round in which fewer are there than the sampler wants, all that are there take part, perhaps nobody.
 
     Args:
         trace: round → positions of the clients that can take part in it.
@@ -109,11 +114,13 @@ def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> 
         there = np.unique(np.asarray(trace(round), np.int64))
         if len(there) and not (0 <= there[0] and there[-1] < population.count):
             raise ConfigurationError(
-                f"the availability trace names client {int(there[-1] if there[0] >= 0 else there[0])} in round {round}; "
-                f"the population has clients 0 to {population.count - 1}"
+                f"the availability trace names client {int(there[-1] if there[0] >= 0 else there[0])} in round "
+                f"{round}; the population has clients 0 to {population.count - 1}"
             )
-        sizes = None if population.sizes is None else population.sizes[there]
-        return there[sampler.sample(Population(len(there), sizes), seed, round)]
+        present = Population(len(there), None if population.sizes is None else population.sizes[there])
+        if present.count <= sampler.expected(present):
+            return there
+        return there[sampler.sample(present, seed, round)]
 
     return Sampler(sample, sampler.expected, f"available(<trace>, {sampler.label})")
 

@@ -124,7 +124,7 @@ class Task:
 
 def _hits(output: NDArray[Any], target: NDArray[Any]) -> NDArray[np.bool_]:
     if output.shape == target.shape or output.shape == (*target.shape, 1):
-        return (output.reshape(target.shape) > 0) == (target > 0.5)
+        return np.asarray((output.reshape(target.shape) > 0) == (target > 0.5))
     return np.asarray(output.argmax(_class_axis(output, target)) == target)
 
 
@@ -153,11 +153,11 @@ def _scores(output: NDArray[Any], target: NDArray[Any]) -> float:
 
 
 def _squares(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    return np.square(output.reshape(target.shape).astype(np.float64) - target)
+    return np.asarray(np.square(output.reshape(target.shape).astype(np.float64) - target))
 
 
 def _distances(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    return np.abs(output.reshape(target.shape).astype(np.float64) - target)
+    return np.asarray(np.abs(output.reshape(target.shape).astype(np.float64) - target))
 
 
 accuracy = Metric("accuracy", _hits)

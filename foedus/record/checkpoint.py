@@ -53,12 +53,13 @@ def load(path: Path) -> Checkpoint:
         with safe_open(path, framework="numpy") as file:
             told = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(_advice(path, str(error))) from error
-    if told.get("foedus") != str(VERSION):
-        found = told.get("foedus", "none")
-        raise CheckpointError(f"{path} has checkpoint version {found}; this foedus reads version {VERSION}")
-    if told.get("digest") != _digest(arrays, told.get("values", "")):
+    if told.get("foedus", "").isdecimal() and told["foedus"] != str(VERSION):
+        raise CheckpointError(
+            f"{path} has checkpoint version {told['foedus']}; this foedus reads version {VERSION}"
+        )
+    if told.get("foedus") != str(VERSION) or told.get("digest") != _digest(arrays, told.get("values", "")):
         raise CheckpointError(_advice(path, "its digest does not match its content"))
     return Checkpoint(arrays, json.loads(told["values"]))
 

@@ -3,22 +3,29 @@
     run.json            configuration, versions, executor, status
     metrics.jsonl       one line per round; no clocks in it, so that equal runs have equal bytes
     timings.jsonl       one line per round: seconds by phase, memory
+    local.jsonl         if asked for: one line per round, client and local step: the client's own model, evaluated
     checkpoint.safetensors   what a resumed run needs
     costs.jsonl         one line per client that took part: rounds, bytes, compute, energy
     model.safetensors   the final model's parameters and buffers by name
     figures/            what plot() drew
 
-A line of ``metrics.jsonl`` counts only up to the offset stored in the checkpoint: on resume the file is cut
-there and the rounds after it are run again.
+A line of a ``.jsonl`` file counts only up to the offset stored in the checkpoint: on resume the file is cut
+there and the rounds after it are run again. What counts must be what was written: the checkpoint holds its
+digest, and a file edited by hand is refused rather than continued.
+
+One process writes a run folder at a time; where the operating system has file locks, a second is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +34,7 @@ from foedus.errors import CheckpointError, ConfigurationError
 from foedus.record import checkpoint, files
 from foedus.record.checkpoint import Checkpoint
 
-METRICS, TIMINGS, CONFIGURATION = "metrics.jsonl", "timings.jsonl", "run.json"
+METRICS, TIMINGS, LOCAL, CONFIGURATION = "metrics.jsonl", "timings.jsonl", "local.jsonl", "run.json"
 CHECKPOINT, MODEL, COSTS = "checkpoint.safetensors", "model.safetensors", "costs.jsonl"
 
 
@@ -41,16 +48,29 @@ class Record(NamedTuple):
 
 
 class RunFolder:
-    """A folder being written by one run."""
+    """A folder being written by one run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder; made if there is none.
+        local: whether ``local.jsonl`` is written, too.
+
+    Raises:
+        StorageError: it cannot be written.
+        ConfigurationError: another process is writing it.
+    """
+
+    def __init__(self, path: Path, *, local: bool = False) -> None:
         self.path = path
+        names = (METRICS, TIMINGS, LOCAL) if local else (METRICS, TIMINGS)
         with files.storage(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._open()
-
-    def _open(self) -> None:
-        self._files = {name: open(self.path / name, "ab") for name in (METRICS, TIMINGS)}  # noqa: SIM115
+            self._files = {name: open(path / name, "ab") for name in names}  # noqa: SIM115
+        self._digests = {name: hashlib.blake2b(digest_size=16) for name in self._files}
+        if not _locked(self._files[METRICS]):
+            self.close()
+            raise ConfigurationError(
+                f"another process is writing {path}. Wait until it has ended, or choose another folder"
+            )
 
     def configure(self, values: Mapping[str, Any]) -> None:
         """Write ``run.json``."""
@@ -60,44 +80,62 @@ class RunFolder:
     def configuration(self) -> dict[str, Any] | None:
         """What ``run.json`` says; None if there is none."""
         path = self.path / CONFIGURATION
-        return _read_json(path) if path.exists() else None
+        if path.exists():
+            return _read_json(path)
+        if strangers := [name for name in self._files if (self.path / name).stat().st_size]:
+            raise CheckpointError(
+                f"{self.path} holds {' and '.join(strangers)} but no {CONFIGURATION}, so nobody knows which run "
+                "they are of. Choose another folder, or move them away"
+            )
+        return None
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl`` or ``timings.jsonl``."""
+        """Add a line to one of the ``.jsonl`` files."""
+        line = files.json_line(dict(values))
         with files.storage(self.path / name):
-            self._files[name].write(files.json_line(dict(values)))
+            self._files[name].write(line)
+        self._digests[name].update(line)
 
     def checkpoint(self, state: Checkpoint) -> None:
         """Make everything so far durable: first the lines, then the checkpoint that counts them."""
-        offsets = {}
+        lines = {}
         for name, file in self._files.items():
             with files.storage(self.path / name):
                 file.flush()
                 os.fsync(file.fileno())
-                offsets[name] = file.tell()
-        checkpoint.save(self.path / CHECKPOINT, state._replace(values=state.values | {"offsets": offsets}))
+                lines[name] = [file.tell(), self._digests[name].hexdigest()]
+        checkpoint.save(self.path / CHECKPOINT, state._replace(values=state.values | {"lines": lines}))
 
     def restore(self) -> Checkpoint | None:
-        """The last checkpoint, with the lines after it cut off; None if there is none."""
+        """The last checkpoint, with the lines after it cut off; None if there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or the lines before it are not those that it counted.
+        """
         path = self.path / CHECKPOINT
-        if not path.exists():
-            self._cut(dict.fromkeys(self._files, 0))
-            return None
-        state = checkpoint.load(path)
-        self._cut(state.values["offsets"])
+        state = checkpoint.load(path) if path.exists() else None
+        nothing = (0, hashlib.blake2b(digest_size=16).hexdigest())
+        lines: Mapping[str, tuple[int, str]] = (
+            dict.fromkeys(self._files, nothing) if state is None else state.values["lines"]
+        )
+        for name in self._files:  # all are looked at before any is cut
+            self._verify(name, *lines.get(name, nothing))  # it may have had no local.jsonl before
+        for name, file in self._files.items():
+            with files.storage(self.path / name):
+                file.truncate(lines.get(name, nothing)[0])
         return state
 
-    def _cut(self, offsets: Mapping[str, int]) -> None:
-        for name, file in self._files.items():
-            file.close()
-            path = self.path / name
-            if path.stat().st_size < offsets[name]:
-                raise CheckpointError(
-                    f"{path} is shorter than when its checkpoint was written; was it edited? Restore it, or start "
-                    "anew in another folder"
-                )
-            os.truncate(path, offsets[name])
-        self._open()
+    def _verify(self, name: str, length: int, digest: str) -> None:
+        self._digests[name] = hashlib.blake2b(digest_size=16)
+        with open(self.path / name, "rb") as file:
+            content = file.read(length)
+        self._digests[name].update(content)
+        if len(content) < length or self._digests[name].hexdigest() != digest:
+            how = "is shorter than" if len(content) < length else "differs from what it was"
+            raise CheckpointError(
+                f"{self.path / name} {how} when its checkpoint was written; was it edited? Put it back as it was, "
+                "or start anew in another folder"
+            )
 
     def save_model(self, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
         """Write ``model.safetensors``."""
@@ -117,8 +155,11 @@ class RunFolder:
                 file.flush()
 
     def close(self) -> None:
+        """Close the files. Lines since the last checkpoint may not fit on a full disk any more; they do not
+        count, so that this is no further error."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):
+                file.close()
 
 
 def read(path: str | Path) -> Record:
@@ -130,23 +171,53 @@ def read(path: str | Path) -> Record:
     folder = Path(path)
     if not (folder / CONFIGURATION).exists():
         raise ConfigurationError(f"{folder} is no run folder: it has no {CONFIGURATION}")
-    lines = {name: _lines(folder / name) for name in (METRICS, TIMINGS)}
-    return Record(folder, _read_json(folder / CONFIGURATION), lines[METRICS], lines[TIMINGS])
+    return Record(
+        folder, _read_json(folder / CONFIGURATION), lines(folder / METRICS), lines(folder / TIMINGS)
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is damaged: an object is expected")
-    return found
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out.
 
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out."""
+    Raises:
+        CheckpointError: a line is damaged; says which.
+    """
     if not path.exists():
         return []
     content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    whole = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    return [_object(line, f"{path} is damaged in line {number}") for number, line in enumerate(whole, 1)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _object(path.read_bytes(), f"{path} is damaged")
+
+
+def _object(text: bytes, fault: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{fault}: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{fault}: an object is expected, not {type(found).__name__}")
+    return found
+
+
+if sys.platform == "win32":
+
+    def _locked(file: IO[bytes]) -> bool:  # Windows' locks would keep readers out
+        return True
+
+else:
+
+    def _locked(file: IO[bytes]) -> bool:
+        """Whether the file is ours alone now; the operating system ends that when the process ends."""
+        import fcntl
+
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # some network file systems have no locks
+            return True
+        return True

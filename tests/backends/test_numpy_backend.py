@@ -39,9 +39,9 @@ def by_hand(
     for rows, count in zip(work.plan.rows, work.plan.count, strict=True):
         part = work.examples.take(rows[:count])
         g = layout.flatten(model.gradient(layout.unflatten(w), part.inputs, part.targets)[1])
-        g = g + mu * (w - start.vector) + decay * w
+        g = g + mu * (w - start.vector)
         g = g * min(1.0, clip / np.linalg.norm(g))
-        m = momentum * m + g
+        m = momentum * m + g + decay * w
         w = w - 0.3 * m
     return w
 
