@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,8 +30,8 @@ class Stream(Protocol):
     """One run on its way into a sink."""
 
     def write(self, round: int, figures: Mapping[str, float], *, at: float) -> None:
-        """The figures of a round, by name with slashes; ``at``: seconds since 1970. Law: writing a round again
-        changes nothing for the reader."""
+        """The figures of a round, by name with slashes; ``at``: seconds since 1970. A round may be written again,
+        with the same figures, where a run was resumed."""
 
     def close(self) -> None:
         """All is written, and is in the sink when this returns."""

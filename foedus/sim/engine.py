@@ -33,7 +33,7 @@ from foedus.record.folder import read as read_record
 from foedus.sim import evaluate, start
 from foedus.sim.executors import open_session
 from foedus.sim.local_curves import attach
-from foedus.sim.progress import Progress, progress
+from foedus.sim.progress import Progress, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.state import COSTS, RunState
@@ -84,7 +84,7 @@ def simulate(
         Job(task, algorithm, clients, seed, settings.device), trainer, _sampler(cohort, clients, settings), rounds,
         evaluation, settings,
     )  # fmt: skip
-    folder = RunFolder(_folder(settings))
+    folder = RunFolder(_folder(settings), local=settings.local_curves is not None)
     try:
         return _Engine(plan, folder).run()
     finally:
@@ -129,6 +129,7 @@ class _Plan(NamedTuple):
             "backend": self.trainer.backend,
             "device": self.trainer.device,
             "metrics": [m.name for m in job.task.metrics],
+            "better": {"loss": "min"} | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
         }
 
 
@@ -175,7 +176,11 @@ class _Engine:
     def run(self) -> Run:
         if self._finished():
             return self._result()
-        with progress(self.plan.settings.progress, self.plan.rounds, self.state.round) as shown:
+        settings = self.plan.settings
+        with (
+            progress(settings.progress, self.plan.rounds, self.state.round) as bar,
+            into_sinks(bar, settings.sinks, self.folder.path, self.plan.describe()) as shown,
+        ):
             with self._session(shown) as session:
                 self._configure(session, "running")
                 try:
@@ -197,7 +202,7 @@ class _Engine:
     def _session(self, shown: Progress) -> Session:
         settings = self.plan.settings
         if settings.local_curves is not None:
-            return attach(settings.local_curves, self.plan.job, self.plan.trainer, self.folder.path)
+            return attach(settings.local_curves, self.plan.job, self.plan.trainer, self.folder)
         probe = self.plan.sampler.sample(self.plan.population, self.plan.job.seed, self.state.round + 1)
         orders = Orders(self.state.round + 1, self.state.weights, probe)
         left = self.plan.rounds - self.state.round

@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-from foedus.backends import Trainer, Weights
+from foedus.backends import Trainer, Weights, open_trainer
+from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
-from foedus.record.files import json_line, storage
+from foedus.record import RunFolder
+from foedus.record.folder import LOCAL
 from foedus.sim.debug import DebugSession
 from foedus.sim.settings import LocalCurves
 from foedus.sim.work import Job, Orders, Outcome
 
-LOCAL = "local.jsonl"
 
-
-def attach(asked: LocalCurves, job: Job, trainer: Trainer, folder: Path) -> DebugSession:
+def attach(asked: LocalCurves, job: Job, trainer: Trainer, folder: RunFolder) -> DebugSession:
     """A debug session that writes ``local.jsonl``: round, client, local step, loss and metrics.
 
-    Rounds already in the file from before an interruption are written again; readers take the last line of a
-    (round, client, step).
+    Raises:
+        ConfigurationError: there is nothing to evaluate on.
     """
     examples = asked.examples or job.clients.central_test
     if examples is None:
-        raise ConfigurationError("LocalCurves needs examples to evaluate on: give them, or a central test set")
-    session = _Observed(job, trainer)
-
-    def observe(client: int, step: int, weights: Weights) -> None:
-        if step % asked.every:
-            return
-        line = {"round": session.round, "client": job.clients.ids[client], "step": step}
-        with storage(folder / LOCAL), open(folder / LOCAL, "ab") as file:
-            file.write(json_line(line | observer.evaluate(weights, examples)))
-
-    observer = session.observer
-    session.observe = observe
-    return session
+        raise ConfigurationError(
+            "LocalCurves needs examples to evaluate on: LocalCurves(examples=...), or clients.with_test((x, y))"
+        )
+    return _Observed(job, trainer, _Observer(asked.every, examples, job, folder))
 
 
 class _Observed(DebugSession):
-    """Knows the round, and has a second model to evaluate with while the first one trains."""
+    """Tells the observer where one round, and one client, ends."""
 
-    def __init__(self, job: Job, trainer: Trainer) -> None:
-        from foedus.backends import open_trainer
-
+    def __init__(self, job: Job, trainer: Trainer, observer: _Observer) -> None:
         super().__init__(job, trainer)
-        self.observer = open_trainer(job.task, seed=job.seed, device=job.device)
-        self.round = 0
+        self._observer = observer
+        self.observe = observer.observe
 
     def run(self, orders: Orders) -> Outcome:
-        self.round = orders.round
-        return super().run(orders)
+        self._observer.begin(orders.round)
+        outcome = super().run(orders)
+        self._observer.end()
+        return outcome
+
+
+class _Observer:
+    """Evaluates with a model of its own, while the session's trains."""
+
+    def __init__(self, every: int, examples: Examples, job: Job, folder: RunFolder) -> None:
+        self._every, self._examples, self._ids, self._folder = every, examples, job.clients.ids, folder
+        self._trainer = open_trainer(job.task, seed=job.seed, device=job.device)
+        self._round = 0
+        self._start: tuple[Weights, dict[str, float]] | None = None
+        self._latest: tuple[int, int, Weights] | None = None  # not yet written
+
+    def begin(self, round: int) -> None:
+        self._round, self._start, self._latest = round, None, None
+
+    def observe(self, client: int, step: int, weights: Weights) -> None:
+        if step == 0:
+            self.end()
+            self._write(client, step, self._received(weights))
+        elif step % self._every == 0:
+            self._write(client, step, self._trainer.evaluate(weights, self._examples))
+            self._latest = None
+        else:
+            self._latest = client, step, weights
+
+    def end(self) -> None:
+        """A client's last step is written whatever ``every`` says."""
+        if self._latest is not None:
+            client, step, weights = self._latest
+            self._write(client, step, self._trainer.evaluate(weights, self._examples))
+            self._latest = None
+
+    def _received(self, weights: Weights) -> dict[str, float]:
+        """The received model's figures: the same for all clients, unless they keep buffers of their own."""
+        if self._start is None or any(a is not b for a, b in zip(self._start[0], weights, strict=True)):
+            self._start = weights, self._trainer.evaluate(weights, self._examples)
+        return self._start[1]
+
+    def _write(self, client: int, step: int, figures: dict[str, float]) -> None:
+        line: dict[str, Any] = {"round": self._round, "client": self._ids[client], "step": step}
+        self._folder.append(LOCAL, line | figures)

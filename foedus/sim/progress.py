@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
+
+from foedus.record.export import Sink, Stream, figures
 
 LATEST = 8  # rows of the live table
 
@@ -123,3 +126,29 @@ def progress(wanted: bool, rounds: int, done: int) -> Iterator[Progress]:
     shown = Live(rounds, done)
     with shown.live:
         yield shown
+
+
+@contextmanager
+def into_sinks(
+    shown: Progress, sinks: Sequence[Sink], folder: Path, configuration: Mapping[str, Any]
+) -> Iterator[Progress]:
+    """The same display, with every round also written into the sinks."""
+    with ExitStack() as closing:
+        streams = []
+        for sink in sinks:
+            streams.append(stream := sink.open(folder, configuration))
+            closing.callback(stream.close)
+        yield _Tee(shown, streams) if streams else shown
+
+
+class _Tee:
+    def __init__(self, shown: Progress, streams: Sequence[Stream]) -> None:
+        self._shown, self._streams = shown, streams
+
+    def advance(self, line: dict[str, Any], seconds: float) -> None:
+        for stream in self._streams:
+            stream.write(line["round"], figures(line, {"seconds": seconds}), at=time.time())
+        self._shown.advance(line, seconds)
+
+    def say(self, text: str) -> None:
+        self._shown.say(text)

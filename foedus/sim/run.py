@@ -62,9 +62,9 @@ class Run:
     def rounds_to(self, metric: str, target: float) -> float | None:
         """Rounds until a central metric reached a target: the curve made monotone by its best value so far
         and interpolated (McMahan et al. 2017, section 3); ``None`` if it never did."""
-        from foedus.report.curves import rounds_to
+        from foedus.report.curves import better, rounds_to
 
-        return rounds_to(self.metrics, metric, target)
+        return rounds_to(self.metrics, metric, target, better=better(self.record, metric))
 
     def __repr__(self) -> str:
         final = ", ".join(f"{k} {v:.4g}" for k, v in self.final.items() if v is not None)

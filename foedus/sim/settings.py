@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
+from foedus.record.export import Sink
 from foedus.sim.executors import auto
 from foedus.sim.work import Executor
 from foedus.sim.world import World
@@ -38,11 +39,20 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCurves:
-    """Evaluate every node's own model during local training, each ``every`` local steps, on ``examples`` (by
-    default the central test set): the data of the talk's first figure, in ``local.jsonl``."""
+    """Evaluate every node's own model while it trains: the data of :func:`foedus.report.local.plot_local`, in
+    ``local.jsonl``. Local training then runs in the executor ``debug``.
+
+    Attributes:
+        every: after so many local steps each, and after the last.
+        examples: what to evaluate on; by default the central test set.
+    """
 
     every: int = 1
     examples: Examples | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigurationError(f"LocalCurves(every=...) is a number of local steps from 1, not {self.every}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,7 @@ class Settings:
         device: e.g. ``"cuda"``; by default a GPU if the framework sees one.
         progress: show a progress bar and table.
         local_curves: see :class:`LocalCurves`.
+        sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
     """
 
     executor: Executor = field(default_factory=auto)
@@ -72,3 +83,4 @@ class Settings:
     device: str | None = None
     progress: bool = True
     local_curves: LocalCurves | None = None
+    sinks: Sequence[Sink] = ()
