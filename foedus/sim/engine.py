@@ -160,7 +160,7 @@ class _Engine:
         saved = self.folder.restore()
         if saved is None:
             return self._fresh(), found.get("executor")
-        return RunState.restored(saved), saved.values["executor"]
+        return RunState.restored(saved, len(self.plan.job.clients)), saved.values["executor"]
 
     def _fresh(self) -> RunState:
         plan, algorithm = self.plan, self.plan.job.algorithm
@@ -171,6 +171,7 @@ class _Engine:
             server=algorithm.server.init(weights.vector),
             aggregator=algorithm.aggregator.init(plan.trainer.layout),
             buffers=algorithm.buffers.init(plan.trainer.buffer_layout),
+            costs=np.zeros((len(plan.job.clients), len(COSTS))),
         )
 
     def run(self) -> Run:
@@ -224,8 +225,10 @@ class _Engine:
         named = trainer.layout.unflatten(weights.vector) | trainer.buffer_layout.unflatten(weights.buffers)
         self.folder.save_model(named, {"identity": self.identity, "round": str(self.state.round)})
         ids = self.plan.job.clients.ids
-        costs = sorted(self.state.costs.items())
-        self.folder.save_costs({"client": ids[c], **dict(zip(COSTS, row.tolist(), strict=True))} for c, row in costs)
+        costs = self.state.costs
+        self.folder.save_costs(
+            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))} for c in self.state.paid().tolist()
+        )
 
     def _farewell(self) -> str:
         why = f" ({self.state.stopped})" if self.state.stopped else ""
@@ -339,9 +342,7 @@ class _Engine:
         return line
 
     def _account(self, asked: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
-        costs = self.state.costs
-        for client, row in zip(asked.tolist(), rows, strict=True):
-            costs[client] = costs[client] + row if client in costs else row
+        self.state.costs[asked] += rows
 
     def _evaluation(self, number: int) -> dict[str, Any]:
         plan, asked = self.plan, self.plan.evaluation

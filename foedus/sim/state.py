@@ -20,7 +20,8 @@ COSTS = ("rounds", "bytes_up", "bytes_down", "compute_seconds", "energy_joules")
 class RunState:
     """Everything that the next round depends on, and the totals.
 
-    ``costs`` has one row per client that ever took part: position → float64 [5], see ``COSTS``.
+    ``costs`` float64 [population, 5] are each client's totals, see ``COSTS``; memory that nobody wrote to takes no
+    room, so that a million clients cost what the few that ever took part do.
     """
 
     round: int
@@ -29,7 +30,7 @@ class RunState:
     aggregator: State
     buffers: State
     kept: dict[int, Vector] = field(default_factory=dict)
-    costs: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    costs: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(COSTS))))
     simulated_seconds: float = 0.0
     stopped: str | None = None
 
@@ -38,9 +39,8 @@ class RunState:
         for part in ("server", "aggregator", "buffers"):
             arrays |= {f"{part}.{name}": array for name, array in getattr(self, part).items()}
         arrays |= {f"kept.{client}": vector for client, vector in self.kept.items()}
-        if self.costs:
-            arrays["costs.clients"] = np.array(list(self.costs), np.int64)
-            arrays["costs.totals"] = np.stack(list(self.costs.values()))
+        arrays["costs.clients"] = self.paid()
+        arrays["costs.totals"] = self.costs[arrays["costs.clients"]]
         return Checkpoint(
             arrays,
             {
@@ -49,14 +49,19 @@ class RunState:
             },
         )  # fmt: skip
 
+    def paid(self) -> NDArray[np.int64]:
+        """Positions of the clients that ever took part."""
+        return np.flatnonzero(self.costs[:, 0])
+
     @staticmethod
-    def restored(saved: Checkpoint) -> RunState:
+    def restored(saved: Checkpoint, population: int) -> RunState:
         arrays, values = saved
 
         def part(prefix: str) -> dict[str, NDArray[Any]]:
             return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
-        costs = part("costs.")
+        costs = np.zeros((population, len(COSTS)))
+        costs[arrays["costs.clients"]] = arrays["costs.totals"]
         return RunState(
             round=values["round"],
             weights=Weights(arrays["vector"], arrays["buffers"]),
@@ -64,7 +69,7 @@ class RunState:
             aggregator=part("aggregator."),
             buffers=part("buffers."),
             kept={int(client): vector for client, vector in part("kept.").items()},
-            costs=dict(zip(costs["clients"].tolist(), costs["totals"], strict=True)) if costs else {},
+            costs=costs,
             simulated_seconds=values["simulated_seconds"],
             stopped=values["stopped"],
         )
