@@ -43,29 +43,43 @@ if TYPE_CHECKING:
     from foedus.core.task import auroc as auroc
     from foedus.core.task import mae as mae
     from foedus.core.task import rmse as rmse
+    from foedus.record.export import MLflow as MLflow
+    from foedus.record.export import TensorBoard as TensorBoard
     from foedus.sim import executors as executors
+    from foedus.sim.compare import Arms as Arms
+    from foedus.sim.compare import Comparison as Comparison
+    from foedus.sim.compare import compare as compare
     from foedus.sim.engine import simulate as simulate
+    from foedus.sim.federation import Federation as Federation
     from foedus.sim.run import Run as Run
     from foedus.sim.settings import Evaluation as Evaluation
     from foedus.sim.settings import LocalCurves as LocalCurves
     from foedus.sim.settings import Settings as Settings
+    from foedus.sim.sweep import Sweep as Sweep
+    from foedus.sim.sweep import sweep as sweep
     from foedus.sim.world import World as World
 
 # Where each public name lives. A test holds this table, the imports above and the reference together.
 _HOMES = {
     "Aggregator": "foedus.core.aggregate",
     "Algorithm": "foedus.core.compose",
+    "Arms": "foedus.sim.compare",
     "Clients": "foedus.core.population",
+    "Comparison": "foedus.sim.compare",
     "Evaluation": "foedus.sim.settings",
     "Examples": "foedus.core.examples",
+    "Federation": "foedus.sim.federation",
     "JaxModel": "foedus.core.task",
     "LocalCurves": "foedus.sim.settings",
+    "MLflow": "foedus.record.export",
     "Metric": "foedus.core.task",
     "NumpyModel": "foedus.core.task",
     "Run": "foedus.sim.run",
     "Settings": "foedus.sim.settings",
     "Stage": "foedus.core.aggregate",
+    "Sweep": "foedus.sim.sweep",
     "Task": "foedus.core.task",
+    "TensorBoard": "foedus.record.export",
     "World": "foedus.sim.world",
     "accuracy": "foedus.core.task",
     "adagrad": "foedus.core.server",
@@ -75,6 +89,7 @@ _HOMES = {
     "by_data": "foedus.core.select",
     "chain": "foedus.core.aggregate",
     "clip": "foedus.core.aggregate",
+    "compare": "foedus.sim.compare",
     "everybody": "foedus.core.select",
     "fedavg": "foedus.core.compose",
     "fedsgd": "foedus.core.compose",
@@ -88,6 +103,7 @@ _HOMES = {
     "rmse": "foedus.core.task",
     "sgd": "foedus.core.server",
     "simulate": "foedus.sim.engine",
+    "sweep": "foedus.sim.sweep",
     "uniform": "foedus.core.select",
     "yogi": "foedus.core.server",
 }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from foedus.record import files
@@ -90,6 +90,9 @@ def log_if_wide(axes: Any, values: Sequence[float] | NDArray[Any], *, ratio: flo
     known = known[np.isfinite(known)]
     if len(known) and known.min() > 0 and known.max() / known.min() > ratio:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def write_names(axes: Any, names: Sequence[Name], *, size: float = 9.0) -> None:

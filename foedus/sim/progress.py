@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from foedus.record.export import Sink, Stream, figures
+from foedus.report.tables import bytes_shown
 
 LATEST = 8  # rows of the live table
 
@@ -55,12 +56,8 @@ class Live:
 
     def __init__(self, rounds: int, done: int) -> None:
         from rich.live import Live as RichLive
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-        self._bar = Bar(*columns)
+        self._bar = _bar()
         self._task = self._bar.add_task("rounds", total=rounds, completed=done)
         self._rows: list[dict[str, str]] = []
         self.live = RichLive(self._bar, refresh_per_second=8, transient=False)
@@ -85,7 +82,14 @@ class Live:
         return Group(self._bar, table)
 
     def say(self, text: str) -> None:
-        self.live.console.print(text, style="cyan", highlight=False)
+        self.live.console.print(text, style="cyan", markup=False, highlight=False)
+
+
+def _bar() -> Any:
+    from rich import progress as rich
+
+    done = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+    return rich.Progress(*done, rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn())
 
 
 def _row(line: dict[str, Any], seconds: float) -> dict[str, str]:
@@ -95,21 +99,13 @@ def _row(line: dict[str, Any], seconds: float) -> dict[str, str]:
     clients = line.get("clients", {})
     figures |= {f"worst decile {k}": v.get("worst_decile") for k, v in clients.items() if k != "loss"}
     row |= {name: "" if value is None else f"{value:.4g}" for name, value in figures.items()}
-    row["sent"] = _bytes(line["bytes_up"])
+    row["sent"] = bytes_shown(line["bytes_up"])
     if "simulated" in line:
         row["simulated"] = f"{line['simulated']['elapsed_seconds']:.0f} s"
     if line.get("refused"):
         row["refused"] = str(len(line["refused"]))
     row["s"] = f"{seconds:.2f}"
     return row
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 @contextmanager
@@ -126,6 +122,36 @@ def progress(wanted: bool, rounds: int, done: int) -> Iterator[Progress]:
     shown = Live(rounds, done)
     with shown.live:
         yield shown
+
+
+@contextmanager
+def steps(wanted: bool, total: int, name: str) -> Iterator[Callable[[str], None]]:
+    """A bar over a few large steps, such as whole runs; the function given tells that one is done, and how."""
+    from rich.console import Console
+
+    if not wanted:
+        yield lambda text: None
+    elif Console().is_terminal or Console().is_jupyter:
+        with _bar() as bar:
+            task = bar.add_task(name, total=total)
+
+            def tell(text: str) -> None:
+                bar.console.print(text, markup=False, highlight=False)
+                bar.advance(task)
+
+            yield tell
+    else:
+        yield lambda text: print(f"foedus: {text}", file=sys.stderr, flush=True)
+
+
+def announce(wanted: bool, text: str) -> None:
+    """A heading above what follows."""
+    from rich.console import Console
+
+    if wanted and (Console().is_terminal or Console().is_jupyter):
+        Console().print(f"\n{text}", style="bold", markup=False, highlight=False)
+    elif wanted:
+        print(f"foedus: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,0 +1,175 @@
+"""Federated beside centralised beside local-only training: the table, the figure and one sentence.
+
+Not here: the runs (``foedus.sim.compare``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.record import Record
+from foedus.report.curves import Curve, better, common_metric, curve, open_canvas
+from foedus.report.tables import bytes_shown, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from foedus.report.canvas import Picture
+
+
+class Arm(NamedTuple):
+    """One way to train: a name and its runs, one or (for clients alone) several."""
+
+    name: str
+    records: Sequence[Record]
+
+    def final(self, metric: str) -> NDArray[np.float64]:
+        """The last evaluated value of each run, [run]; NaN where there is none, or where the run diverged."""
+        curves = [curve(record.metrics, "central", metric).values for record in self.records]
+        ended = [record.configuration.get("status", "finished") == "finished" for record in self.records]
+        return np.array([c[-1] if len(c) and e else np.nan for c, e in zip(curves, ended, strict=True)])
+
+    def best(self, metric: str) -> NDArray[np.float64]:
+        """The best value of each run at any time, [run]."""
+        choose = better(self.records[0], metric)
+        curves = [curve(record.metrics, "central", metric).values for record in self.records]
+        return np.array([choose(c) if len(c) else np.nan for c in curves])
+
+
+def comparison_table(arms: Sequence[Arm]) -> Table:
+    """One row per way to train; for several runs the mean, and below it the best and the worst of them."""
+    rows: list[dict[str, Any]] = []
+    for arm in arms:
+        rows.append(_row(arm))
+        if len(arm.records) > 1:
+            rows += _extremes(arm)
+    return table(rows, notes=verdict(arms))
+
+
+def verdict(arms: Sequence[Arm]) -> str:
+    """What the comparison says, in one sentence.
+
+    Example:
+        >>> line = lambda a: Record(Path("r"), {}, [{"round": 1, "central": {"accuracy": a}}], [])
+        >>> arms = [("federated", 0.9), ("centralised", 1.0), ("alone", 0.5)]
+        >>> verdict([Arm(name, [line(accuracy)]) for name, accuracy in arms]).partition("; ")[2]
+        'all data in one place: 1. That is 80 % of the way.'
+    """
+    metric = common_metric({f"{a.name} {i}": r for a in arms for i, r in enumerate(a.records)})
+    known = {arm.name: (v := arm.final(metric))[~np.isnan(v)] for arm in arms}
+    if lost := [name for name, values in known.items() if not len(values)]:
+        return (
+            f"Training diverged: {', '.join(lost)}. Try a smaller learning rate, or clip_norm in local_sgd()."
+        )
+    federated, centralised, alone = (float(values.mean()) for values in known.values())
+    told = (
+        f"Federation takes {metric} from {alone:.4g} (a client alone, on average) to {federated:.4g}; "
+        f"all data in one place: {centralised:.4g}."
+    )
+    sign = -1 if better(arms[0].records[0], metric) is min else 1
+    if sign * (centralised - alone) > 0:
+        told += f" That is {100 * (federated - alone) / (centralised - alone):.0f} % of the way."
+    return told
+
+
+def plot_comparison(arms: Sequence[Arm], path: Path | None = None) -> Picture:
+    """Every metric over rounds; where there are several runs their mean, and the range between best and worst.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    canvas = open_canvas()
+    names = _metrics(arms)
+    figure: Picture
+    figure, axes = canvas.picture(len(names), size=(5.6 * len(names), 4.0))
+    for each, name in zip(axes, names, strict=True):
+        _panel(each, arms, name)
+    if path:
+        canvas.save(figure, path)
+    return figure
+
+
+def _panel(axes: Any, arms: Sequence[Arm], metric: str) -> None:
+    canvas = open_canvas()
+    colours = {"federated": canvas.GREEN, "centralised": canvas.BLACK, "alone": canvas.ORANGE}
+    names, values = [], []
+    for arm in arms:
+        colour = colours.get(arm.name, canvas.BLUE)
+        runs = [curve(record.metrics, "central", metric) for record in arm.records]
+        mean = _mean(runs)
+        if len(runs) > 1:
+            _range(axes, runs, colour)
+        axes.plot(*mean, color=colour, linewidth=2.0)
+        values.append(mean.values)
+        text = arm.name if len(runs) == 1 else f"{arm.name}, mean of {len(runs)}"
+        names.append(canvas.Name(text, mean.rounds[-1], mean.values[-1], colour))
+    axes.set_xlim(0, max(name.x for name in names))
+    canvas.log_if_wide(axes, np.concatenate(values))
+    canvas.caption(axes, f"Test {metric}", x="round")
+    canvas.write_names(axes, names)
+
+
+def _range(axes: Any, runs: Sequence[Curve], colour: str) -> None:
+    shared = _shared(runs)
+    values = np.stack([c.values[np.isin(c.rounds, shared)] for c in runs])  # [run, round]
+    axes.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    for each in values:
+        axes.plot(shared, each, color=colour, linewidth=0.6, alpha=0.45)
+
+
+def _mean(runs: Sequence[Curve]) -> Curve:
+    shared = _shared(runs)
+    return Curve(shared, np.mean([c.values[np.isin(c.rounds, shared)] for c in runs], axis=0))
+
+
+def _shared(runs: Sequence[Curve]) -> NDArray[np.float64]:
+    """The rounds in which all runs were evaluated, in order."""
+    shared = runs[0].rounds
+    for other in runs[1:]:
+        shared = np.intersect1d(shared, other.rounds)
+    return shared
+
+
+def _metrics(arms: Sequence[Arm]) -> list[str]:
+    lines = [line["central"] for line in arms[0].records[0].metrics if "central" in line]
+    return list(lines[-1]) if lines else []
+
+
+def _row(arm: Arm) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "": arm.name if len(arm.records) == 1 else f"{arm.name}, mean of {len(arm.records)}"
+    }
+    for metric in _metrics([arm]):
+        final, best = arm.final(metric), arm.best(metric)
+        row[metric] = _with_spread(final)
+        if metric != "loss":
+            row[f"best {metric}"] = _with_spread(best)
+    record = arm.records[0]
+    row["local steps"] = int(sum(line["steps"] for line in record.metrics))
+    if arm.name == "federated":
+        row["traffic"] = bytes_shown(sum(line["bytes_up"] + line["bytes_down"] for line in record.metrics))
+    return row
+
+
+def _extremes(arm: Arm) -> list[dict[str, Any]]:
+    """The best and the worst of several runs, each metric by itself."""
+    rows: list[dict[str, Any]] = [{"": f"{arm.name}, best of them"}, {"": f"{arm.name}, worst of them"}]
+    for metric in _metrics([arm]):
+        final = np.sort(arm.final(metric))
+        final = final[~np.isnan(final)] if not np.isnan(final).all() else final
+        ends = (final[0], final[-1]) if better(arm.records[0], metric) is min else (final[-1], final[0])
+        for row, value in zip(rows, ends, strict=True):
+            row[metric] = f"{value:.4g}"
+    return rows
+
+
+def _with_spread(values: NDArray[np.float64]) -> str:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "diverged"
+    return f"{known.mean():.4g}" + (f" ± {known.std():.2g}" if len(values) > 1 else "")

@@ -1,0 +1,58 @@
+"""A whole federation as one value: what a file hands to ``foedus simulate``, and what a sweep varies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from foedus.core.compose import Algorithm
+from foedus.core.population import Clients
+from foedus.core.select import Sampler
+from foedus.core.task import Task
+from foedus.errors import ConfigurationError
+from foedus.sim.engine import simulate
+from foedus.sim.run import Run
+from foedus.sim.settings import Evaluation, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """The arguments of :func:`foedus.simulate`, by the same names, as one value.
+
+    On the command line ``foedus simulate my_file.py:federation`` runs it, and every flag replaces one field.
+    In Python, ``dataclasses.replace(federation, rounds=50)`` makes another one.
+
+    Attributes:
+        task, algorithm, clients, rounds, cohort, seed, evaluation, settings: see :func:`foedus.simulate`.
+
+    Raises:
+        ConfigurationError: task, algorithm or clients are something else, perhaps swapped.
+
+    Example:
+        >>> federation = Federation(task=task, algorithm=algorithm, clients=clients, rounds=20)  # doctest: +SKIP
+    """
+
+    task: Task
+    algorithm: Algorithm
+    clients: Clients
+    rounds: int
+    cohort: int | Sampler | None = None
+    seed: int = 0
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("task", Task), ("algorithm", Algorithm), ("clients", Clients)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigurationError(
+                    f"Federation({name}=...) takes foedus.{kind.__name__}, and was given a {type(value).__name__}"
+                )
+
+
+def run_federation(federation: Federation) -> Run:
+    """``simulate`` with the fields of a federation."""
+    return simulate(
+        federation.task, federation.algorithm, federation.clients,
+        rounds=federation.rounds, cohort=federation.cohort, seed=federation.seed,
+        evaluation=federation.evaluation, settings=federation.settings,
+    )  # fmt: skip
