@@ -59,6 +59,7 @@ class TorchTrainer:
         self._task, self._module, self.device = task, module.to(device), device
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.buffers = {n: b for n, b in module.named_buffers() if b is not None}
+        self._places = [(m._buffers, n, b) for m in module.modules() for n, b in m._buffers.items()]
         if not self.parameters:
             raise ConfigurationError(
                 f"{type(module).__name__} has no trainable parameters, so there is nothing to federate. "
@@ -81,12 +82,16 @@ class TorchTrainer:
 
     def load(self, weights: Weights) -> None:
         """Put flat weights into the module."""
+        for place, name, buffer in self._places:  # a model may have put other tensors in their place
+            place[name] = buffer
         _load(self.layout, self.parameters, weights.vector)
         _load(self.buffer_layout, self.buffers, weights.buffers)
 
     def read(self) -> Weights:
         """The module's weights, flat, copied."""
-        return Weights(_read(self.layout, self.parameters), _read(self.buffer_layout, self.buffers))
+        now = dict(self._module.named_buffers())
+        buffers = {name: now[name] for name in self.buffers}
+        return Weights(_read(self.layout, self.parameters), _read(self.buffer_layout, buffers))
 
     def tensors(self, examples: Examples) -> tuple[list[torch.Tensor], torch.Tensor]:
         """A client's examples on the device; shares memory with numpy on the CPU."""

@@ -14,7 +14,7 @@ Everything here depends on the cohort alone, never on how many processors there 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,12 @@ class Call(NamedTuple):
     members: Ints
     steps: Ints
     width: int
+
+    @property
+    def where(self) -> slice | Ints:
+        """The members as an index; a slice where they follow each other, so that nothing is copied."""
+        first, end = int(self.members[0]), int(self.members[-1]) + 1
+        return slice(first, end) if end - first == len(self.members) else self.members
 
 
 def blocks(sizes: NDArray[np.integer], most: int) -> list[Ints]:
@@ -71,10 +77,8 @@ def calls(count: NDArray[np.integer], steps: NDArray[np.integer], *, padding: fl
         >>> [(c.members.tolist(), c.width) for c in calls(np.array([4, 1, 4, 4]), np.array([2, 2]))]
         [([0, 1], 4), ([1], 4), ([0], 1)]
     """
-    count = np.asarray(count, np.int64)
-    steps = np.asarray(steps, np.int64)
-    ends = np.cumsum(steps)
-    at: Ints = ends - steps
+    ends = np.cumsum(np.asarray(steps, np.int64))
+    at = (ends - steps).astype(np.int64)
     found: list[Call] = []
     while len(active := np.flatnonzero(at < ends)):
         members, width = _group(active, count[at[active]], ends[active] - at[active], padding)
@@ -83,7 +87,7 @@ def calls(count: NDArray[np.integer], steps: NDArray[np.integer], *, padding: fl
     return found
 
 
-def _group(active: Ints, widths: Ints, left: Ints, padding: float) -> tuple[Ints, int]:
+def _group(active: Ints, widths: NDArray[Any], left: Ints, padding: float) -> tuple[Ints, int]:
     """The clients that step next: the most there are; among equally many, those with most steps left.
 
     For each width that occurs, clients join from the widest down while padding stays within its share.

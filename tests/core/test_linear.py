@@ -11,6 +11,7 @@ from foedus.core.linear import linear, logistic
 from foedus.core.task import NumpyModel
 from foedus.errors import ConfigurationError
 
+RNG = np.random.default_rng(0)
 MODELS = {
     "linear": (linear(3, dtype="float64"), lambda rng, n: rng.normal(size=n)),
     "linear, two outputs": (linear(3, 2, dtype="float64"), lambda rng, n: rng.normal(size=(n, 2))),
@@ -77,9 +78,9 @@ def test_scores_beyond_the_range_of_exp_keep_a_finite_loss() -> None:
         (lambda: logistic(3, 1), "at least 2 classes"),
         (lambda: linear(0), "features must be"),
         (lambda: linear(3, dtype="float16"), "float16"),
-        (lambda: linear(3).gradient(linear(3).init(None), (np.ones((2, 4)),), np.ones(2)), "3 features"),
-        (lambda: logistic(3, 2).gradient(logistic(3, 2).init(None), (np.ones((1, 3)),), np.array([2])), "0 to 1"),  # noqa: E501
-        (lambda: linear(3).predict(linear(3).init(None), np.ones((2, 3)), np.ones((2, 3))), "one input"),
+        (lambda: linear(3).gradient(linear(3).init(RNG), (np.ones((2, 4)),), np.ones(2)), "3 features"),
+        (lambda: logistic(3, 2).gradient(logistic(3, 2).init(RNG), (np.ones((1, 3)),), np.array([2])), "0 to 1"),  # noqa: E501
+        (lambda: linear(3).predict(linear(3).init(RNG), np.ones((2, 3)), np.ones((2, 3))), "one input"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(wrong: object, words: str) -> None:

@@ -54,7 +54,7 @@ def test_padding_costs_under_a_tenth(sizes: list[int], batch: int | None) -> Non
 @given(sizes=sizes_of, batch=st.sampled_from([4, 10, 32, None]))
 def test_without_padding_only_equal_batches_go_together(sizes: list[int], batch: int | None) -> None:
     count, steps = counts(sizes, batch=batch)
-    assert all(np.all(count[c.steps] == c.width) for c in calls(count, steps, padding=0))
+    assert all(np.all(count[c.steps] == c.width) for c in calls(count, steps, padding=0.0))
 
 
 @given(size=st.integers(1, 70), clients=st.integers(1, 20), share=st.sampled_from([0.0, 0.1]))

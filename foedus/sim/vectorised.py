@@ -1,0 +1,251 @@
+"""The vectorised executor: the clients of a cohort trained in one batched computation.
+
+The cohort is sorted by size and cut into blocks; the clients of a block take their steps together
+(``core/packing.py``). A block has as many clients as fit into the processor's cache, or into the memory of a
+GPU, so that how work is cut depends on the job and the cohort only, never on the number of processors. On a
+CPU the blocks are computed side by side, each by one thread.
+
+Carries out ``local_sgd()``; a training loop of the user's own runs in ``debug``, ``processes`` and ``ray``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.backends import Assignment, Trainer, Weights, open_trainer
+from foedus.backends.cohort import Block, Cohort, open_cohort
+from foedus.core.batches import Plan, plan
+from foedus.core.client import LocalSGD
+from foedus.core.packing import PADDING, blocks, calls
+from foedus.core.population import Clients, Examples
+from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
+from foedus.sim.debug import DebugSession
+from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read, union
+
+SPREAD = 8  # blocks that a large cohort is cut into, unless blocks that fit the cache are larger
+PROBE = 8  # examples that a model is tried out on
+SEARCHED = 1000  # clients that are read, at most, to find one that has examples
+AGREEMENT = 1e-3  # relative, of one step of the probe, in float32
+
+Slots = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Vectorised:
+    """See :func:`foedus.executors.vectorised`."""
+
+    threads: int | None = None
+    name: str = "vectorised"
+
+    def open(self, job: Job) -> VectorisedSession:
+        if not isinstance(job.algorithm.client, LocalSGD):
+            raise ConfigurationError(
+                "the vectorised executor carries out local_sgd(); local_training() runs in the executors debug, "
+                "processes and ray"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ConfigurationError(f"vectorised(threads={self.threads}) needs at least 1")
+        trainer = open_trainer(job.task, seed=job.seed, device=job.device)
+        return VectorisedSession(job, trainer, self.threads or cores())
+
+
+class _Part(NamedTuple):
+    """A block's clients with examples: their slots in the cohort, their sizes, and where the examples are."""
+
+    slots: Slots
+    sizes: Slots
+    examples: Examples | None  # None: in the resident pool
+
+
+class VectorisedSession(Session):
+    """Trains blocks of clients, several side by side on a CPU."""
+
+    name = "vectorised"
+
+    def __init__(self, job: Job, trainer: Trainer, threads: int) -> None:
+        self._job, self._trainer = job, trainer
+        self._cohort = _tried_out(job, trainer)
+        on_cpu = trainer.device == "cpu"
+        self._threads = threads if on_cpu else 1
+        self._workers = ThreadPoolExecutor(self._threads, "vectorised")
+        self._free: SimpleQueue[Cohort] = SimpleQueue()
+        for i in range(self._threads):
+            self._free.put(self._cohort.copy() if i else self._cohort)
+        pool = job.clients.pool
+        self._pool = None if pool is None else self._cohort.resident(pool[0])
+
+    def run(self, orders: Orders) -> Outcome:
+        pending: deque[Future[Outcome]] = deque()
+        done: list[Outcome] = []
+        try:
+            with self._cohort.settings():
+                for part in self._parts(orders):
+                    if len(pending) > self._threads:  # the data of few blocks is held at a time
+                        done.append(pending.popleft().result())
+                    pending.append(self._workers.submit(self._train, orders, part))
+                done += [future.result() for future in pending]
+        finally:
+            for future in pending:
+                future.cancel()
+        return union(self._job, done)
+
+    def close(self) -> None:
+        self._workers.shutdown(cancel_futures=True)
+
+    # --- cutting a cohort into blocks
+
+    def _parts(self, orders: Orders) -> Iterator[_Part]:
+        """The blocks of a cohort. Where sizes are not known beforehand, blocks follow the cohort's order."""
+        clients, cohort = self._job.clients, orders.cohort
+        most = self._most(len(cohort))
+        sizes = clients.sizes
+        if sizes is None:
+            cut = [s for s in np.array_split(np.arange(len(cohort)), -(-len(cohort) // most)) if len(s)]
+        else:
+            there = np.flatnonzero(sizes[cohort])
+            cut = [there[b] for b in blocks(sizes[cohort[there]], most)]
+        for slots in cut:
+            if clients.pool is None:
+                yield from _gathered(clients, cohort, slots)
+            else:
+                assert sizes is not None
+                yield _Part(slots, sizes[cohort[slots]], None)
+
+    def _most(self, cohort: int) -> int:
+        """Clients in a block: what the cache holds, or an eighth of a large cohort; never more than fit."""
+        own = self._cohort
+        wanted = max(own.cache // own.size, -(-cohort // SPREAD))
+        return max(1, min(own.memory // own.size, wanted))
+
+    # --- training a block
+
+    def _train(self, orders: Orders, part: _Part) -> Outcome:
+        cohort = self._free.get()
+        try:
+            return self._block(cohort, orders, part)
+        except FoedusError:
+            raise
+        except Exception as error:
+            raise self._explained(error, orders, part) from error
+        finally:
+            self._free.put(cohort)
+
+    def _block(self, cohort: Cohort, orders: Orders, part: _Part) -> Outcome:
+        job, positions = self._job, orders.cohort[part.slots]
+        spec = job.algorithm.client
+        assert isinstance(spec, LocalSGD)
+        own = plan(spec, part.sizes, positions, seed=job.seed, round=orders.round, limit=orders.limit)
+        arranged = calls(own.count, own.steps, padding=0.0 if cohort.unpadded else PADDING)
+        before = [orders.kept.get(int(p), orders.start.buffers) for p in positions]
+        pool = self._pool if part.examples is None else cohort.resident(part.examples)
+        own = own._replace(rows=self._rows(own, part, positions))  # type: ignore[arg-type]
+        block = Block(own, arranged, np.stack(before), spec.rate(orders.round))
+        after = cohort.train(orders.start, pool, block)
+        collector = Collector(job, orders, (cohort.layout, cohort.buffer_layout))
+        updates, changes = after.vectors - orders.start.vector, after.buffers - block.buffers
+        for i, slot in enumerate(part.slots.tolist()):
+            collector.add_update(
+                slot, updates[i], changes[i], examples=int(part.sizes[i]), steps=int(own.steps[i]),
+                loss=float(after.losses[i]),
+            )  # fmt: skip
+        return collector.outcome
+
+    def _rows(self, own: Plan, part: _Part, positions: Slots) -> Slots:
+        """Row numbers of the pool, int64 [T, B], for the plan's row numbers of each client."""
+        pool = self._job.clients.pool
+        if part.examples is not None or pool is None:
+            begins: Slots = np.cumsum(part.sizes) - part.sizes
+            return own.rows + begins[own.client, None]
+        held = pool[1]
+        rows: Slots = held.values[own.rows + held.offsets[positions[own.client], None]]
+        return rows
+
+    def _explained(self, error: Exception, orders: Orders, part: _Part) -> FoedusError:
+        """Whose training failed: the block's clients are trained one by one until it happens again."""
+        try:
+            DebugSession(self._job, self._trainer).run(orders.only(part.slots))
+        except FoedusError as found:
+            return found
+        return TrainingError(
+            f"the clients of a block could not be trained together in round {orders.round} "
+            f"({type(error).__name__}: {error}), though each can alone. Use the executor debug or processes",
+            round=orders.round,
+        )
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gathered(clients: Clients, cohort: Slots, slots: Slots) -> Iterator[_Part]:
+    """The examples of clients that are read when asked, put together; nothing if all are empty."""
+    read_ones = [read(clients, int(cohort[slot])) for slot in slots]
+    sizes = np.array([len(e) for e in read_ones])
+    if full := [e for e in read_ones if len(e)]:
+        yield _Part(slots[sizes > 0], sizes[sizes > 0], Examples.concat(full))
+
+
+# --- trying out ---------------------------------------------------------------------------------------------
+
+
+def _tried_out(job: Job, trainer: Trainer) -> Cohort:
+    """The cohort of a job, once it agrees with plain training over one step of real examples.
+
+    Raises:
+        UnsupportedOperator: the model cannot be batched over clients, or comes out differently.
+        TrainingError: the model or loss fails on the examples, batched or not.
+    """
+    spec = job.algorithm.client
+    assert isinstance(spec, LocalSGD)
+    position, probe = _probe(job.clients)
+    pair = plan(spec, np.array([len(probe), max(1, len(probe) - 1)]), np.arange(2), seed=0, round=1, limit=1)
+    work = [Assignment(spec, probe, pair.of(np.array([i])), 1, job.clients.ids[position]) for i in range(2)]
+    start = trainer.initial()
+    plain = [trainer.train(start, w).weights for w in work]
+    try:
+        cohort = open_cohort(job.task, spec, trainer, probe)
+        arranged = calls(pair.count, pair.steps, padding=0.0 if cohort.unpadded else 0.5)
+        block = Block(pair, arranged, np.stack([start.buffers] * 2), spec.rate(1))
+        with cohort.settings():
+            together = cohort.train(start, cohort.resident(probe), block)
+    except FoedusError:
+        raise
+    except Exception as error:  # it failed batched where it does not alone
+        raise UnsupportedOperator(f"{type(error).__name__}: {error}") from error
+    for i, alone in enumerate(plain):
+        if not _alike(Weights(together.vectors[i], together.buffers[i]), alone, start):
+            raise UnsupportedOperator("this model: batched over clients, its step differs from the plain one")
+    return cohort
+
+
+def _probe(clients: Clients) -> tuple[int, Examples]:
+    """A client with examples, its position, and a few of them."""
+    sizes = clients.sizes
+    searched = range(min(len(clients), SEARCHED)) if sizes is None else [int(np.argmax(sizes))]
+    for position in searched:
+        examples = read(clients, position)
+        if len(examples):
+            return position, examples.take(slice(0, PROBE))
+    raise ConfigurationError("no client has any examples, so there is nothing to train on")
+
+
+def _alike(a: Weights, b: Weights, start: Weights) -> bool:
+    for x, y, z in zip(a, b, start, strict=True):
+        tolerance = AGREEMENT * float(np.linalg.norm(y - z)) + 1e-6 * float(np.linalg.norm(z))
+        if not np.isfinite(y).all():
+            continue  # it diverges at once, batched or not; its update will be refused by name
+        if not float(np.linalg.norm(x - y)) <= tolerance:
+            return False
+    return True
