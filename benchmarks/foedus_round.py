@@ -66,7 +66,7 @@ def jax_task(chosen: workloads.Workload) -> fd.Task:
             for i, shape in enumerate(shapes)
         }
 
-    def apply(parameters: Any, x: Any, *, train: bool, key: Any) -> Any:  # noqa: ARG001
+    def apply(parameters: Any, x: Any, *, train: bool, key: Any) -> Any:
         for i in range(layers):
             x = x @ parameters[f"layer{i}"]["w"] + parameters[f"layer{i}"]["b"]
             x = jax.nn.relu(x) if i < layers - 1 else x

@@ -3,8 +3,8 @@
 - A round is timed from the end of the round before it to its own end; the figure is the median over the
   rounds after the first ones (`skip`), which hold compilation and warming up.
 - Start-up runs from the start of the process that a person would start to the end of its first round.
-- Each median stands beside the fastest round and beside the share of the machine that other programs used
-  meanwhile (`elsewhere`), since a shared machine is seldom quiet.
+- Each median stands beside the fastest round, beside the CPU seconds of all the engine's processes, and beside
+  the share of the machine that other programs used meanwhile (`elsewhere`), since few machines are quiet.
 - Memory is the highest sum over the process and all its descendants: `rss_mb` counts pages that processes
   share once for each of them (what `ps` shows), `pss_mb` counts them once.
 - User lines are the lines between the marks `user code begins` and `user code ends` that are neither empty
@@ -20,6 +20,7 @@ import os
 import statistics
 import threading
 import time
+from bisect import bisect
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,27 +50,16 @@ class Rounds:
     def end(self) -> None:
         self.ends.append(time.time())
 
-    def figures(self, skip: int) -> dict[str, float | int]:
-        """For the report: the rounds after the first `skip` count, or the last one if there are no more."""
-        kept = self.ends[skip - 1 :] if len(self.ends) > skip else self.ends[-2:]
-        lengths = [later - earlier for earlier, later in pairwise(kept)]
-        return {
-            "seconds_per_round": statistics.median(lengths),
-            "fastest_round": min(lengths),
-            "rounds_measured": len(lengths),
-            "start_to_first_round_s": self.ends[0] - self.start,
-        }
-
-    def steady_since(self, skip: int) -> float:
-        """When the rounds that count began."""
-        return self.ends[min(skip, len(self.ends) - 1) - 1]
+    def kept(self, skip: int) -> list[float]:
+        """The ends between which rounds count: all after the first `skip`, or the last if there are no more."""
+        return self.ends[skip - 1 :] if len(self.ends) > skip else self.ends[-2:]
 
 
 class Watch:
     """Looks at a process tree four times a second, from a thread: `with Watch() as watch: ...`.
 
-    `rss_mb`, `pss_mb` and `processes` are the highest seen. `elsewhere(since)` is the share of the machine's
-    cores that all other programs took from a moment on: when it is large, so is the noise of the figures.
+    `rss_mb`, `pss_mb` and `processes` are the highest seen. `share` says what this tree and what all other
+    programs took of the machine's cores: when the latter is large, so is the noise of the figures.
     """
 
     def __init__(self, root: int | None = None) -> None:
@@ -90,14 +80,21 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def elsewhere(self, since: float) -> float:
-        """Cores that others used on average since then, divided by the number of cores."""
-        looks = [look for look in self._looks if look[0] >= since - 0.25]
-        if len(looks) < 2:
-            return 0.0
-        (begin, machine, ours), (end, machine_end, ours_end) = looks[0], looks[-1]
+    def share(self, begin: float, end: float) -> tuple[float, float]:
+        """CPU seconds of the tree between two moments, and others' share of all cores."""
+        if len(self._looks) < 2:
+            return 0.0, 0.0
+        (machine, ours), (machine_end, ours_end) = self._at(begin), self._at(end)
         others = (machine_end - machine) - (ours_end - ours)
-        return max(0.0, others / (end - begin) / (os.cpu_count() or 1))
+        return ours_end - ours, max(0.0, others / (end - begin) / (os.cpu_count() or 1))
+
+    def _at(self, moment: float) -> tuple[float, float]:
+        """CPU seconds of the machine and of the tree at a moment, interpolated between two looks."""
+        after = min(max(1, bisect(self._looks, (moment,))), len(self._looks) - 1)
+        (t0, *before), (t1, *later) = self._looks[after - 1], self._looks[after]
+        weight = (moment - t0) / (t1 - t0)
+        machine, ours = (a + weight * (b - a) for a, b in zip(before, later, strict=True))
+        return machine, ours
 
     def _watch(self) -> None:
         turn = 0
@@ -110,15 +107,6 @@ class Watch:
             if turn % 8 == 4:  # walking a page table costs milliseconds
                 self.pss_mb = max(self.pss_mb, sum(map(_proportional, family)) / 2**20)
             turn += 1
-
-    def figures(self, since: float) -> dict[str, float | int]:
-        """What goes into the report."""
-        return {
-            "rss_mb": self.rss_mb,
-            "pss_mb": self.pss_mb,
-            "processes": self.processes,
-            "elsewhere": self.elsewhere(since),
-        }
 
 
 def busy() -> float:
@@ -186,6 +174,19 @@ def user_lines(*scripts: str | Path) -> int:
 
 def report(rounds: Rounds, watch: Watch, *, skip: int, **names: object) -> None:
     """One line of JSON on standard output, numbers rounded to what they are worth."""
-    figures = names | rounds.figures(skip) | watch.figures(rounds.steady_since(skip))
+    kept = rounds.kept(skip)
+    lengths = [later - earlier for earlier, later in pairwise(kept)]
+    used, elsewhere = watch.share(kept[0], kept[-1])
+    figures = names | {
+        "seconds_per_round": statistics.median(lengths),
+        "fastest_round": min(lengths),
+        "cpu_seconds_per_round": used / len(lengths),
+        "rounds_measured": len(lengths),
+        "start_to_first_round_s": rounds.ends[0] - rounds.start,
+        "rss_mb": watch.rss_mb,
+        "pss_mb": watch.pss_mb,
+        "processes": watch.processes,
+        "elsewhere": elsewhere,
+    }
     rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
     print(json.dumps(rounded), flush=True)
