@@ -33,6 +33,13 @@ def compiled() -> Executor:
     return Compiled()
 
 
+def vectorised() -> Executor:
+    """Blocks of clients as one batched computation over [client, parameter]; for local_sgd()."""
+    from foedus.sim.vectorised import Vectorised
+
+    return Vectorised()
+
+
 def processes(workers: int | None = None) -> Executor:
     """Worker processes on this machine, each training one client at a time on one core.
 
@@ -50,11 +57,11 @@ def auto(timer: Timer = clock) -> Executor:
     Args:
         timer: ``(name, rehearsal) → seconds``; by default the second of two rehearsals is timed.
     """
-    return Auto((debug(), compiled(), processes()), timer)
+    return Auto((debug(), vectorised(), compiled(), processes()), timer)
 
 
 BY_NAME: dict[str, Callable[[], Executor]] = {
-    f.__name__: f for f in (auto, compiled, debug, processes)  # type: ignore[attr-defined]
+    f.__name__: f for f in (auto, compiled, debug, processes, vectorised)  # type: ignore[attr-defined]
 }
 
 
