@@ -203,7 +203,7 @@ def add(a: Message, b: Message) -> Message:
     total = lift(a)
     if "high" not in b:
         return _add_values(total, b)
-    _check(*(total[name][0] + b[name][0] for name in ("bound", "count", "weight")))
+    _check(*((total[name][0] + b[name][0]).item() for name in ("bound", "count", "weight")))
     for name in total:
         total[name] += b[name]
     return total
@@ -216,7 +216,8 @@ def _add_values(total: Message, message: Message) -> Message:
     if values.shape != total["high"].shape:
         raise ConfigurationError(f"updates of {values.shape[0]} and {total['high'].shape[0]} entries do not add up")
     bound = _bound(values, weight)
-    _check(total["bound"][0] + bound, total["count"][0] + 1, total["weight"][0] + message["weight"][0])
+    grown = {"bound": bound, "count": 1, "weight": int(message["weight"][0])}
+    _check(*(total[name][0].item() + more for name, more in grown.items()))
     scale, low_scale = weight * 2.0**HIGH_BITS, 2.0**LOW_BITS
     for at in range(0, values.shape[0], _CHUNK):
         part = slice(at, at + _CHUNK)

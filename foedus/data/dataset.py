@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.population import Clients, Examples
@@ -66,10 +67,10 @@ class Dataset:
             seed: another seed, another deal.
         """
         dealt = rule.deal(self.train.targets, self.groups, generator(seed, "partition"))
-        tests = None
+        tests, nothing = None, np.empty(0, np.int64)
         if self.test is not None and rule.key in self.test_groups:
             found = rule.deal(self.test.targets, self.test_groups, generator(seed, "partition", "test"))
-            tests = (self.test, [found.get(client, ()) for client in dealt])
+            tests = (self.test, [found.get(client, nothing) for client in dealt])
         return Clients.pooled(self.train, dealt.values(), dealt, test=tests, central_test=self.test)
 
     def clients(self, key: str | None = None, *, seed: int = 0) -> Clients:

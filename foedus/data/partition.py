@@ -256,9 +256,8 @@ def _wanted(nodes: int, classes: int, size: int, share: float) -> NDArray[np.int
     home = int(np.floor(share * size + 0.5))
     each, over = divmod(size - home, classes - 1)
     away = (np.arange(classes) - node) % classes  # 0 at home, else 1 .. classes-1
-    # Whose turn it is to give one row more rotates with the node, so that no class gives all of them.
-    turn = (away - 1 + (node // classes) * over) % (classes - 1)
-    return np.where(away == 0, home, each + (turn < over))
+    # The next classes after home give the rows left over, so that over all homes each gives as many.
+    return np.where(away == 0, home, each + (away <= over))
 
 
 def _flat(targets: Array) -> Array:

@@ -13,11 +13,10 @@ Source of the split: B. McMahan et al., AISTATS 2017; the text is in the public 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from foedus.core.population import Examples
 from foedus.data.dataset import Dataset
@@ -87,9 +86,11 @@ def encode(text: str) -> NDArray[np.int64]:
     return np.where(codes < 128, _NUMBERS[np.minimum(codes, 127)], PADDING)
 
 
-def decode(numbers: Iterable[int]) -> str:
+def decode(numbers: ArrayLike) -> str:
     """The text of these numbers; `PADDING` and what lies outside the vocabulary is left out."""
-    return "".join(CHARACTERS[n - 1] for n in numbers if 0 < n <= len(CHARACTERS))
+    return "".join(
+        CHARACTERS[n - 1] for n in np.asarray(numbers).ravel().tolist() if 0 < n <= len(CHARACTERS)
+    )
 
 
 def _dataset(name: str, lines: dict[str, list[str]], window: int, minimum_lines: int) -> Dataset:

@@ -7,7 +7,8 @@ protects statistics, and only the sums are looked at. From them come frozen valu
 
 Sums are exact (`core/aggregate.py`), and two passes are made, first means, then squares about the means:
 federated scaling equals the scaling of pooled data to 12 digits. To use the fixed point well, each column is
-divided by a power of 16 above its largest magnitude, found from a sum of histograms of exponents.
+divided by a power of 16 above its largest magnitude, found from a sum of histograms of exponents, before values
+(and again before squares) are summed.
 
 What is revealed: the sums. With one client they are that client's statistics, and a median found by
 histograms comes close to a value that somebody has.
@@ -50,6 +51,7 @@ Regime: TypeAlias = Callable[[NDArray[Any]], NDArray[np.int64]]
 _STEP: Final = 4  # scales are powers of 2**4
 _LOWEST: Final = -64  # magnitudes below 2**-64 are as good as 0
 _SCALES: Final = (128 - _LOWEST) // _STEP + 1
+_ROUNDING: Final = 1e-13  # of the largest magnitude: a spread below it is none
 _BINS: Final = 256
 _PASSES: Final = 4  # of the histogram: 256**4 bins over the range
 
@@ -114,7 +116,8 @@ def federated_scaling(
 ) -> Scaling:
     """The mean and standard deviation of every column over all clients' training examples.
 
-    Missing values (NaN) are left out. Three sums are made: exponents, sums, squares about the mean.
+    Missing values (NaN) are left out. Four sums are made: exponents of the values, sums, exponents of the
+    distances from the mean, and their squares.
 
     Args:
         input: which of the model's inputs; see `Scaling` for this, ``axis`` and ``regime``.
@@ -260,24 +263,31 @@ def _moments(clients: Clients, columns: _Columns, add: Aggregator) -> _Moments:
     scale = _scales(clients, columns, add)
     first = federated_sum(clients, partial(_first, columns, scale), aggregator=add)
     count, total = first.reshape(2, *scale.shape)
-    centre = total / np.maximum(count, 1)
-    squares = federated_sum(clients, partial(_second, columns, scale, centre), aggregator=add)
-    spread = np.sqrt(squares.reshape(scale.shape) / np.maximum(count, 1))
-    varies = spread > 1e-12  # of the largest magnitude: below, it is rounding
-    return _Moments(centre * scale, np.where(varies, spread * scale, 1.0))
+    count = np.maximum(count, 1)
+    centre = total / count * scale
+    # Deviations may be far smaller than values (pressures of 2388.0 to 2388.1), hence a scale of their own.
+    unit = _scales(clients, columns, add, centre)
+    squares = federated_sum(clients, partial(_second, columns, unit, centre), aggregator=add)
+    spread = np.sqrt(squares.reshape(scale.shape) / count) * unit
+    return _Moments(centre, np.where(spread > _ROUNDING * scale, spread, 1.0))
 
 
-def _scales(clients: Clients, columns: _Columns, add: Aggregator) -> Floats:
-    """A power of 16 above every magnitude of each column, [regime, column]; 1 where there is none."""
-    seen = federated_sum(clients, partial(_exponents, columns), aggregator=add)
+def _scales(clients: Clients, columns: _Columns, add: Aggregator, centre: Floats | None = None) -> Floats:
+    """A power of 16 above every magnitude (distance from the centre) of each column, [regime, column].
+
+    1 where there is none.
+    """
+    seen = federated_sum(clients, partial(_exponents, columns, centre), aggregator=add)
     taken = seen.reshape(_SCALES, columns.regimes, -1) > 0.5
     highest = _SCALES - 1 - np.argmax(taken[::-1], axis=0)
     return np.where(taken.any(axis=0), np.ldexp(1.0, _LOWEST + _STEP * highest), 1.0)
 
 
-def _exponents(columns: _Columns, examples: Examples) -> Floats:
+def _exponents(columns: _Columns, centre: Floats | None, examples: Examples) -> Floats:
     """One-hot over the scales for each regime and column that has a value: [scale * regime * column]."""
     rows, which = columns.read(examples)
+    if centre is not None:
+        rows = rows - centre[which]
     seen = np.zeros((_SCALES, columns.regimes, rows.shape[1]))
     for regime in np.unique(which):
         mine = rows[which == regime]
@@ -302,11 +312,11 @@ def _first(columns: _Columns, scale: Floats, examples: Examples) -> Floats:
     return np.concatenate([counts.ravel(), sums.ravel()])
 
 
-def _second(columns: _Columns, scale: Floats, centre: Floats, examples: Examples) -> Floats:
+def _second(columns: _Columns, unit: Floats, centre: Floats, examples: Examples) -> Floats:
     """Sums of squares about the centre of each regime and column, [regime * column]."""
     rows, which = columns.read(examples)
-    squares = np.zeros_like(scale)
-    np.add.at(squares, which, np.nan_to_num(np.square(rows / scale[which] - centre[which])))
+    squares = np.zeros_like(unit)
+    np.add.at(squares, which, np.nan_to_num(np.square((rows - centre[which]) / unit[which])))
     return squares.ravel()
 
 
@@ -333,7 +343,7 @@ def _fit_scaling(columns: _Columns, examples: Examples) -> Function:
     count = np.maximum(known.sum(axis=0), 1)
     centre = np.where(known, rows, 0.0).sum(axis=0) / count
     spread = np.sqrt(np.where(known, np.square(rows - centre), 0.0).sum(axis=0) / count)
-    std = np.where(spread > 1e-12 * np.abs(np.nan_to_num(rows)).max(axis=0, initial=0.0), spread, 1.0)
+    std = np.where(spread > _ROUNDING * np.abs(np.nan_to_num(rows)).max(axis=0, initial=0.0), spread, 1.0)
     return Scaling(centre[None], std[None], columns.input, columns.axis).apply
 
 

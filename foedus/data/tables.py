@@ -19,7 +19,7 @@ from foedus.errors import ConfigurationError
 
 __all__ = ["adult", "heart_disease", "parkinsons"]
 
-Text = NDArray[np.str_]
+Text = NDArray[Any]  # of texts
 
 _HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
 _HEART: Final = (

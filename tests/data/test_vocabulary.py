@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from foedus.core.aggregate import mean
 from foedus.core.population import Examples
 from foedus.data import Vocabulary, federated_vocabulary, one_hot
 from foedus.errors import ConfigurationError, DataError
@@ -28,6 +29,16 @@ def test_it_equals_a_count_over_pooled_words(lists):
 def test_tables_grow_until_all_words_come_out():
     lists = {c: [f"word {i}" for i in range(c, 900, 3)] for c in range(3)}
     assert len(federated_vocabulary(lists).words) == 900
+
+
+def test_a_hundred_words_come_out_of_the_first_tables():
+    """Taking words out one after another matters: without it a quarter as many would already get stuck."""
+    rounds = []
+    exact = mean(weighted=False)
+    counting = exact._replace(init=lambda layout: rounds.append(layout.size) or exact.init(layout))
+    lists = {c: [f"word {i}" for i in range(c, 100, 2)] for c in range(2)}
+    assert len(federated_vocabulary(lists, aggregator=counting).words) == 100
+    assert rounds == [3 * 64 * (3 + 40)]
 
 
 def test_rare_words_are_left_out_on_demand():
