@@ -44,7 +44,7 @@ from foedus.errors import ConfigurationError, DataError
 
 __all__ = ["ClientId", "Clients", "Examples", "Pair", "Part", "Rows", "check_targets"]
 
-Pair: TypeAlias = Any  # what a client's data may be written as: Examples or (x, y); checked where it is read
+Pair: TypeAlias = "Examples | tuple[Any, Any]"  # what a client's data may be written as: Examples or (x, y)
 Dealt: TypeAlias = tuple[Examples, Iterable[ArrayLike]]  # a pool, and each client's rows in it
 
 
@@ -83,7 +83,7 @@ class Clients:
         cls,
         pool: Examples,
         rows: Iterable[ArrayLike],
-        ids: Iterable[Any] | None = None,
+        ids: Iterable[ClientId] | None = None,
         *,
         validation: Dealt | None = None,
         test: Dealt | None = None,
@@ -135,7 +135,7 @@ class Clients:
     def generated(
         cls,
         function: Callable[[Any], Pair],
-        ids: int | Iterable[Any],
+        ids: int | Iterable[ClientId],
         *,
         validation: Callable[[Any], Pair] | None = None,
         test: Callable[[Any], Pair] | None = None,

@@ -10,7 +10,7 @@ Not here: frames (`frames.py`) and files (`folders.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +20,13 @@ from foedus.data.dataset import Dataset
 from foedus.errors import DataError
 
 __all__ = ["from_arrays", "from_torch"]
+
+
+class MapStyle(Protocol):
+    """What torch calls a map-style dataset: it has a length, and items ``(x, ..., y)`` by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def from_arrays(
@@ -50,9 +57,9 @@ def from_arrays(
 
 
 def from_torch(
-    dataset: Any,
+    dataset: MapStyle,
     *,
-    test: Any = None,
+    test: MapStyle | None = None,
     groups: Mapping[str, ArrayLike] | None = None,
     name: str = "own data",
 ) -> Dataset:
@@ -62,8 +69,7 @@ def from_torch(
     one shape. Transforms are applied once; random ones give the same picture in every epoch.
 
     Args:
-        dataset: with ``len(dataset)`` and ``dataset[i]``, e.g. a ``TensorDataset``, a ``Subset``, or an
-            ``ImageFolder`` with ``ToTensor()``.
+        dataset: e.g. a ``TensorDataset``, ``Subset`` or ``ImageFolder`` with ``ToTensor()``.
         test: another one, to evaluate on.
         groups, name: as for `from_arrays`.
 
@@ -75,7 +81,7 @@ def from_torch(
     return Dataset(name, train, tests, groups=keys)
 
 
-def _collected(dataset: Any, argument: str) -> Examples:
+def _collected(dataset: MapStyle, argument: str) -> Examples:
     try:
         count = len(dataset)
     except TypeError:

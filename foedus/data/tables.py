@@ -19,7 +19,7 @@ from foedus.errors import ConfigurationError
 
 __all__ = ["adult", "heart_disease", "parkinsons"]
 
-Text = NDArray[Any]  # of texts
+Text = NDArray[np.str_]
 
 _HOSPITALS: Final = ("cleveland", "hungarian", "switzerland", "va")
 _HEART: Final = (

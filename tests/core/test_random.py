@@ -114,7 +114,7 @@ def test_generators_of_one_path_agree_and_of_two_do_not():
     )
 
 
-@pytest.mark.parametrize("wrong", [2**64, -(2**63) - 1])
+@pytest.mark.parametrize("wrong", [2**64, -(2**63) - 1, 0.5, None, ("a",)])
 def test_a_path_of_something_else_is_refused(wrong):
     with pytest.raises(ConfigurationError, match="64 bits"):
         key(0, wrong)

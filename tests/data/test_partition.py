@@ -162,6 +162,7 @@ class TestByKey:
     ("build", "message"),
     [
         (lambda: iid(0), "at least 1, and is 0"),
+        (lambda: iid(2.0), "2.0"),
         (lambda: shards(3, shards_per_node=0), "shards_per_node"),
         (lambda: dirichlet(3, alpha=0.0), "alpha"),
         (lambda: dirichlet(3, alpha=float("nan")), "alpha"),
