@@ -18,7 +18,7 @@ Not here: categories as text (`vocabulary.py`), and noise for differential priva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -236,22 +236,34 @@ class _Columns(NamedTuple):
     regime: Regime | None = None
     regimes: int = 1
 
-    def read(self, examples: Examples) -> tuple[Floats, NDArray[np.int64]]:
-        """The values, float64 [row, column], and the regime of each row, [row]."""
+    def read(self, examples: Examples) -> Floats:
+        """The values, float64 [row, column]."""
+        x = self.last(examples)
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        if np.isinf(rows).any():
+            raise DataError("An input has infinite values; replace them by NaN (missing) or by a number.")
+        return rows
+
+    def by_regime(self, examples: Examples) -> Iterator[tuple[int, Floats]]:
+        """Each regime that occurs, with its rows, float64 [row, column]."""
+        rows = self.read(examples)
+        if self.regime is None:
+            yield from [(0, rows)] if len(rows) else []
+            return
+        which = self.regime(self.last(examples)).reshape(-1)
+        if which.size and (which.min() < 0 or which.max() >= self.regimes):
+            raise ConfigurationError(
+                f"regime() gave numbers from {which.min()} to {which.max()}, and regimes={self.regimes}."
+            )
+        yield from ((int(k), rows[which == k]) for k in np.unique(which))
+
+    def last(self, examples: Examples) -> NDArray[Any]:
+        """The input with its columns on the last axis."""
         if not -len(examples.inputs) <= self.input < len(examples.inputs):
             raise ConfigurationError(
                 f"input={self.input}, and the examples have {len(examples.inputs)} inputs."
             )
-        x = np.moveaxis(examples.inputs[self.input], self.axis, -1)
-        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-        if np.isinf(rows).any():
-            raise DataError("An input has infinite values; replace them by NaN (missing) or by a number.")
-        which = np.zeros(len(rows), np.int64) if self.regime is None else self.regime(x).reshape(-1)
-        if which.size and not (which.min() >= 0 and which.max() < self.regimes):
-            raise ConfigurationError(
-                f"regime() gave numbers from {which.min()} to {which.max()}, and regimes={self.regimes}."
-            )
-        return rows, which
+        return np.moveaxis(examples.inputs[self.input], self.axis, -1)
 
 
 class _Moments(NamedTuple):
@@ -285,51 +297,47 @@ def _scales(clients: Clients, columns: _Columns, add: Aggregator, centre: Floats
 
 def _exponents(columns: _Columns, centre: Floats | None, examples: Examples) -> Floats:
     """One-hot over the scales for each regime and column that has a value: [scale * regime * column]."""
-    rows, which = columns.read(examples)
-    if centre is not None:
-        rows = rows - centre[which]
-    seen = np.zeros((_SCALES, columns.regimes, rows.shape[1]))
-    for regime in np.unique(which):
-        mine = rows[which == regime]
-        largest = np.nan_to_num(np.abs(mine)).max(axis=0)
+    width = columns.last(examples).shape[-1]
+    seen = np.zeros((_SCALES, columns.regimes, width))
+    for regime, rows in columns.by_regime(examples):
+        known = ~np.isnan(rows).all(axis=0)
+        largest = np.nan_to_num(np.abs(rows if centre is None else rows - centre[regime])).max(axis=0)
         step = -(-(np.frexp(largest)[1] - _LOWEST) // _STEP)
         if step.max(initial=0) >= _SCALES:
             raise DataError(
                 f"An input has a value of magnitude {largest.max():.3g}; above 1e38 nothing is summed."
             )
-        known = ~np.isnan(mine).all(axis=0)
         seen[np.maximum(step, 0)[known], regime, np.flatnonzero(known)] = 1
     return seen.ravel()
 
 
 def _first(columns: _Columns, scale: Floats, examples: Examples) -> Floats:
     """Counts and sums of each regime and column, [2 * regime * column]."""
-    rows, which = columns.read(examples)
-    known = ~np.isnan(rows)
     counts, sums = np.zeros_like(scale), np.zeros_like(scale)
-    np.add.at(counts, which, known)
-    np.add.at(sums, which, np.where(known, rows, 0.0) / scale[which])
+    for regime, rows in columns.by_regime(examples):
+        counts[regime] = (~np.isnan(rows)).sum(axis=0)
+        sums[regime] = np.nansum(rows / scale[regime], axis=0)
     return np.concatenate([counts.ravel(), sums.ravel()])
 
 
 def _second(columns: _Columns, unit: Floats, centre: Floats, examples: Examples) -> Floats:
     """Sums of squares about the centre of each regime and column, [regime * column]."""
-    rows, which = columns.read(examples)
     squares = np.zeros_like(unit)
-    np.add.at(squares, which, np.nan_to_num(np.square((rows - centre[which]) / unit[which])))
+    for regime, rows in columns.by_regime(examples):
+        squares[regime] = np.nansum(np.square((rows - centre[regime]) / unit[regime]), axis=0)
     return squares.ravel()
 
 
 def _counts(columns: _Columns, examples: Examples) -> Floats:
     """How many values each column has, [column]."""
-    rows, _ = columns.read(examples)
+    rows = columns.read(examples)
     counts: Floats = (~np.isnan(rows)).sum(axis=0).astype(np.float64)
     return counts
 
 
 def _histogram(columns: _Columns, low: Floats, width: Floats, examples: Examples) -> Floats:
     """Counts of the values from ``low`` to ``low + width`` in bins, [column * bin]."""
-    rows, _ = columns.read(examples)
+    rows = columns.read(examples)
     with np.errstate(invalid="ignore"):
         bins = np.floor((rows - low) / width * _BINS)
         row, column = np.nonzero((bins >= 0) & (bins < _BINS))
@@ -338,7 +346,7 @@ def _histogram(columns: _Columns, low: Floats, width: Floats, examples: Examples
 
 
 def _fit_scaling(columns: _Columns, examples: Examples) -> Function:
-    rows, _ = columns.read(examples)
+    rows = columns.read(examples)
     known = ~np.isnan(rows)
     count = np.maximum(known.sum(axis=0), 1)
     centre = np.where(known, rows, 0.0).sum(axis=0) / count
@@ -348,7 +356,7 @@ def _fit_scaling(columns: _Columns, examples: Examples) -> Function:
 
 
 def _fit_filling(columns: _Columns, examples: Examples) -> Function:
-    rows, _ = columns.read(examples)
+    rows = columns.read(examples)
     known = ~np.isnan(rows)
     means = np.where(known, rows, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return Filling(means, columns.input, columns.axis).apply
