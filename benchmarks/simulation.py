@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ PEER_ROUNDS = {
 PEER_SCRIPTS = {"flower": "flower.py", "pfl": "pfl_research.py", "fedjax": "fedjax_.py"}
 MILLION = 1_000_000
 FEW = 10_000
+LONGEST = 900  # seconds for one measurement
 
 
 @dataclass(frozen=True)
@@ -278,11 +280,7 @@ class Laboratory:
         command += ["--rounds", str(count), "--skip", str(max(1, min(3, count // 3)))]
         with tempfile.TemporaryDirectory(prefix="foedus-cold-") as empty:
             environment = self._environment(empty if job.cold else str(self.cache))
-            try:
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-            except subprocess.TimeoutExpired:
-                return "took more than 15 minutes"
-        return _parsed(done)
+            return _run(command, environment)
 
     def _environment(self, cache: str) -> dict[str, str]:
         paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
@@ -295,13 +293,27 @@ class Laboratory:
         }
 
 
-def _parsed(done: subprocess.CompletedProcess[str]) -> Figures | str:
-    for line in reversed(done.stdout.splitlines()):
+def _run(command: list[str], environment: dict[str, str]) -> Figures | str:
+    """The figures that the command prints, or the last that it said."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+            process.communicate()
+            return f"took more than {LONGEST / 60:.0f} minutes"
+    for line in reversed(out.splitlines()):
         if line.startswith('{"peer"'):
             found: Figures = json.loads(line)
             return found
-    told = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no output"]
-    return told[-1][:300]
+    return (err.strip().splitlines() or out.strip().splitlines() or ["no output"])[-1][:300]
 
 
 # --- what is printed
@@ -414,6 +426,8 @@ def main() -> None:
         book = measure_all(asked, laboratory)
     data = "MNIST" if (Path(os.environ.get("FOEDUS_DATA", "")) / "mnist").exists() else "random data"
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {data}")
+    known = {f"{f['peer']} {f['version']}" for all_ in book.figures.values() for f in all_ if f}
+    print(", ".join(sorted(known)))
     for workload in asked.only:
         print("\n" + table(book, workload))
     print("\nTargets" + (" (quick run: not for quoting)" if asked.quick else ""))
