@@ -4,7 +4,7 @@ import cloudpickle
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from foedus.core.population import Clients, Examples, Rows
 from foedus.errors import ConfigurationError, DataError
@@ -139,7 +139,6 @@ def test_bad_populations_are_refused(build, message):
 # --- splitting ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50)
 @given(deals, st.integers(0, 50), st.floats(0, 0.5), st.floats(0, 0.49))
 def test_a_split_is_disjoint_complete_and_the_same_for_a_function(rows, seed, validation, test):
     clients = Clients.pooled(POOL, rows)

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 
 from foedus.core.random import generator
 from foedus.data import by_class, by_key, dirichlet, from_arrays, iid, quantity_skew, shards
@@ -22,7 +22,6 @@ def deal(rule, targets, seed=0, groups=None):
     return rule.deal(targets, groups or {}, generator(seed, "test"))
 
 
-@settings(max_examples=60)
 @given(complete, labels, st.integers(0, 9))
 def test_every_row_is_used_exactly_once_and_the_seed_decides(rule, targets, seed):
     dealt = deal(rule, targets, seed)
@@ -74,7 +73,6 @@ def test_small_alpha_is_more_skewed_than_large():
     assert skew(0.1) > 0.35 > 0.2 > skew(100.0)
 
 
-@settings(max_examples=40)
 @given(st.integers(2, 8), st.integers(1, 5), st.sampled_from([dirichlet, quantity_skew]))
 def test_the_minimum_holds(nodes, minimum, rule):
     targets = np.arange(nodes * minimum + 7) % 3
@@ -83,7 +81,6 @@ def test_the_minimum_holds(nodes, minimum, rule):
 
 
 class TestByClass:
-    @settings(max_examples=60)
     @given(st.integers(1, 12), st.floats(0.05, 1.0), labels)
     def test_the_rule_as_written(self, nodes, share, targets):
         assume(len(np.unique(targets)) > 1)

@@ -4,7 +4,7 @@ import cloudpickle
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from foedus.core.aggregate import mean
 from foedus.core.population import Clients, Examples
@@ -42,7 +42,6 @@ def tables(draw):
 
 
 class TestScaling:
-    @settings(max_examples=60, deadline=None)
     @given(tables())
     def test_federated_equals_pooled(self, found):
         """To 12 digits: the mean relative to the spread about it, the spread relative to itself."""
@@ -141,7 +140,6 @@ class TestScaling:
 
 
 class TestFilling:
-    @settings(max_examples=40, deadline=None)
     @given(tables())
     def test_the_mean_of_what_is_there(self, found):
         filling = federated_mean_filling(population(found))
@@ -151,7 +149,6 @@ class TestFilling:
             wanted = known.mean() if len(known) else 0
             assert abs(value - wanted) <= 1e-12 * max(abs(known).max(initial=0), 1e-300)
 
-    @settings(max_examples=40, deadline=None)
     @given(tables(), st.sampled_from([0.1, 0.5, 0.9]))
     def test_quantiles_from_histograms(self, found, quantile):
         filling = federated_median_filling(population(found), quantile=quantile)

@@ -5,7 +5,7 @@ from collections import Counter
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from foedus.core.aggregate import mean
 from foedus.core.population import Examples
@@ -15,7 +15,6 @@ from foedus.errors import ConfigurationError, DataError
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(words, max_size=12), min_size=1, max_size=5))
 def test_it_equals_a_count_over_pooled_words(lists):
     found = federated_vocabulary(dict(enumerate(lists)))
