@@ -21,8 +21,9 @@ import numpy as np
 from foedus.errors import ConfigurationError, FoedusError, UnsupportedOperator
 from foedus.sim.work import Executor, Job, Orders, Session
 
-STEPS = 8  # local steps of each client in a rehearsal
+STEPS = 8  # local steps of each client in a rehearsal, at most
 CLIENTS = 4  # clients per core in a rehearsal
+BUDGET = 0.5  # seconds that a rehearsal by the plain loop may take: fewer steps for slower models
 GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
 STARTING = 6.0  # seconds that starting workers takes, about; they must save more than that
 
@@ -81,6 +82,7 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
         session: Session | None = None
         try:
             session = candidate.open(job)
+            sample = sample if measured else _affordable(session, sample)
             seconds = _measure(auto.timer, session, sample)
         except (UnsupportedOperator, ConfigurationError) as error:
             if session is not None:
@@ -125,6 +127,16 @@ def _sample(job: Job, orders: Orders) -> Orders:
     count = CLIENTS * (os.cpu_count() or 1)
     few = Orders(orders.round, orders.start, cohort[:count], {}, STEPS)
     return few if len(few.cohort) else Orders(orders.round, orders.start, np.arange(1), {}, STEPS)
+
+
+def _affordable(session: Session, sample: Orders) -> Orders:
+    """The sample with as many steps as the first candidate can take within the budget."""
+    one = Orders(sample.round, sample.start, sample.cohort[:1], {}, 1)
+    session.run(one)
+    begin = time.perf_counter()
+    session.run(one)
+    steps = BUDGET / (time.perf_counter() - begin) / len(sample.cohort)
+    return Orders(sample.round, sample.start, sample.cohort, {}, int(min(max(steps, 1), STEPS)))
 
 
 def _hopeless(candidate: Executor, measured: Sequence[Measured], auto: Auto, total: float) -> str | None:
