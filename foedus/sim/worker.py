@@ -79,7 +79,8 @@ class Trainee:
     """A worker's side of the conversation, without the connection."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._job: Job = mapped(file)
+        with file:
+            self._job: Job = mapped(file)
         self._session = Debug().open(self._job)
         self._begun: Begin | None = None
         self._total = Outcome()
