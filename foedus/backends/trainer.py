@@ -77,7 +77,7 @@ class Tally:
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
-        self._sums = dict.fromkeys((m.name for m in metrics if not m.whole), 0.0)
+        self._sums = {m.name: (0.0, 0) for m in metrics if not m.whole}
         self._loss, self._count = 0.0, 0
         self._kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
@@ -87,7 +87,10 @@ class Tally:
         self._loss += loss * count
         for metric in self._metrics:
             if not metric.whole:
-                self._sums[metric.name] += float(np.mean(metric.value(output, target), dtype=np.float64)) * count
+                values = np.ma.asarray(metric.value(output, target))
+                total, counted = self._sums[metric.name]
+                added = values.sum(dtype=np.float64)
+                self._sums[metric.name] = (total + (0.0 if added is np.ma.masked else float(added)), counted + values.count())
         if any(m.whole for m in self._metrics):
             self._kept.append((output, target))
 
@@ -100,6 +103,7 @@ class Tally:
                 output, target = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
                 value = float(metric.value(output, target))
             else:
-                value = self._sums[metric.name] / self._count
+                total, counted = self._sums[metric.name]
+                value = total / counted if counted else float("nan")
             figures[metric.name] = metric.finish(value)
         return figures

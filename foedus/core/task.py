@@ -22,11 +22,11 @@ class Metric(NamedTuple):
     """A figure about predictions.
 
     * ``value(output, target)``: numpy arrays in; one value per example [B] or per element [B, ...], which are
-      averaged, or, with ``whole=True``, one number for a whole set (a metric, such as AUROC, that is no mean).
+      averaged (masked elements of a ``numpy.ma`` array are left out), or, with ``whole=True``, one number for a whole set (a metric, such as AUROC, that is no mean).
     * ``finish(mean) -> float``: applied to the mean, e.g. the root of a mean square.
     * ``better``: ``max`` or ``min``, which way is better.
 
-    Law: unless ``whole``, the metric of a union is ``finish`` of the example-weighted mean of the parts' means.
+    Law: unless ``whole``, the metric of a union is ``finish`` of the mean over the union's elements.
 
     Example:
         >>> within_ten = Metric("within_ten", lambda output, target: abs(output[:, 0] - target) <= 10)
@@ -122,10 +122,11 @@ class Task:
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
-def _hits(output: NDArray[Any], target: NDArray[Any]) -> NDArray[np.bool_]:
+def _hits(output: NDArray[Any], target: NDArray[Any]) -> Any:
     if output.shape == target.shape or output.shape == (*target.shape, 1):
         return np.asarray((output.reshape(target.shape) > 0) == (target > 0.5))
-    return np.asarray(output.argmax(_class_axis(output, target)) == target)
+    # A negative label (torch's losses leave −100 out) marks padding, which is neither right nor wrong.
+    return np.ma.array(output.argmax(_class_axis(output, target)) == target, mask=target < 0)
 
 
 def _class_axis(output: NDArray[Any], target: NDArray[Any]) -> int:
@@ -161,7 +162,8 @@ def _distances(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
 
 
 accuracy = Metric("accuracy", _hits)
-"""Share of right predictions: the greatest score wins; a single output above 0 means class 1."""
+"""Share of right predictions: the greatest score wins; a single output above 0 means class 1. Where the label is
+negative (padding, by torch's −100) nothing is counted."""
 
 auroc = Metric("auroc", _scores, whole=True)
 """Area under the ROC curve of a two-class model; NaN where only one class occurs."""
