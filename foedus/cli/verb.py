@@ -1,0 +1,193 @@
+"""What all verbs share: their kind of command, the flags that replace a field of a federation, and the loading
+of a federation from ``module:object``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from foedus.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from foedus.sim.federation import Federation
+
+F = TypeVar("F", bound=Callable[..., Any])
+OBJECT = "federation"  # the name looked for where none is given
+
+
+@dataclass
+class State:
+    """What the entry point learns about a command line."""
+
+    debug: bool = False
+
+
+class Verb(click.Command):
+    """A command with examples below its options, and with ``--debug``."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        self.params.append(
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks."
+            )
+        )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.examples))
+
+
+def _debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and isinstance(ctx.obj, State):
+        ctx.obj.debug = True
+
+
+# --- a federation, and flags over it -------------------------------------------------------------------------
+
+
+def with_target(function: F) -> F:
+    """The argument ``module:object``, and the flags that replace a field each."""
+    for option in reversed(_FLAGS):
+        function = option(function)
+    return click.argument("target", metavar="MODULE:OBJECT")(function)
+
+
+_FLAGS = (
+    click.option("--rounds", type=click.IntRange(0), help="Rounds in all."),
+    click.option("--cohort", type=click.IntRange(1), help="Clients per round, drawn uniformly."),
+    click.option("--seed", type=int, help="Everything random is a function of it."),
+    click.option("--every", type=click.IntRange(0), help="Evaluate after each so many rounds."),
+    click.option(
+        "--folder", type=click.Path(path_type=Path), help="Run folder; resumed if it has been used."
+    ),
+    click.option("--executor", help="auto, debug, processes, ...; see `foedus doctor`."),
+    click.option("--device", help="E.g. cpu or cuda."),
+    click.option(
+        "--start", type=click.Path(exists=True, dir_okay=False), help="First weights (safetensors)."
+    ),
+    click.option("--no-resume", is_flag=True, help="A folder with a run in it is an error."),
+    click.option("--no-progress", is_flag=True, help="Show nothing while running."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of :func:`with_target`; None, or False, is what was not given."""
+
+    rounds: int | None
+    cohort: int | None
+    seed: int | None
+    every: int | None
+    folder: Path | None
+    executor: str | None
+    device: str | None
+    start: str | None
+    no_resume: bool
+    no_progress: bool
+
+    def over(self, federation: Federation) -> Federation:
+        """The federation with the given fields replaced."""
+        from foedus.sim.executors import by_name
+
+        given = {name: getattr(self, name) for name in ("rounds", "cohort", "seed")}
+        settings = {name: getattr(self, name) for name in ("folder", "device", "start")}
+        settings |= {
+            "executor": None if self.executor is None else by_name(self.executor),
+            "resume": False if self.no_resume else None,
+            "progress": False if self.no_progress else None,
+        }
+        evaluation = {"every": self.every}
+        return replace(
+            federation,
+            **_known(given),
+            evaluation=replace(federation.evaluation, **_known(evaluation)),
+            settings=replace(federation.settings, **_known(settings)),
+        )
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# --- loading ------------------------------------------------------------------------------------------------
+
+
+def load(target: str) -> Federation:
+    """The federation that ``module:object`` or ``path/file.py:object`` names; the object is ``federation`` if it
+    is left out, and may be a function without arguments that makes one.
+
+    Raises:
+        ConfigurationError: there is no such file, module or object, or it is no Federation.
+    """
+    from foedus.sim.federation import Federation
+
+    place, _, name = target.rpartition(":") if _has_object(target) else (target, "", OBJECT)
+    module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
+    if not hasattr(module, name):
+        raise ConfigurationError(f"{place} has no {name!r}{_others(module, place)}")
+    found = getattr(module, name)
+    if callable(found) and not isinstance(found, Federation | type):
+        found = found()
+    if not isinstance(found, Federation):
+        raise ConfigurationError(
+            f"{target} is a {type(found).__name__}, and foedus runs a foedus.Federation. Write in {place}: "
+            f"{name} = foedus.Federation(task=task, algorithm=algorithm, clients=clients, rounds=20)"
+        )
+    return found
+
+
+def _has_object(target: str) -> bool:
+    """Whether an object is named: the colon of a Windows drive does not count."""
+    return ":" in target and not target.endswith(".py")
+
+
+def _others(module: ModuleType, place: str) -> str:
+    from foedus.sim.federation import Federation
+
+    names = [name for name, value in vars(module).items() if isinstance(value, Federation)]
+    return (
+        f"; it has: {', '.join(f'{place}:{name}' for name in names)}"
+        if names
+        else ", and no Federation at all"
+    )
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """Import a file under its own name, with its folder on the path, so that workers can import it as well."""
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {path}")
+    module = _imported(path.stem, path.resolve().parent, str(path))
+    if Path(module.__file__ or "").resolve() != path.resolve():
+        raise ConfigurationError(
+            f"{path} cannot be imported, because {path.stem!r} is the name of another module, "
+            f"{module.__file__ or 'built in'}. Rename the file"
+        )
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    return _imported(name, Path.cwd(), name)
+
+
+def _imported(name: str, folder: Path, asked: str) -> ModuleType:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # a module that the user's own file imports
+        raise ConfigurationError(
+            f"there is no module {asked!r} in {folder} or among the installed ones. "
+            "Give a module:object, or a path/file.py:object"
+        ) from error
