@@ -57,7 +57,7 @@ class Cohort(Protocol):
         unpadded: why batches must keep their exact shapes; ``None`` if they may be padded.
         size: bytes that one client takes in a block, about.
         memory: bytes that a block may take.
-        cache: bytes of a block that is computed fastest.
+        cache: bytes of a block that stays near the processor.
     """
 
     layout: Layout

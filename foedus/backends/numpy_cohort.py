@@ -22,7 +22,7 @@ class NumpyCohort:
 
     unpadded = "a NumpyModel's gradient takes no mask"
     memory = 1 << 30
-    cache = 4 << 20
+    cache = 16 << 20
     device = "cpu"
 
     def __init__(self, trainer: NumpyTrainer, spec: LocalSGD, size: int) -> None:

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from foedus.backends.cohort import Block, Stacked
 from foedus.backends.masking import Objective, objective
 from foedus.backends.torch_backend import TorchTrainer
+from foedus.backends.torch_record import Recorder
 from foedus.backends.torch_stacked import stacked
 from foedus.backends.trainer import Trainer, Weights
 from foedus.core.client import LocalSGD, descend
@@ -35,7 +36,7 @@ from foedus.errors import UnsupportedOperator
 from foedus.tree import Layout
 
 GIB = 1 << 30
-CACHED = 4 << 20  # bytes of a block that stays near the processor
+CACHED = 16 << 20  # bytes of a block that stays near the processor
 
 Pool = list[Tensor]  # inputs and targets, each [example, ...]
 
@@ -61,13 +62,14 @@ class _Batch(NamedTuple):
 class TorchCohort:
     """See :class:`foedus.backends.cohort.Cohort`."""
 
-    def __init__(self, trainer: TorchTrainer, spec: LocalSGD, found: Objective, size: int) -> None:
-        self._trainer, self._spec, self._objective = trainer, spec, found
+    def __init__(
+        self, trainer: TorchTrainer, spec: LocalSGD, found: Objective, *, size: int, recorder: Recorder
+    ) -> None:
+        self._trainer, self._spec, self._objective, self._recorder = trainer, spec, found, recorder
         self.unpadded, self.size = found.reason, size
         self.layout, self.buffer_layout, self.device = trainer.layout, trainer.buffer_layout, trainer.device
-        on_gpu = self.device.startswith("cuda")
-        self.memory = 8 * GIB if on_gpu else GIB
-        self.cache = self.memory if on_gpu else CACHED
+        self.memory, self.cache = (8 if self.device.startswith("cuda") else 1) * GIB, CACHED
+        self._inputs = 1
         # A copy of its own: calling it puts other tensors in place of its parameters.
         self._module = copy.deepcopy(trainer.module).train()
 
@@ -87,13 +89,16 @@ class TorchCohort:
             torch.set_num_threads(threads)
 
     def copy(self) -> TorchCohort:
-        return TorchCohort(self._trainer, self._spec, self._objective, self.size)
+        return TorchCohort(
+            self._trainer, self._spec, self._objective, size=self.size, recorder=self._recorder
+        )
 
     def resident(self, pool: Examples) -> Pool:
         inputs, targets = self._trainer.tensors(pool)
         return [*inputs, targets]
 
     def train(self, start: Weights, pool: Pool, block: Block) -> Stacked:
+        self._inputs = len(pool) - 1
         state = self._begin(start, block)
         losses = []
         for call, batch in zip(block.calls, _batches(pool, block), strict=True):
@@ -128,47 +133,53 @@ class TorchCohort:
 
     def _step(self, state: _State, members: slice | Tensor, batch: _Batch, lr: float) -> Tensor:
         """One step of some clients, in place; their losses [k]."""
-        parameters = [w[members].detach().requires_grad_() for w in state.parameters]
-        buffers = {name: b[members] for name, b in state.buffers.items()}
-        losses, after = self._forward(parameters, buffers, batch)
-        grads = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
+        parameters = [w[members] for w in state.parameters]
+        buffers = [b[members] for b in state.buffers.values()]
+        masks = [] if batch.mask is None else [batch.mask]
+        arguments = [*parameters, *buffers, *batch.inputs, batch.target, *masks, batch.keys]
+        changed = slice(len(parameters), len(parameters) + len(buffers))
+        shape = (*batch.target.shape, batch.mask is None)
+        losses, *rest = self._recorder.run(shape, self._derived, arguments, changed)
+        grads, after = rest[: len(parameters)], rest[len(parameters) :]
         with torch.no_grad():
             memory = [m[members] for m in state.memory]
             self._descend(parameters, memory, grads, state.received, lr=lr)
-            for old, new in zip(buffers.values(), after.values(), strict=True):
+            for old, new in zip(buffers, after, strict=True):
                 if old.data_ptr() != new.data_ptr():  # the model put another tensor in its place
                     old.copy_(new)
             if isinstance(members, Tensor):  # copies were made: put them back
-                parts = (*parameters, *memory, *buffers.values())
+                parts = (*parameters, *memory, *buffers)
                 for whole, part in zip(
                     (*state.parameters, *state.memory, *state.buffers.values()), parts, strict=True
                 ):
                     whole.index_copy_(0, members, part)
-        return losses.detach()
+        return losses
 
-    def _forward(
-        self, parameters: list[Tensor], buffers: dict[str, Tensor], batch: _Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [k] and the buffers afterwards."""
-        together = torch.vmap(self._one, in_dims=(0, 0, 0, 0, None if batch.mask is None else 0, 0))
-        named = dict(zip(self.layout.names, parameters, strict=True))
-        with _named_by_operator():
-            losses, after = together(named, buffers, batch.inputs, batch.target, batch.mask, batch.keys)
-        return losses, after
+    def _derived(self, *arguments: Tensor) -> list[Tensor]:
+        """Losses [k], gradients [k, ...] and buffers afterwards, of parameters, buffers and a batch, all flat."""
+        names, kept = self.layout.names, self.buffer_layout.names
+        parameters = [p.detach().requires_grad_() for p in arguments[: len(names)]]
+        buffers = dict(zip(kept, arguments[len(names) :], strict=False))
+        batch = arguments[len(names) + len(kept) :]
+        named = dict(zip(names, parameters, strict=True))
+        with torch.enable_grad(), _named_by_operator():
+            losses, after = torch.vmap(self._one)(named, buffers, batch)
+            grads = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
+        return [losses.detach(), *grads, *(after[name].detach() for name in kept)]
 
     def _one(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], *batch: Any
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One client's loss and buffers, as a plain function."""
-        inputs, target, mask, key = batch
+        inputs, (target, *masks, key) = batch[: self._inputs], batch[self._inputs :]
         state = {**parameters, **buffers}
         with stacked(key):
             output = functional_call(self._module, state, tuple(inputs))
         buffers = {name: state[name] for name in buffers}  # what the model put in their place
-        if mask is None:
+        if not masks:
             return self._objective.exact(output, target), buffers
         assert self._objective.masked is not None
-        return self._objective.masked(output, target, mask), buffers
+        return self._objective.masked(output, target, *masks), buffers
 
     def _descend(
         self, parameters: list[Tensor], memory: list[Tensor], grads: Sequence[Tensor], received: list[Tensor],
@@ -201,7 +212,8 @@ def build(task: Task, spec: LocalSGD, trainer: Trainer, probe: Examples) -> Torc
     assert task.loss is not None
     inputs, target = trainer.tensors(probe)
     found = objective(task.loss, trainer.module, inputs=inputs, target=target)
-    return TorchCohort(trainer, spec, found, _bytes(trainer, spec, inputs, target))
+    size = _bytes(trainer, spec, inputs, target)
+    return TorchCohort(trainer, spec, found, size=size, recorder=Recorder())
 
 
 def _bytes(trainer: TorchTrainer, spec: LocalSGD, inputs: list[Tensor], target: Tensor) -> int:

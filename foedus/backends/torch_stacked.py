@@ -78,8 +78,9 @@ def _linear_batched(clients: int, dims: Any, x: Tensor, weight: Tensor, bias: Te
         return torch.nn.functional.linear(x, weight, bias)
     weight = _front(weight, dims[1], clients)
     bias = None if bias is None else _front(bias, dims[2], clients)
-    output = _product(x.reshape(clients, -1, x.shape[-1]), weight, bias)  # [client, row, out]
-    return output.reshape(*x.shape[:-1], -1)
+    rows = x if x.ndim == 3 else x.reshape(clients, -1, x.shape[-1])  # [client, row, in]
+    output = _product(rows, weight, bias)
+    return output if x.ndim == 3 else output.reshape(*x.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
@@ -250,7 +251,9 @@ def _rnn(activation: Callable[[Tensor], Tensor]) -> Callable[..., State]:
 
 def _front(x: Tensor, dim: int | None, clients: int) -> Tensor:
     """The client axis in front; what is the same for all is repeated without copying."""
-    return x.expand(clients, *x.shape) if dim is None else x.movedim(dim, 0)
+    if dim is None:
+        return x.expand(clients, *x.shape)
+    return x.movedim(dim, 0) if dim else x
 
 
 # --- which function is computed how -------------------------------------------------------------------------

@@ -14,10 +14,13 @@ Everything here depends on the cohort alone, never on how many processors there 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 PADDING = 0.1  # of the examples that are computed, the share that may be padding
 
@@ -44,25 +47,35 @@ class Call(NamedTuple):
         return slice(first, end) if end - first == len(self.members) else self.members
 
 
-def blocks(sizes: NDArray[np.integer], most: int) -> list[Ints]:
-    """A cohort cut into blocks of at most ``most`` clients of similar size, the largest first.
+def blocks(work: NDArray[np.integer], count: int, *, most: int) -> list[Ints]:
+    """A cohort cut into blocks of clients of similar size and of about equal work, the largest clients first.
 
     Args:
-        sizes: int [C], what to sort by, e.g. each client's number of examples.
-        most: at least 1.
+        work: int [C], how much there is to compute for each client, e.g. its number of local steps.
+        count: how many blocks, about; more if they would be too large.
+        most: clients in a block, at most.
 
     Returns:
-        Slots of the cohort, one array per block; the blocks differ by at most one client.
+        Slots of the cohort, one array per block.
 
     Example:
-        >>> [b.tolist() for b in blocks(np.array([5, 60, 7, 61, 60]), most=3)]
-        [[3, 1, 4], [2, 0]]
+        >>> [b.tolist() for b in blocks(np.array([5, 60, 7, 61, 60]), 2, most=3)]
+        [[3, 1], [4, 2, 0]]
     """
-    order = np.argsort(-np.asarray(sizes, np.int64), kind="stable")
-    return [b for b in np.array_split(order, max(1, -(-len(order) // most))) if len(b)]
+    order = np.argsort(-np.asarray(work, np.int64), kind="stable")
+    sorted_work = np.asarray(work, np.float64)[order]
+    middle = np.cumsum(sorted_work) - sorted_work / 2
+    number = np.floor(middle * count / max(sorted_work.sum(), 1)).astype(np.int64)
+    parts = np.split(order, np.flatnonzero(np.diff(number)) + 1)
+    return [b for part in parts for b in np.array_split(part, max(1, -(-len(part) // most))) if len(b)]
 
 
-def calls(count: NDArray[np.integer], steps: NDArray[np.integer], *, padding: float = PADDING) -> list[Call]:
+def calls(
+    count: Int[NDArray[np.integer], " step"],
+    steps: Int[NDArray[np.integer], " client"],
+    *,
+    padding: float = PADDING,
+) -> list[Call]:
     """The steps of a block of clients, arranged into calls.
 
     Args:

@@ -31,7 +31,7 @@ from foedus.errors import ConfigurationError, FoedusError, TrainingError, Unsupp
 from foedus.sim.debug import DebugSession
 from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read, union
 
-SPREAD = 8  # blocks that a large cohort is cut into, unless blocks that fit the cache are larger
+FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
 PROBE = 8  # examples that a model is tried out on
 SEARCHED = 1000  # clients that are read, at most, to find one that has examples
 AGREEMENT = 1e-3  # relative, of one step of the probe, in float32
@@ -106,13 +106,15 @@ class VectorisedSession(Session):
     def _parts(self, orders: Orders) -> Iterator[_Part]:
         """The blocks of a cohort. Where sizes are not known beforehand, blocks follow the cohort's order."""
         clients, cohort = self._job.clients, orders.cohort
-        most = self._most(len(cohort))
         sizes = clients.sizes
         if sizes is None:
-            cut = [s for s in np.array_split(np.arange(len(cohort)), -(-len(cohort) // most)) if len(s)]
+            count, most = self._cut(len(cohort))
+            number = max(count, -(-len(cohort) // most))
+            cut = [s for s in np.array_split(np.arange(len(cohort)), number) if len(s)]
         else:
             there = np.flatnonzero(sizes[cohort])
-            cut = [there[b] for b in blocks(sizes[cohort[there]], most)]
+            count, most = self._cut(len(there))
+            cut = [there[b] for b in blocks(sizes[cohort[there]], count, most=most)]
         for slots in cut:
             if clients.pool is None:
                 yield from _gathered(clients, cohort, slots)
@@ -120,11 +122,13 @@ class VectorisedSession(Session):
                 assert sizes is not None
                 yield _Part(slots, sizes[cohort[slots]], None)
 
-    def _most(self, cohort: int) -> int:
-        """Clients in a block: what the cache holds, or an eighth of a large cohort; never more than fit."""
+    def _cut(self, clients: int) -> tuple[int, int]:
+        """How many blocks, and how many clients in each at most."""
         own = self._cohort
-        wanted = max(own.cache // own.size, -(-cohort // SPREAD))
-        return max(1, min(own.memory // own.size, wanted))
+        most = max(1, own.memory // own.size)
+        if own.device != "cpu":
+            return 1, most
+        return (FEW if clients * own.size <= FEW * own.cache else MANY), most
 
     # --- training a block
 

@@ -79,7 +79,7 @@ def test_scores_beyond_the_range_of_exp_keep_a_finite_loss() -> None:
         (lambda: linear(0), "features must be"),
         (lambda: linear(3, dtype="float16"), "float16"),
         (lambda: linear(3).gradient(linear(3).init(RNG), (np.ones((2, 4)),), np.ones(2)), "3 features"),
-        (lambda: logistic(3, 2).gradient(logistic(3, 2).init(RNG), (np.ones((1, 3)),), np.array([2])), "0 to 1"),  # noqa: E501
+        (lambda: logistic(3, 2).gradient(logistic(3, 2).init(RNG), (np.ones((1, 3)),), np.array([2])), "0 to 1"),
         (lambda: linear(3).predict(linear(3).init(RNG), np.ones((2, 3)), np.ones((2, 3))), "one input"),
     ],
 )  # fmt: skip

@@ -74,11 +74,24 @@ def test_ragged_clients_do_not_fall_apart_into_single_steps(seed: int, clients: 
     assert len(calls(count, steps)) <= 2 * steps.max() + 20
 
 
-@given(sizes=st.lists(st.integers(0, 100), max_size=40), most=st.integers(1, 12))
-def test_blocks_hold_every_client_once_sorted_by_size(sizes: list[int], most: int) -> None:
-    cut = blocks(np.array(sizes, np.int64), most)
+@given(sizes=st.lists(st.integers(0, 100), max_size=40), count=st.integers(1, 9), most=st.integers(1, 12))
+def test_blocks_hold_every_client_once_sorted_by_size(sizes: list[int], count: int, most: int) -> None:
+    cut = blocks(np.array(sizes, np.int64), count, most=most)
     together = [slot for block in cut for slot in block.tolist()]
     assert sorted(together) == list(range(len(sizes)))
     assert [sizes[slot] for slot in together] == sorted(sizes, reverse=True)
-    lengths = [len(b) for b in cut]
-    assert not lengths or (max(lengths) <= most and max(lengths) - min(lengths) <= 1)
+    assert all(0 < len(b) <= most for b in cut)
+    assert len(cut) <= count + len(sizes) // most + 1
+
+
+@given(size=st.integers(1, 100), clients=st.integers(1, 60), count=st.integers(1, 9))
+def test_clients_of_one_size_are_cut_evenly(size: int, clients: int, count: int) -> None:
+    lengths = [len(b) for b in blocks(np.full(clients, size), count, most=100)]
+    assert len(lengths) == min(count, clients)
+    assert max(lengths) - min(lengths) <= 1
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=20, max_size=60), count=st.integers(1, 5))
+def test_blocks_have_about_equal_work(sizes: list[int], count: int) -> None:
+    work = [sum(sizes[i] for i in b.tolist()) for b in blocks(np.array(sizes), count, most=100)]
+    assert max(work) <= sum(sizes) / count + max(sizes)
