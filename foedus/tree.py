@@ -15,12 +15,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Vector = NDArray[np.floating[Any]]
 
@@ -104,7 +107,7 @@ class Layout:
         """The name of the array that holds entry ``position`` of the vector."""
         return self.names[int(np.searchsorted(self.offsets, position, side="right")) - 1]
 
-    def flatten(self, tree: Any) -> Vector:
+    def flatten(self, tree: Any) -> Float[Vector, " size"]:
         """One flat vector ``[size]`` of a tree that has this layout.
 
         Raises:

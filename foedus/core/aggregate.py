@@ -21,7 +21,7 @@ Not here: defences that need every update (``core/robust.py`` to come), compress
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
 from foedus.tree import Layout, Vector
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 HIGH_BITS = 20  # the high limb counts units of 2**-20
 LOW_BITS = 40  # the low limb counts units of 2**-(20 + 40)
@@ -233,7 +236,7 @@ def _add_values(total: Message, message: Message) -> Message:
     return total
 
 
-def _bound(values: Vector, weight: float) -> float:
+def _bound(values: Float[Vector, " parameter"], weight: float) -> float:
     """The power of two that no |value · weight| exceeds: sums of them are exact, in whatever order."""
     peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     if not np.isfinite(peak):
@@ -250,7 +253,7 @@ def _check(bound: float, count: int, weight: int) -> None:
         )
 
 
-def unlift(total: Message) -> NDArray[np.float64]:
+def unlift(total: Message) -> Float64[NDArray[np.float64], " parameter"]:
     """The limbs' value as float64 [parameter]."""
     return total["high"] * 2.0**-HIGH_BITS + total["low"] * 2.0 ** -(HIGH_BITS + LOW_BITS)
 

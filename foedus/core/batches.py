@@ -7,13 +7,16 @@ clients are in the cohort. A whole cohort's plan is made in a few vectorised lin
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.client import Client
 from foedus.core.random import Words, bits, fold, key, order
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Int32, Int64, UInt64
 
 
 class Plan(NamedTuple):
@@ -48,8 +51,8 @@ class Plan(NamedTuple):
 
 def plan(
     spec: Client,
-    sizes: NDArray[np.int64],
-    clients: NDArray[np.int64],
+    sizes: Int64[NDArray[np.int64], " client"],
+    clients: Int64[NDArray[np.int64], " client"],
     *,
     seed: int,
     round: int,
@@ -86,8 +89,11 @@ def plan(
 
 
 def _epochs(
-    own: Words, sizes: NDArray[np.int64], epochs: NDArray[np.int64], batch: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    own: UInt64[Words, " client"],
+    sizes: Int64[NDArray[np.int64], " client"],
+    epochs: Int64[NDArray[np.int64], " client"],
+    batch: int,
+) -> tuple[Int32[NDArray[np.int32], "step batch"], Int32[NDArray[np.int32], " step"]]:
     """All epochs of all clients: rows [steps, B] and filled [steps]."""
     segments = np.repeat(np.arange(len(sizes)), epochs)  # one segment per client and epoch
     epoch = _ranges(np.zeros(len(sizes), np.int64), epochs)
@@ -107,7 +113,9 @@ def _epochs(
     return rows, filled
 
 
-def _ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+def _ranges(
+    starts: Int[NDArray[np.integer], " segment"], lengths: Int[NDArray[np.integer], " segment"]
+) -> Int64[NDArray[np.int64], " total"]:
     """start, start + 1, … for each (start, length), one after the other."""
     lengths = np.asarray(lengths, np.int64)
     ends = np.cumsum(lengths)

@@ -14,12 +14,15 @@ for experiments that repeat; it is not cryptographic.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foedus.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
 
 __all__ = ["bits", "fold", "generator", "key", "order", "uniform"]
 
@@ -83,7 +86,7 @@ def uniform(keys: int | Words, counters: ArrayLike) -> NDArray[np.float64]:
     return (bits(keys, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def order(keys: ArrayLike, counts: ArrayLike) -> NDArray[np.int64]:
+def order(keys: ArrayLike, counts: ArrayLike) -> Int64[NDArray[np.int64], " total"]:
     """One random permutation per segment, laid end to end.
 
     Segment s permutes 0 .. counts[s]-1 and depends on keys[s] and counts[s] alone, so that it does

@@ -7,13 +7,16 @@ cohort wherever the run happens. Its cost does not grow with the population wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
 
 Positions = NDArray[np.int64]
 
@@ -50,7 +53,7 @@ def uniform(clients: int) -> Sampler:
     """
     _at_least_one(clients)
 
-    def sample(population: Population, seed: int, round: int) -> Positions:
+    def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
         _fits(clients, population)
         return np.sort(_draw(seed, round).choice(population.count, clients, replace=False, shuffle=False))
 
@@ -65,7 +68,7 @@ def poisson(rate: float) -> Sampler:
     if not 0 < rate <= 1:
         raise ConfigurationError(f"poisson(rate) needs a rate in (0, 1], not {rate}")
 
-    def sample(population: Population, seed: int, round: int) -> Positions:
+    def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
         draw = _draw(seed, round)
         # Binomial size, then a uniform subset of it: the same law, without a draw per client.
         size = int(draw.binomial(population.count, rate))
@@ -79,7 +82,7 @@ def by_data(clients: int) -> Sampler:
     (successively, without replacement). Use it with ``mean(weighted=False)``."""
     _at_least_one(clients)
 
-    def sample(population: Population, seed: int, round: int) -> Positions:
+    def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
         if population.sizes is None:
             raise ConfigurationError(
                 "by_data() needs the clients' sizes, and this population does not know them. Write "
@@ -110,7 +113,7 @@ def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> 
         True
     """
 
-    def sample(population: Population, seed: int, round: int) -> Positions:
+    def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
         there = np.unique(np.asarray(trace(round), np.int64))
         if len(there) and not (0 <= there[0] and there[-1] < population.count):
             raise ConfigurationError(

@@ -8,13 +8,16 @@ state is a dict of numpy arrays, so that it is checkpointed like a model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from foedus.core.values import State
 from foedus.errors import ConfigurationError
 from foedus.tree import Vector
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class ServerOptimiser(NamedTuple):
@@ -38,7 +41,9 @@ def sgd(lr: float = 1.0) -> ServerOptimiser:
     """``w ← w + lr · Δ``. With ``lr=1`` this is plain federated averaging."""
     _positive(lr=lr)
 
-    def step(state: State, vector: Vector, update: Vector, round: int) -> tuple[Vector, State]:
+    def step(
+        state: State, vector: Float[Vector, " parameter"], update: Float[Vector, " parameter"], round: int
+    ) -> tuple[Float[Vector, " parameter"], State]:
         return _moved(vector, lr * update), state
 
     return ServerOptimiser(lambda vector: {}, step, f"sgd(lr={lr})")
@@ -50,7 +55,9 @@ def momentum(lr: float = 1.0, beta: float = 0.9) -> ServerOptimiser:
     _positive(lr=lr)
     _fraction(beta=beta)
 
-    def step(state: State, vector: Vector, update: Vector, round: int) -> tuple[Vector, State]:
+    def step(
+        state: State, vector: Float[Vector, " parameter"], update: Float[Vector, " parameter"], round: int
+    ) -> tuple[Float[Vector, " parameter"], State]:
         m = beta * state["m"] + update
         return _moved(vector, lr * m), {"m": m}
 
@@ -90,7 +97,9 @@ def _adaptive(
     def init(vector: Vector) -> State:
         return {"m": _zeros(vector), "v": np.full(vector.shape, tau**2)}
 
-    def step(state: State, vector: Vector, update: Vector, round: int) -> tuple[Vector, State]:
+    def step(
+        state: State, vector: Float[Vector, " parameter"], update: Float[Vector, " parameter"], round: int
+    ) -> tuple[Float[Vector, " parameter"], State]:
         m = beta1 * state["m"] + (1 - beta1) * update
         v = second(state["v"], np.square(update))
         return _moved(vector, lr * m / (np.sqrt(v) + tau)), {"m": m, "v": v}
@@ -103,7 +112,7 @@ def _zeros(vector: Vector) -> Vector:
     return np.zeros(vector.shape, np.float64)
 
 
-def _moved(vector: Vector, step: Vector) -> Vector:
+def _moved(vector: Float[Vector, " parameter"], step: Float[Vector, " parameter"]) -> Float[Vector, " parameter"]:
     return (vector + step).astype(vector.dtype, copy=False)
 
 

@@ -77,13 +77,13 @@ def simulate(
         >>> run = simulate(task, fedavg(local_sgd(lr=0.1)), clients, rounds=10, cohort=5)  # doctest: +SKIP
     """
     evaluation, settings = evaluation or Evaluation(), settings or Settings()
-    if rounds < 0:
-        raise ConfigurationError(f"rounds must be at least 0, not {rounds}")
+    _check_kinds(task, algorithm, clients)
+    _check_counts(rounds, seed)
+    evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
+    sampler, wanted = _sampler(cohort, clients, settings)
     trainer = open_trainer(task, seed=seed, device=settings.device)
-    plan = _Plan(
-        Job(task, algorithm, clients, seed, settings.device), trainer, _sampler(cohort, clients, settings), rounds,
-        evaluation, settings,
-    )  # fmt: skip
+    job = Job(task, algorithm, clients, seed, settings.device)
+    plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings)
     folder = RunFolder(_folder(settings), local=settings.local_curves is not None)
     try:
         return _Engine(plan, folder).run()
@@ -97,6 +97,7 @@ class _Plan(NamedTuple):
     job: Job
     trainer: Trainer
     sampler: Sampler
+    wanted: int | None  # clients a round, where that is a number; a world may ask more of them
     rounds: int
     evaluation: Evaluation
     settings: Settings
@@ -107,12 +108,13 @@ class _Plan(NamedTuple):
 
     def identity(self) -> str:
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
-        job = self.job
+        job, world = self.job, self.settings.world
         parts = (
             job.algorithm.label, job.clients.fingerprint(), job.seed, self.sampler.label,
             self.trainer.layout.digest(), self.trainer.buffer_layout.digest(), self.trainer.backend,
             self.evaluation.every, self.evaluation.clients, [m.name for m in job.task.metrics],
-            job.task.average_buffers, repr(self.settings.world), start.describe(self.settings.start),
+            job.task.average_buffers, _name(job.task.loss), world and world.label,
+            start.describe(self.settings.start),
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -141,6 +143,7 @@ class _Engine:
         self.identity = plan.identity()
         self.state, self.executor_name = self._restored()
         self._saved_at = time.monotonic()
+        self._whole = True  # whether state and metrics.jsonl are those of the same round
 
     # --- beginning and end
 
@@ -152,7 +155,7 @@ class _Engine:
             raise ConfigurationError(
                 f"{self.folder.path} holds a run already. Choose another folder, or let it go on: Settings(resume=True)"
             )
-        if found["identity"] != self.identity:
+        if found.get("identity") != self.identity:
             raise CheckpointError(
                 f"{self.folder.path} holds another run: {_difference(found, self.plan.describe())}. "
                 "Choose another folder, or delete this one"
@@ -160,7 +163,16 @@ class _Engine:
         saved = self.folder.restore()
         if saved is None:
             return self._fresh(), found.get("executor")
-        return RunState.restored(saved, len(self.plan.job.clients)), saved.values["executor"]
+        state = RunState.restored(saved, len(self.plan.job.clients))
+        if state.stopped is not None:  # what to stop at may be another figure now
+            evaluation, metrics = self.plan.evaluation, self.plan.job.task.metrics
+            state.stopped = evaluate.reached(self._last_central(), evaluation.stop_at, metrics)
+        return state, saved.values["executor"]
+
+    def _last_central(self) -> dict[str, float]:
+        metrics = read_record(self.folder.path).metrics
+        central: dict[str, float] = metrics[-1].get("central", {}) if metrics else {}
+        return central
 
     def _fresh(self) -> RunState:
         plan, algorithm = self.plan, self.plan.job.algorithm
@@ -176,6 +188,9 @@ class _Engine:
 
     def run(self) -> Run:
         if self._finished():
+            # None yet: no rounds were wanted. Running: it was killed after its last checkpoint.
+            if (self.folder.configuration() or {}).get("status") != "finished":
+                self._finish(self.executor_name)
             return self._result()
         settings = self.plan.settings
         with (
@@ -183,17 +198,17 @@ class _Engine:
             into_sinks(bar, settings.sinks, self.folder.path, self.plan.describe()) as shown,
         ):
             with self._session(shown) as session:
-                self._configure(session, "running")
+                self._configure(session.name, "running")
                 try:
                     while not self._finished():
                         self._round(session, shown)
                 except KeyboardInterrupt:
-                    self._save(session)
-                    shown.say(f"interrupted after round {self.state.round}; the same call with {self.folder.path} goes on")
+                    if self._whole:
+                        self._save(session)
+                    shown.say(f"interrupted; the same call with folder={str(self.folder.path)!r} goes on")
                     raise
                 self._save(session)
-                self._configure(session, "finished")
-            self._finish()
+                self._finish(session.name)
             shown.say(self._farewell())
         return self._result()
 
@@ -211,16 +226,16 @@ class _Engine:
             settings.executor, self.plan.job, orders, rounds=left, again=self.executor_name, say=shown.say
         )
 
-    def _configure(self, session: Session, status: str) -> None:
+    def _configure(self, executor: str | None, status: str) -> None:
         values = self.plan.describe() | {
             "identity": self.identity,
-            "executor": session.name,
+            "executor": executor,
             "status": status,
             "foedus": start.versions(),
         }
         self.folder.configure(values)
 
-    def _finish(self) -> None:
+    def _finish(self, executor: str | None) -> None:
         trainer, weights = self.plan.trainer, self.state.weights
         named = trainer.layout.unflatten(weights.vector) | trainer.buffer_layout.unflatten(weights.buffers)
         self.folder.save_model(named, {"identity": self.identity, "round": str(self.state.round)})
@@ -229,6 +244,7 @@ class _Engine:
         self.folder.save_costs(
             {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))} for c in self.state.paid().tolist()
         )
+        self._configure(executor, "finished")
 
     def _farewell(self) -> str:
         why = f" ({self.state.stopped})" if self.state.stopped else ""
@@ -250,6 +266,7 @@ class _Engine:
         cohort = asked if passage is None else asked[passage.counted]
         outcome = union(plan.job, [session.run(Orders(number, state.weights, cohort, state.kept))])
         clock.lap("train")
+        self._whole = False
         self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
         clock.lap("aggregate")
         line = self._line(outcome, asked, passage, load)
@@ -257,6 +274,7 @@ class _Engine:
         clock.lap("evaluate")
         self.folder.append(METRICS, line)
         self.folder.append(TIMINGS, clock.line(number))
+        self._whole = True
         if time.monotonic() - self._saved_at >= plan.settings.checkpoint_seconds:
             self._save(session)
         shown.advance(line, clock.total())
@@ -303,7 +321,7 @@ class _Engine:
         world = self.plan.settings.world
         if world is None:
             return None
-        goal = max(1, math.ceil(len(asked) / world.over_selection - 1e-9))
+        goal = self.plan.wanted or max(1, math.ceil(len(asked) / world.over_selection - 1e-9))
         return pass_round(world, asked, load, goal=goal, seed=self.plan.job.seed, round=number)
 
     def _line(
@@ -311,8 +329,6 @@ class _Engine:
     ) -> dict[str, Any]:
         """The round's line in metrics.jsonl."""
         ids = self.plan.job.clients.ids
-        examples = np.array(outcome.examples, np.int64)
-        losses = np.array(outcome.losses, np.float64)
         up = np.full(len(asked), load.up) if passage is None else passage.up
         down = np.full(len(asked), load.down) if passage is None else passage.down
         compute, energy = (passage.compute, passage.energy) if passage else (np.zeros(len(asked)), np.zeros(len(asked)))
@@ -321,9 +337,9 @@ class _Engine:
             "round": self.state.round,
             "cohort": len(asked),
             "trained": len(outcome.clients),
-            "examples": int(examples.sum()),
+            "examples": sum(outcome.examples),
             "steps": int(np.sum(outcome.steps)),
-            "train_loss": float((losses * examples).sum() / examples.sum()) if examples.sum() else None,
+            "train_loss": _train_loss(outcome),
             "bytes_up": int(up.sum()),
             "bytes_down": int(down.sum()),
         }
@@ -375,22 +391,69 @@ class _Clock:
 
     def line(self, number: int) -> dict[str, Any]:
         laps = {name: round(seconds, 6) for name, seconds in self._laps.items()}
-        return {"round": number, "seconds": round(self.total(), 6), **laps, "at": datetime.now().isoformat("T", "seconds")}
+        at = datetime.now().isoformat("T", "seconds")
+        return {"round": number, "seconds": round(self.total(), 6), **laps, "at": at}
 
 
-def _sampler(cohort: int | Sampler | None, clients: Clients, settings: Settings) -> Sampler:
+def _check_kinds(task: Any, algorithm: Any, clients: Any) -> None:
+    asked = (("first", task, Task), ("second", algorithm, Algorithm), ("third", clients, Clients))
+    for place, value, kind in asked:
+        if not isinstance(value, kind):
+            raise ConfigurationError(
+                f"simulate(task, algorithm, clients): the {place} is a foedus.{kind.__name__}, not a "
+                f"{type(value).__name__}{_HINTS.get(type(value).__name__, '')}"
+            )
+
+
+_HINTS = {
+    "LocalSGD": "; write foedus.fedavg(local_sgd(...))",
+    "LocalTraining": "; write foedus.fedavg(local_training(...))",
+    "Dataset": "; deal it out to clients first: dataset.partition(...)",
+    "dict": "; write foedus.Clients.of({...})",
+}
+
+
+def _check_counts(rounds: Any, seed: Any) -> None:
+    for name, value, least in (("rounds", rounds, 0), ("seed", seed, -(2**63))):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < 2**63:
+            bound = " of at least 0" if not least else ""
+            raise ConfigurationError(f"{name} must be a whole number{bound}, not {value!r}")
+
+
+def _train_loss(outcome: Outcome) -> float | None:
+    """The mean loss of the updates that were let in, weighted by examples; None if none is known."""
+    refused = {refusal.client for refusal in outcome.refused}
+    rows = zip(outcome.clients, outcome.examples, outcome.losses, strict=True)
+    known = [(n, loss) for client, n, loss in rows if client not in refused and math.isfinite(loss)]
+    total = sum(n for n, _ in known)
+    return sum(n * loss for n, loss in known) / total if total else None
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _sampler(
+    cohort: int | Sampler | None, clients: Clients, settings: Settings
+) -> tuple[Sampler, int | None]:
+    """Who is asked, and how many answers are wanted, if that is a number."""
     if cohort is None:
-        return everybody()
+        return everybody(), None
     if isinstance(cohort, Sampler):
-        return cohort
+        return cohort, None
     if not isinstance(cohort, int | np.integer) or isinstance(cohort, bool):
         raise ConfigurationError(
             f"cohort is a number of clients, a sampler such as foedus.poisson(0.1), or None for all; not {cohort!r}"
         )
-    asked = int(cohort)
-    if asked <= len(clients) and settings.world:
-        asked = min(len(clients), math.ceil(asked * settings.world.over_selection - 1e-9))
-    return uniform(asked)
+    asked = wanted = int(cohort)
+    if wanted > len(clients):
+        raise ConfigurationError(
+            f"a cohort of {wanted} clients does not fit into a population of {len(clients)}; "
+            f"write cohort={len(clients)}, or less"
+        )
+    if settings.world:
+        asked = min(len(clients), math.ceil(wanted * settings.world.over_selection - 1e-9))
+    return uniform(asked), wanted
 
 
 def _work(job: Job, asked: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -422,6 +485,10 @@ def _folder(settings: Settings) -> Path:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    told = [f"{k} is {found.get(k)!r} there and {v!r} here" for k, v in wanted.items() if found.get(k) != v and k != "rounds"]
-    return "; ".join(told) or "its data, first weights, evaluation or world differ"
+    told = [
+        f"{name} is {found.get(name)!r} there and {value!r} here"
+        for name, value in wanted.items()
+        if found.get(name) != value and name != "rounds"
+    ]
+    return "; ".join(told) or "its data, loss, first weights, evaluation or world differ"
 

@@ -58,7 +58,9 @@ def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> di
         worst = known[: max(1, int(np.ceil(WORST * len(known))))]
         figure: dict[str, Any] = {"undefined": int(np.isnan(values).sum())} if len(known) < len(values) else {}
         if len(known):
-            figure |= {"mean": float(known.mean()), "spread": float(known.std()), "worst_decile": float(worst.mean())}
+            with np.errstate(invalid="ignore"):  # a client's loss may be infinite
+                of = {"mean": known.mean(), "spread": known.std(), "worst_decile": worst.mean()}
+            figure |= {what: float(value) for what, value in of.items()}
         found[name] = figure
     return found
 
@@ -69,11 +71,19 @@ def reached(
     """Why a run may stop; ``None`` if it goes on."""
     better = {"loss": min} | {m.name: m.better for m in metrics}
     for name, target in (targets or {}).items():
-        if name not in central:
-            raise ConfigurationError(
-                f"stop_at names {name!r}; central evaluation gives {', '.join(central) or 'nothing (no test set)'}"
-            )
-        value = central[name]
-        if (value >= target) if better[name] is max else (value <= target):
+        value = central.get(name)
+        if value is not None and ((value >= target) if better[name] is max else (value <= target)):
             return f"{name} reached {value:.6g}, wanted {target:g}"
     return None
+
+
+def check_targets(targets: Mapping[str, float] | None, metrics: Sequence[Metric], *, central: bool) -> None:
+    """Refuse ``stop_at`` figures that will never be there.
+
+    Raises:
+        ConfigurationError: no such metric, or no test set.
+    """
+    known = ["loss", *(m.name for m in metrics)] if central else []
+    if unknown := [name for name in targets or () if name not in known]:
+        gives = ", ".join(known) or "nothing: there is no test set (clients.with_test((x, y)) adds one)"
+        raise ConfigurationError(f"stop_at names {unknown[0]!r}; central evaluation gives {gives}")

@@ -59,7 +59,8 @@ def _named(given: Any) -> dict[str, Any]:
         given = {name: tensor.detach().cpu().numpy() for name, tensor in given.state_dict().items()}
     if not isinstance(given, Mapping):
         raise ConfigurationError(
-            f"Settings(start=...) takes a torch module, a mapping of names to arrays or a path; not {type(given).__name__}"
+            "Settings(start=...) takes a torch module, a mapping of names to arrays or a path; not "
+            f"{type(given).__name__}"
         )
     return dict(leaves(given))
 

@@ -23,7 +23,7 @@ from foedus.core.examples import Examples
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import Context, Message, Update
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, SumOverflow
 from foedus.tree import Layout, Vector
 
 
@@ -156,21 +156,31 @@ class Collector:
         if reason := self._fault(vector, buffers):
             out.refused.append(Refusal(client, reason))
             return
-        algorithm, context = self._job.algorithm, Context(self._job.seed, self._orders.round, client)
-        message = algorithm.aggregator.encode(Update(vector, float(examples)), context)
-        out.message = merged(algorithm.aggregator, out.message, message)
-        if not buffers.size:
+        try:
+            message, change = self._encoded(client, Update(vector, float(examples)), buffers)
+        except SumOverflow as error:
+            out.refused.append(Refusal(client, f"the update has diverged: {error}"))
             return
-        if self._job.task.average_buffers:
-            message = algorithm.buffers.encode(Update(buffers, float(examples)), context)
-            out.buffers = merged(algorithm.buffers, out.buffers, message)
-        else:
+        out.message = merged(self._job.algorithm.aggregator, out.message, message)
+        if change is not None:
+            out.buffers = merged(self._job.algorithm.buffers, out.buffers, change)
+        elif buffers.size:
             out.kept[client] = self._orders.kept.get(client, self._orders.start.buffers) + buffers
+
+    def _encoded(self, client: int, update: Update, buffers: Vector) -> tuple[Message, Message | None]:
+        """The messages of the parameters and, where they are averaged, of the buffers."""
+        algorithm, context = self._job.algorithm, Context(self._job.seed, self._orders.round, client)
+        message = algorithm.aggregator.encode(update, context)
+        if not (buffers.size and self._job.task.average_buffers):
+            return message, None
+        return message, algorithm.buffers.encode(update._replace(vector=buffers), context)
 
     def _fault(self, vector: Vector, buffers: Vector) -> str | None:
         for values, layout, what in zip((vector, buffers), self._layouts, ("parameter", "buffer"), strict=True):
             # One pass: a sum of finite floats can overflow, so a suspicious one is looked at closely.
-            if not np.isfinite(values.sum()) and not (finite := np.isfinite(values)).all():
+            with np.errstate(over="ignore", invalid="ignore"):
+                suspicious = not np.isfinite(values.sum())
+            if suspicious and not (finite := np.isfinite(values)).all():
                 first = int(np.argmin(finite))
                 return f"{what} {layout.name_at(first)!r} is {values[first]} ({int((~finite).sum())} values not finite)"
         return None

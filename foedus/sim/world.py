@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
 
 
 class Device(NamedTuple):
@@ -28,7 +31,7 @@ class Device(NamedTuple):
         download, upload: bytes per second.
         watts: power while training.
         joules_per_byte: energy of the radio or network.
-        dropout: the chance that it is lost during a round.
+        dropout: the chance that it is lost during a round, in [0, 1].
     """
 
     speed: float
@@ -51,7 +54,8 @@ class World:
         minimum: fewest answers for a round to count; with fewer, the model stays as it is.
 
     Example:
-        >>> world = World(device=phone, deadline=120.0, over_selection=1.3)
+        >>> World(device=phone, deadline=120.0, over_selection=1.3).label
+        'World(device=phone, deadline=120.0, over_selection=1.3, minimum=1)'
     """
 
     device: Callable[[np.random.Generator], Device]
@@ -60,12 +64,21 @@ class World:
     minimum: int = 1
 
     def __post_init__(self) -> None:
-        if self.over_selection < 1:
-            raise ConfigurationError(f"over_selection must be at least 1, not {self.over_selection}")
+        if not 1 <= self.over_selection < np.inf:
+            raise ConfigurationError(f"over_selection must be a number of at least 1, not {self.over_selection}")
         if self.deadline is not None and not self.deadline > 0:
             raise ConfigurationError(f"deadline is a number of seconds above 0, or None; not {self.deadline}")
         if self.minimum < 1:
             raise ConfigurationError(f"minimum must be at least 1, not {self.minimum}")
+
+    @property
+    def label(self) -> str:
+        """What is known of the world by name; the same in every process."""
+        device = getattr(self.device, "__qualname__", type(self.device).__name__)
+        return (
+            f"World(device={device}, deadline={self.deadline}, over_selection={self.over_selection}, "
+            f"minimum={self.minimum})"
+        )
 
 
 def phone(draw: np.random.Generator) -> Device:
@@ -114,7 +127,7 @@ class Passage(NamedTuple):
 
 
 def pass_round(
-    world: World, clients: NDArray[np.int64], load: Load, *, goal: int, seed: int, round: int
+    world: World, clients: Int64[NDArray[np.int64], " client"], load: Load, *, goal: int, seed: int, round: int
 ) -> Passage:
     """One round in virtual time: who is counted, and what it cost.
 
@@ -124,22 +137,26 @@ def pass_round(
         load: what each has to do.
         goal: the round closes when so many have answered.
         seed, round: randomness is counted by them and the client.
+
+    Raises:
+        ConfigurationError: a device is none that could be: without speed, or with a dropout above 1.
     """
-    devices = [world.device(generator(seed, "device", int(c))) for c in clients]
+    devices = [_possible(world.device(generator(seed, "device", int(c)))) for c in clients]
     speed, download, upload, watts, per_byte, chance = (
         np.array([getattr(d, f) for d in devices], np.float64) for f in Device._fields
-    )
+    )  # each [client]
     training = load.examples / speed
     finish = load.down / download + training + load.up / upload
     draws = [generator(seed, "fate", round, int(c)).random(2) for c in clients]
     fate, moment = np.array(draws, np.float64).reshape(-1, 2).T
     dropped = fate < chance
+    # A lost client stops at a random moment of its work; a late one stops when the round closes.
+    ended = np.where(dropped, moment * finish, finish)
     answers = np.where(dropped, np.inf, finish)
-    closing = _closing(answers, goal, world.deadline)
+    closing = _closing(answers, goal, world.deadline, last=float(ended.max(initial=0.0)))
     counted = answers <= closing
     counted &= np.cumsum(counted[order := np.argsort(answers, kind="stable")])[np.argsort(order)] <= goal
-    # A lost client stops at a random moment of its work; a late one stops when the round closes.
-    stopped = np.minimum(np.where(dropped, moment * finish, finish), closing)
+    stopped = np.minimum(ended, closing)
     compute = np.clip(stopped - load.down / download, 0, training)
     up = np.where(counted, load.up, np.clip((stopped - load.down / download - training) * upload, 0, load.up))
     down = np.minimum(load.down, stopped * download)
@@ -149,13 +166,22 @@ def pass_round(
     )  # fmt: skip
 
 
-def _closing(answers: NDArray[np.float64], goal: int, deadline: float | None) -> float:
-    """When the round closes: at the goal's answer, else at the deadline, else at the last answer."""
+def _closing(
+    answers: Float64[NDArray[np.float64], " client"], goal: int, deadline: float | None, *, last: float
+) -> float:
+    """When the round closes: at the goal's answer, else at the deadline, else at the last sign of a client."""
     ordered = np.sort(answers)
     reached = float(ordered[goal - 1]) if goal <= len(ordered) else float("inf")
     if deadline is not None:
         return min(reached, deadline)
-    if np.isfinite(reached):
-        return reached
-    finite = ordered[np.isfinite(ordered)]
-    return float(finite[-1]) if len(finite) else 0.0
+    return reached if np.isfinite(reached) else last
+
+
+def _possible(device: Device) -> Device:
+    positive = all(0 < rate < np.inf for rate in device[:3])
+    if not (positive and all(0 <= cost < np.inf for cost in device[3:5]) and 0 <= device.dropout <= 1):
+        raise ConfigurationError(
+            f"no device can be {device!r}: speed, download and upload are above 0, watts and joules_per_byte at "
+            "least 0, and dropout is a chance from 0 to 1"
+        )
+    return device
