@@ -24,7 +24,7 @@ from foedus.errors import MissingExtra
 from foedus.record import Record
 from foedus.report.curves import plot_accuracy_by_partition, rounds_to
 from foedus.report.local import plot_local
-from foedus.report.tables import table
+from foedus.report.tables import show, table
 from foedus.sim.progress import announce
 
 NODES, HIDDEN, SEED = 10, 64, 0
@@ -97,9 +97,7 @@ def demo(
     runs = second_figure(task, loaded, scene, place, progress=progress)
     plot_accuracy_by_partition(runs, pictures["partitions"])
     console.print()
-    console.print(
-        table([_row(label, record, scene) for label, record in runs.items()], title="Test accuracy")
-    )
+    show(table([_row(label, record, scene) for label, record in runs.items()], title="Test accuracy"))
     console.print(f"\nFigures, after {time.monotonic() - begin:.0f} s:")
     for path, told in zip(pictures.values(), ("within the rounds", "what skewed data costs"), strict=True):
         console.print(f"  {path}  ({told})", soft_wrap=True)

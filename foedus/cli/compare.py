@@ -25,9 +25,8 @@ def command(target: str, alone: int, **flags: Any) -> None:
     Federated, centralised and local-only training on the same data, evaluated on the same test set; prints a
     table and draws a figure. An interrupted comparison goes on when it is called again with the same --folder.
     """
-    from rich.console import Console
-
     from foedus.errors import MissingExtra
+    from foedus.report.tables import show
     from foedus.sim.compare import Arms, compare
 
     federation = Flags(**flags).over(load(target))
@@ -36,7 +35,7 @@ def command(target: str, alone: int, **flags: Any) -> None:
         cohort=federation.cohort, seed=federation.seed, settings=federation.settings,
         arms=Arms(alone=alone, every=federation.evaluation.every or 1),
     )  # fmt: skip
-    Console().print(found.table())
+    show(found.table())
     try:
         found.plot()
         click.echo(f"figure: {found.folder / 'figures' / 'comparison.png'}")

@@ -47,12 +47,12 @@ def command() -> None:
     """
     from rich.console import Console
 
-    from foedus.report.tables import table
+    from foedus.report.tables import show, table
 
     console = Console()
-    console.print(table(installed(), title="Installed"))
+    show(table(installed(), title="Installed"))
     console.print()
-    console.print(table(devices(), title="Machine"))
+    show(table(devices(), title="Machine"))
     console.print("\n[bold]Executors[/]  (each runs a tiny federation)")
     failed = False
     from foedus.sim.executors import BY_NAME

@@ -15,24 +15,23 @@ if TYPE_CHECKING:
 
 @click.command("runs", cls=Verb, examples=("foedus runs", "foedus runs runs/sweep-20260101-120000"))
 @click.argument("folder", default="runs", type=click.Path(path_type=Path))
-def command(folder: Path) -> None:
+@click.option("--long", is_flag=True, help="Also the algorithm and the cohort.")
+def command(folder: Path, long: bool) -> None:
     """A table of run folders, the latest last.
 
     FOLDER is `runs` by default, and is searched with its sub-folders.
     """
-    from rich.console import Console
-
     from foedus.record.folder import CONFIGURATION, read
-    from foedus.report.tables import table
+    from foedus.report.tables import show, table
 
     files = sorted(folder.rglob(CONFIGURATION), key=lambda path: path.stat().st_mtime)
     if not files:
         click.echo(f"there are no run folders in {folder}; `foedus simulate` makes one")
         return
-    Console().print(table([row(read(path.parent), folder) for path in files]))
+    show(table([row(read(path.parent), folder, long=long) for path in files]), whole=long)
 
 
-def row(record: Record, folder: Path) -> dict[str, Any]:
+def row(record: Record, folder: Path, *, long: bool = False) -> dict[str, Any]:
     """What the table says about one run."""
     told, done = record.configuration, record.metrics[-1]["round"] if record.metrics else 0
     final: dict[str, Any] = next((m["central"] for m in reversed(record.metrics) if "central" in m), {})
@@ -40,12 +39,11 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     path = record.folder.relative_to(folder).as_posix()
     return {
         "run": folder.as_posix() if path == "." else path,
-        "status": "finished" if told.get("status") == "finished" else "unfinished",
-        "rounds": f"{done} of {told.get('rounds', '?')}",
-        "clients": told.get("clients"),
-        "cohort": told.get("cohort"),
-        "algorithm": told.get("algorithm"),
+        "rounds": f"{done}/{told.get('rounds', '?')}",
         **{name: value for name, value in final.items() if value is not None},
+        "status": told.get("status") if told.get("status") == "finished" else "unfinished",
+        "clients": told.get("clients"),
         "executor": told.get("executor"),
         "time": f"{seconds:.1f} s",
+        **({"cohort": told.get("cohort"), "algorithm": told.get("algorithm")} if long else {}),
     }

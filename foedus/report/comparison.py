@@ -145,12 +145,12 @@ def _row(arm: Arm) -> dict[str, Any]:
         "": arm.name if len(arm.records) == 1 else f"{arm.name}, mean of {len(arm.records)}"
     }
     for metric in _metrics([arm]):
-        final, best = arm.final(metric), arm.best(metric)
-        row[metric] = _with_spread(final)
-        if metric != "loss":
-            row[f"best {metric}"] = _with_spread(best)
+        row[metric] = _with_spread(arm.final(metric))
+    for metric in [m for m in row if m not in ("", "loss")]:
+        best = arm.best(metric)
+        row |= {f"best {metric}": "diverged" if np.isnan(best).all() else f"{np.nanmean(best):.4g}"}
     record = arm.records[0]
-    row["local steps"] = int(sum(line["steps"] for line in record.metrics))
+    row["steps"] = int(sum(line["steps"] for line in record.metrics))
     if arm.name == "federated":
         row["traffic"] = bytes_shown(sum(line["bytes_up"] + line["bytes_down"] for line in record.metrics))
     return row
@@ -158,7 +158,7 @@ def _row(arm: Arm) -> dict[str, Any]:
 
 def _extremes(arm: Arm) -> list[dict[str, Any]]:
     """The best and the worst of several runs, each metric by itself."""
-    rows: list[dict[str, Any]] = [{"": f"{arm.name}, best of them"}, {"": f"{arm.name}, worst of them"}]
+    rows: list[dict[str, Any]] = [{"": "  best of them"}, {"": "  worst of them"}]
     for metric in _metrics([arm]):
         final = np.sort(arm.final(metric))
         final = final[~np.isnan(final)] if not np.isnan(final).all() else final

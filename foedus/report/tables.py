@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+LONG = 24  # characters; columns of such texts may be wrapped
+
 
 def table(
     rows: Sequence[Mapping[str, Any]], *, title: str = "", best: int | None = None, notes: str = ""
@@ -29,14 +31,15 @@ def table(
     from rich.table import Table
 
     drawn = Table(
-        title=title or None, caption=notes or None, box=None, pad_edge=False, padding=(0, 3, 0, 0),
+        title=title or None, caption=notes or None, box=None, pad_edge=False, padding=(0, 2, 0, 0),
         title_justify="left", caption_justify="left", header_style="bold", title_style="bold",
     )  # fmt: skip
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
         numbers = [row[name] for row in rows if row.get(name) is not None]
         right = bool(numbers) and all(isinstance(v, int | float) for v in numbers)
-        drawn.add_column(name, justify="right" if right else "left", overflow="fold")
+        words = any(" " in str(row.get(name, "")) and len(str(row.get(name, ""))) > LONG for row in rows)
+        drawn.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=not words)
     if best is not None:
         drawn.add_column("")
     for number, row in enumerate(rows):
@@ -73,7 +76,19 @@ def bytes_shown(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def plain(drawn: Table, *, width: int = 120) -> str:
+def show(drawn: Table, *, whole: bool = False) -> None:
+    """Print the table: to a terminal or notebook as wide as that is; to a file or pipe, or if the ``whole`` is
+    asked for, in lines as long as they are."""
+    from rich.console import Console
+
+    console = Console()
+    if not whole and (console.is_terminal or console.is_jupyter):
+        console.print(drawn)
+    else:
+        print(plain(drawn))
+
+
+def plain(drawn: Table, *, width: int = 200) -> str:
     """The table as text without colours, for files and ``repr``."""
     from rich.console import Console
 
