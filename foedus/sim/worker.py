@@ -12,7 +12,7 @@ It is a fresh interpreter that never imports the user's main script. The convers
 A worker ends when its connection does, and at once when the process that started it is gone, even in the
 middle of its work: its standard input is a pipe that nobody writes to, and a thread waits for its end.
 
-Not here: who is given what, and what happens if a worker dies (``processes.py``).
+Not here: who is given what, and what happens if a worker dies (``crew.py``).
 """
 
 from __future__ import annotations

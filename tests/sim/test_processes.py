@@ -116,7 +116,7 @@ def test_workers_are_as_many_as_are_of_use_and_stay() -> None:
 
 def test_the_number_of_workers_is_checked_and_defaults_to_the_cores() -> None:
     for wrong in (0, -1, 1.5, "2"):
-        with pytest.raises(ConfigurationError, match="number of processes"):
+        with pytest.raises(ConfigurationError, match="workers is a number from 1"):
             Processes(wrong)  # type: ignore[arg-type]
     assert 1 <= cores() <= (os.cpu_count() or 1)
 
@@ -210,7 +210,7 @@ def test_workers_that_cannot_begin_are_told_apart(monkeypatch: pytest.MonkeyPatc
     this = numpy_job(pooled())
     with Processes(1).open(this) as session:
         monkeypatch.setattr(sys, "path", [])  # nothing can be imported there
-        with pytest.raises(WorkerDied, match=r"before they could begin.*exit code 1"):
+        with pytest.raises(WorkerDied, match=r"3 workers ended before they could begin.*exit code 1"):
             session.run(orders(this, [3]))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from foedus.sim.processes import Rota
+from foedus.sim.crew import Rota
 
 SHARES = [np.array([i]) for i in range(7)]
 
