@@ -129,6 +129,13 @@ def _attention(
     return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
 
 
+def _one_hot(_mask: Tensor, target: Tensor, num_classes: int = -1) -> Tensor:
+    """Without torch's look at the data; the number of classes must be given."""
+    if num_classes < 1:
+        raise UnsupportedOperator("one_hot without num_classes (its result's shape depends on data)")
+    return (target[..., None] == torch.arange(num_classes, device=target.device)).long()
+
+
 # --- recurrent layers -------------------------------------------------------------------------------------------
 
 
@@ -262,6 +269,7 @@ _REWRITES: Final[dict[Any, Callable[..., Any]]] = {
     functional.instance_norm: _instance_norm,
     torch.instance_norm: lambda mask, x, w, b, m, v, *rest: _instance_norm(mask, x, m, v, w, b, *rest[:3]),
     functional.scaled_dot_product_attention: _attention,
+    functional.one_hot: _one_hot,
 }
 
 LAYER_OPERATORS: Final[dict[str, Callable[..., Any]]] = {

@@ -230,6 +230,12 @@ def stable_sort(out: Out, x: Array, *, stable: Any = None, dim: int = -1, descen
     return sorted_by(out, x, dim, descending)
 
 
+def middle(out: Out, x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+    """The median along an axis, the lower of two, and its place."""
+    at = (x.shape[dim] - 1) // 2
+    return tuple(lax.index_in_dim(v, at, dim, keepdims=keepdim) for v in sorted_by(out, x, dim))  # type: ignore[return-value]
+
+
 def top(out: Out, x: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     values, order = sorted_by(out, x, dim, largest)
     return lax.slice_in_dim(values, 0, k, axis=dim % x.ndim), lax.slice_in_dim(order, 0, k, axis=dim % x.ndim)
@@ -320,8 +326,8 @@ def nll_loss(out: Out, x: Array, target: Array, weight: Any, *options: int) -> t
 def nll_loss_backward(out: Out, grad: Array, x: Array, target: Array, weight: Any, *options: Any) -> Array:
     reduction, ignore_index, weighed = options
     share, axis = _class_weights(x, target, weight, ignore_index)
-    factor = -grad * share / (weighed if reduction == 1 else 1)
-    return jnp.where(_one_hot(x, target, axis), jnp.expand_dims(factor, axis), 0)
+    factor = jnp.expand_dims(-grad * share / (weighed if reduction == 1 else 1), axis)
+    return jnp.where(_one_hot(x, target, axis) | jnp.isnan(factor), factor, 0)
 
 
 def _one_hot(x: Array, target: Array, axis: int) -> Array:
@@ -388,6 +394,9 @@ def index(out: Out, x: Array, indices: Sequence[Any]) -> Array:
 
 
 def index_put(out: Out, x: Array, indices: Sequence[Any], values: Array, accumulate: bool = False) -> Array:
+    if len(indices) == 1 and indices[0].dtype == jnp.bool_ and values.size == 1:
+        chosen = indices[0].reshape(*indices[0].shape, *[1] * (x.ndim - indices[0].ndim))
+        return jnp.where(chosen, values.reshape(()) + (x if accumulate else 0), x)
     place = x.at[_subscript(indices)]
     return place.add(values) if accumulate else place.set(values)
 
@@ -787,7 +796,17 @@ def full(out: Out, first: Any, value: Any = None, *rest: Any, **_: Any) -> Array
     return jnp.full(out.shape, value, out.dtype)
 
 
+# Torch's own primitives, of which many decompositions are made.
+_PRIMITIVES: Final[Mapping[str, Rule]] = {
+    **{n: plain(f) for n, f in (_UNARY | _TESTS | _COMPARISONS).items()},
+    **{n: pointwise(f) for n, f in _BINARY.items()},
+    "add": add, "sub": subtract, "pow": power, "where": where, "convert_element_type": reshaped, "var": variance,
+    "div": lambda out, a, b: divide(out, a, b, "trunc" if jnp.issubdtype(out.dtype, jnp.integer) else None),
+}  # fmt: skip
+
+
 OPERATORS: Final[dict[str, Rule]] = {
+    **{f"prims.{n}.default": f for n, f in _PRIMITIVES.items()},
     **{f"aten.{n}.default": plain(f) for n, f in (_UNARY | _TESTS).items()},
     **{f"aten.{n}.{o}": plain(f) for n, f in _COMPARISONS.items() for o in ("Scalar", "Tensor")},
     **{f"aten.{n}.{o}": pointwise(f) for n, f in _BINARY.items() for o in ("Tensor", "Scalar", "default", "Tensor_Scalar")},
@@ -871,6 +890,7 @@ OPERATORS: Final[dict[str, Rule]] = {
     "aten.sort.stable": stable_sort,
     "aten.argsort.default": lambda out, x, dim=-1, descending=False: sorted_by(out, x, dim, descending)[1],
     "aten.topk.default": top,
+    "aten.median.dim": middle,
     # softmax, normalisation, activations
     "aten._softmax.default": softmax,
     "aten._softmax_backward_data.default": softmax_backward,

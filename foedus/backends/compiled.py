@@ -1,0 +1,393 @@
+"""A whole cohort's local training as one compiled program.
+
+Given a training step as a jax function (lowered from torch, or ``jax.grad`` of a jax model), the program loops
+over clients and, inside, over each client's own number of steps, so that clients of unequal size cost no padded
+steps. Clients are dealt out to the devices, longest first; on a CPU every core is a device, which computes alone.
+The examples stay where they are, in one array that all devices share; a step gathers its rows by number.
+
+Nothing is compiled anew when a cohort's sizes change: the lengths of the plan and of the result are rounded up,
+and loops stop at bounds that are data. What a client computes depends on nothing but its own plan, so the number
+of devices cannot change a bit.
+
+Compiled programs are kept in the user's cache folder, so that the next process starts in a fraction of the time.
+
+Not here: where a step comes from (``lowering.py``, ``jax_backend.py``), which rows a client trains on when
+(``core/batches.py``).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from foedus.backends.trainer import Weights
+from foedus.core.batches import Plan
+from foedus.core.client import LocalSGD, descend
+from foedus.core.examples import Examples
+from foedus.tree import Layout, Vector
+
+__all__ = ["CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "pooled", "stacked"]
+
+Array = Any
+Step = Callable[..., tuple[Array, Mapping[str, Array], Mapping[str, Array]]]
+
+ALIGNMENT: Final = 64  # bytes; from here on jax reads numpy's memory in place
+# One thread a device, since every core is a device of its own; and vectors as wide as the machine has them.
+CPU_OPTIONS: Final = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What every client computes.
+
+    Attributes:
+        step: ``(params, frozen, buffers, inputs, target, mask, key) -> (loss, gradients, new buffers)``, dicts
+            by name; ``mask`` [B] is 1 for the batch's real rows, ``key`` is int32 [2].
+        spec: the rule that descends the gradients.
+        layout, buffer_layout: of the flat vectors that come in and go out.
+        frozen: parameters that are not trained, by name.
+        wide: trace with 64-bit types, as steps lowered from torch need.
+    """
+
+    step: Step
+    spec: LocalSGD
+    layout: Layout
+    buffer_layout: Layout
+    frozen: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    wide: bool = True
+
+
+class Pool(NamedTuple):
+    """Examples on the devices: arrays [N, ...] that every device sees."""
+
+    inputs: tuple[Array, ...]
+    target: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a cohort's local training brought, in the order of the cohort.
+
+    Attributes:
+        updates: C vectors [P], trained minus received; views of the devices' memory.
+        buffers: C vectors [Q], buffers after training minus before.
+        losses: float64 [C], each client's mean loss over its steps (NaN without steps).
+    """
+
+    updates: list[Vector]
+    buffers: list[Vector]
+    losses: NDArray[np.float64]
+
+    @cached_property
+    def matrix(self) -> Vector:
+        """All updates in one array [C, P]."""
+        return np.stack(self.updates)
+
+
+class CohortProgram:
+    """The compiled local training of a :class:`Recipe`, on one or more devices.
+
+    Example:
+        >>> program = CohortProgram(recipe, cpu_devices())  # doctest: +SKIP
+        >>> pool = program.hold(examples)  # doctest: +SKIP
+        >>> results = program.run(start, pool, pooled(plan, rows, cohort), lr=0.1)  # doctest: +SKIP
+    """
+
+    def __init__(self, recipe: Recipe, devices: Sequence[Any]) -> None:
+        self.recipe, self.devices = recipe, list(devices)
+        mesh = Mesh(np.array(self.devices), ("device",))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._cut = NamedSharding(mesh, PartitionSpec("device"))
+        on_each, same = PartitionSpec("device"), PartitionSpec()
+        body = jax.shard_map(
+            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same),
+            out_specs=on_each, check_vma=False,
+        )  # fmt: skip
+        options = CPU_OPTIONS if self.devices[0].platform == "cpu" else None
+        self._call = jax.jit(body, compiler_options=options)
+        self._bounds = (0, 0)  # of the plan's steps and clients on one device: never shrink, so rarely recompile
+        with self._types():
+            self._frozen = self._put({n: aligned(np.asarray(a)) for n, a in recipe.frozen.items()})
+        _cache_programs()
+
+    def hold(self, examples: Examples) -> Pool:
+        """Put examples where all devices see them; without a copy if their memory is :func:`aligned`.
+
+        The arrays must not be changed as long as the pool is used.
+        """
+        with self._types():
+            inputs = tuple(self._put(aligned(a)) for a in examples.inputs)
+            return Pool(inputs, self._put(aligned(examples.targets)))
+
+    def run(self, start: Weights, pool: Pool, plan: Plan, *, lr: float, kept: NDArray[Any] | None = None) -> Results:
+        """Carry out one round.
+
+        Args:
+            start: the received weights, [P] and [Q].
+            pool: the examples.
+            plan: the cohort's steps, whose ``rows`` are row numbers of the pool (see :func:`pooled`).
+            lr: the learning rate of this round.
+            kept: [C, Q], buffers that each client starts with instead of ``start.buffers``.
+        """
+        deal = balanced(plan.steps, len(self.devices))
+        steps, bounds = self._packed(plan, deal)
+        own = np.broadcast_to(start.buffers, (len(plan.steps), start.buffers.size)) if kept is None else kept
+        buffers = np.zeros((len(self.devices), self._bounds[1], own.shape[1]), own.dtype)
+        for device, slots in enumerate(deal):
+            buffers[device, : len(slots)] = own[slots]
+        with self._types():
+            answer = self._call(
+                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr)
+            )
+        return _unpacked(answer, deal, plan.steps)
+
+    def _packed(self, plan: Plan, deal: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Per device: rows, counts and keys of its steps [D, T, B + 3], and where its clients begin [D, S + 2]."""
+        most = (max(int(plan.steps[s].sum()) for s in deal), max(len(s) for s in deal))
+        self._bounds = tuple(max(b, roomy(m)) for b, m in zip(self._bounds, most, strict=True))  # type: ignore[assignment]
+        batch = plan.rows.shape[1]
+        steps = np.zeros((len(deal), self._bounds[0], batch + 3), np.int32)
+        bounds = np.zeros((len(deal), self._bounds[1] + 2), np.int32)
+        for device, slots in enumerate(deal):
+            part = plan.of(slots)
+            length = len(part.count)
+            steps[device, :length, :batch] = part.rows
+            steps[device, :length, batch] = part.count
+            steps[device, :length, batch + 1 :] = part.keys.view(np.int32)
+            bounds[device, 0] = len(slots)
+            bounds[device, 2 : len(slots) + 2] = np.cumsum(part.steps)
+        return steps, bounds
+
+    def _put(self, tree: Any) -> Any:
+        return jax.device_put(tree, self._everywhere)
+
+    def _types(self) -> Any:
+        return jax.enable_x64(True) if self.recipe.wide else nullcontext()
+
+
+def _body(recipe: Recipe) -> Callable[..., Any]:
+    """What one device does: its clients one after another."""
+
+    def run(vector: Array, buffers: Array, frozen: Any, pool: Pool, steps: Array, bounds: Array, lr: Array) -> Any:
+        buffers, steps, bounds = buffers[0], steps[0], bounds[0]
+        received = _leaves(recipe.layout, vector)
+        train = _client(recipe, received, frozen=frozen, pool=pool, lr=lr)
+
+        def client(slot: Array, results: Any) -> Any:
+            before = _leaves(recipe.buffer_layout, buffers[slot])
+            params, after, loss = train(before, steps, bounds[slot + 1], bounds[slot + 2])
+            updates, changes, losses = results
+            # An index out of range shows as a NaN loss (lowering_ops); it must not go unnoticed.
+            fault = jnp.where(jnp.isnan(loss), jnp.nan, 0)
+            moved = {n: params[n] - received[n] + fault for n in params}
+            updates = _written(recipe.layout, updates, slot, moved)
+            changes = _written(recipe.buffer_layout, changes, slot, {n: after[n] - before[n] for n in after})
+            return updates, changes, losses.at[slot].set(loss)
+
+        room = bounds.shape[0] - 2
+        empty = (
+            jnp.zeros((room, recipe.layout.size), recipe.layout.dtype),
+            jnp.zeros((room, recipe.buffer_layout.size), recipe.buffer_layout.dtype),
+            jnp.zeros(room, recipe.layout.dtype),
+        )
+        return lax.fori_loop(0, bounds[0], client, empty)
+
+    return run
+
+
+def _client(recipe: Recipe, received: dict[str, Array], *, frozen: Any, pool: Pool, lr: Array) -> Callable[..., Any]:
+    """One client: ``(buffers, steps, begin, end) -> (params, buffers, sum of losses)``."""
+    batch_of = lambda steps: steps.shape[1] - 3  # noqa: E731
+
+    def train(before: dict[str, Array], steps: Array, begin: Array, end: Array) -> Any:
+        width = batch_of(steps)
+        memory = [jnp.zeros_like(p) for p in received.values()] if recipe.spec.momentum else []
+
+        def step(t: Array, state: Any) -> Any:
+            params, memory, buffers, total = state
+            entry = steps[t]
+            rows, mask = entry[:width], jnp.arange(width, dtype=jnp.int32) < entry[width]
+            inputs = tuple(x[rows] for x in pool.inputs)
+            loss, grads, buffers = recipe.step(
+                params, frozen, buffers, inputs, pool.target[rows], mask.astype(total.dtype), entry[width + 1 :]
+            )
+            # By name: jax hands dicts back in the order of their keys, not in the layout's.
+            mine, theirs, slopes = ([d[n] for n in recipe.layout.names] for d in (params, received, grads))
+            new, memory = descend(recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr)
+            params = dict(zip(recipe.layout.names, new, strict=True))
+            return params, memory, dict(buffers), total + loss.astype(total.dtype)
+
+        first = (received, memory, before, jnp.zeros((), recipe.layout.dtype))
+        params, _, buffers, total = lax.fori_loop(begin, end, step, first)
+        return params, buffers, total
+
+    return train
+
+
+def _leaves(layout: Layout, vector: Array) -> dict[str, Array]:
+    """The named arrays of a flat vector, in their own dtypes."""
+    parts = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, layout.dtypes, strict=True)
+    return {name: _cast(vector[at : at + size], dtype).reshape(shape) for name, shape, at, size, dtype in parts}
+
+
+def _cast(values: Array, dtype: str) -> Array:
+    return (jnp.rint(values) if np.issubdtype(np.dtype(dtype), np.integer) else values).astype(dtype)
+
+
+def _written(layout: Layout, rows: Array, slot: Array, leaves: Mapping[str, Array]) -> Array:
+    """``rows`` [S, size] with a client's arrays in row ``slot``, one by one: XLA writes each in place."""
+    for name, at in zip(layout.names, layout.offsets, strict=True):
+        part = leaves[name].astype(layout.dtype).reshape(1, -1)
+        rows = lax.dynamic_update_slice(rows, part, (slot, jnp.asarray(at, slot.dtype)))
+    return rows
+
+
+def _unpacked(answer: Any, deal: Sequence[NDArray[np.int64]], steps: NDArray[np.int32]) -> Results:
+    """The devices' blocks as rows in the order of the cohort."""
+    updates: list[Any] = [None] * len(steps)
+    buffers: list[Any] = [None] * len(steps)
+    losses = np.zeros(len(steps))
+    blocks = zip(*(_by_device(array, len(deal)) for array in answer), strict=True)
+    for slots, (own, own_buffers, own_losses) in zip(deal, blocks, strict=True):
+        for at, slot in enumerate(slots.tolist()):
+            updates[slot], buffers[slot] = own[at], own_buffers[at]
+        losses[slots] = own_losses[: len(slots)]
+    with np.errstate(invalid="ignore"):
+        return Results(updates, buffers, np.asarray(losses / steps))
+
+
+def _by_device(array: Any, count: int) -> Iterator[NDArray[Any]]:
+    """Each device's block, without a copy."""
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    assert len(shards) == count
+    return (np.asarray(s.data) for s in shards)
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+
+
+def balanced(steps: NDArray[np.integer], count: int) -> list[NDArray[np.int64]]:
+    """The slots of a cohort dealt out to ``count`` devices, longest first to the least loaded (Graham 1969)."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, device) for device in range(count)]
+    for slot in np.argsort(-np.asarray(steps), kind="stable").tolist():
+        load, device = loads[0]
+        parts[device].append(slot)
+        heapq.heapreplace(loads, (load + int(steps[slot]) + 1, device))
+    return [np.array(sorted(p), np.int64) for p in parts]
+
+
+def roomy(count: int) -> int:
+    """``count`` rounded up to one of four sizes per power of two, so that few shapes occur."""
+    if count <= 4:
+        return max(count, 1)
+    quarter = 1 << ((count - 1).bit_length() - 3)
+    return -(-count // quarter) * quarter
+
+
+def pooled(plan: Plan, rows: NDArray[np.integer], offsets: NDArray[np.integer]) -> Plan:
+    """The plan with row numbers of a pool instead of the client's own.
+
+    Args:
+        plan: rows count within each client's examples.
+        rows: the clients' pool rows, laid end to end.
+        offsets: where each slot's rows begin, [C].
+    """
+    return plan._replace(rows=rows[offsets[plan.client][:, None] + plan.rows].astype(np.int32))
+
+
+def stacked(examples: Sequence[Examples]) -> tuple[Examples, NDArray[np.int64]]:
+    """Examples of a cohort laid end to end in aligned memory, and where each client's begin, [C].
+
+    The length is rounded up (with zeros), so that a new cohort seldom means a new shape.
+    """
+    lengths = np.array([len(e) for e in examples])
+    room = roomy(int(lengths.sum()))
+    columns = [[e.inputs[i] for e in examples] for i in range(len(examples[0].inputs))]
+    inputs = tuple(_joined(column, room) for column in columns)
+    return Examples(inputs, _joined([e.targets for e in examples], room)), np.cumsum(lengths) - lengths
+
+
+def _joined(parts: Sequence[NDArray[Any]], room: int) -> NDArray[Any]:
+    whole = empty_aligned((room, *parts[0].shape[1:]), parts[0].dtype)
+    filled = sum(len(p) for p in parts)
+    np.concatenate(parts, out=whole[:filled])
+    whole[filled:] = 0
+    return whole
+
+
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """The same values where jax reads them without a copy; the array itself if it already lies so."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = empty_aligned(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Memory for an array that jax will read without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    return room[begin : begin + size].view(dtype).reshape(shape)
+
+
+# --- jax's own state ----------------------------------------------------------------------------------------------
+
+
+def devices(wanted: str | None = None) -> list[Any]:
+    """The devices to compute on: the GPUs if jax sees any, else one CPU device per core.
+
+    Args:
+        wanted: ``"cpu"``, or another platform's name such as ``"cuda"``; ``None`` chooses.
+    """
+    if wanted is not None and not wanted.startswith("cpu"):
+        return list(jax.devices(wanted.split(":")[0]))
+    cores = cpu_devices()  # before jax is used: their number is fixed then
+    return cores if wanted is not None or jax.default_backend() == "cpu" else list(jax.devices())
+
+
+def cpu_devices(count: int | None = None) -> list[Any]:
+    """One device per core, or ``count`` devices, of the CPU.
+
+    Jax fixes their number when it is first used in a process. If that was before, the devices are those there
+    are, perhaps one.
+    """
+    wanted = count or available_cores()
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:  # jax has been used already
+        pass
+    return list(jax.devices("cpu")[:wanted])
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cache_programs() -> None:
+    """Keep compiled programs between processes, unless the user has said where or how."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    import platformdirs
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("foedus") / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    compilation_cache.reset_cache()  # what jax concluded from having no folder is out of date
