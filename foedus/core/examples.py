@@ -36,7 +36,8 @@ class Examples:
         inputs: what the model is called with, in this order; each [example, ...].
         targets: what its output is compared with, [example, ...].
 
-    Errors: `DataError` if the lengths differ, or if an array holds something other than numbers.
+    Raises:
+        DataError: the lengths differ, or an array holds something other than numbers.
     """
 
     inputs: tuple[Array, ...]
@@ -64,8 +65,9 @@ class Examples:
             y: targets, [example, ...].
             keep_dtype: leave every dtype as it is, for training in float64.
 
-        >>> Examples.of([[0.5, 1.0], [0.0, 2.0]], [1, 0])
-        Examples(2: float32[2] -> int64)
+        Example:
+            >>> Examples.of([[0.5, 1.0], [0.0, 2.0]], [1, 0])
+            Examples(2: float32[2] -> int64)
         """
         inputs = tuple(_array(name, a, keep_dtype) for name, a in _named_inputs(x))
         targets = _array("targets", y, keep_dtype)
@@ -77,7 +79,8 @@ class Examples:
     def concat(cls, parts: Sequence[Examples]) -> Examples:
         """All examples of ``parts``, one after another.
 
-        Errors: `DataError` if there are no parts, or if their inputs or targets differ in shape.
+        Raises:
+            DataError: there are no parts, or their inputs or targets differ in shape.
         """
         if not parts:
             raise DataError("Nothing to put together: an empty list of Examples.")
@@ -144,9 +147,11 @@ def check_targets(
         ignore: a label that the loss leaves out (torch's ``ignore_index``), allowed too.
         where: whose they are, for the message.
 
-    Errors: `DataError` naming the first wrong label and its place.
+    Raises:
+        DataError: naming the first wrong label and its place.
 
-    >>> check_targets(np.array([0, 2, 1]), 3)
+    Example:
+        >>> check_targets(np.array([0, 2, 1]), 3)
     """
     if targets.dtype.kind not in "iub":
         raise DataError(

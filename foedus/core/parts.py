@@ -48,8 +48,9 @@ class Rows(Sequence[Array]):
     def of(cls, rows: Iterable[ArrayLike]) -> Rows:
         """Rows of one array of row numbers per client.
 
-        >>> [r.tolist() for r in Rows.of([[3, 1], [], [0]])]
-        [[3, 1], [], [0]]
+        Example:
+            >>> [r.tolist() for r in Rows.of([[3, 1], [], [0]])]
+            [[3, 1], [], [0]]
         """
         if isinstance(rows, Rows):
             return rows

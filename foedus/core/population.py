@@ -65,11 +65,12 @@ class Clients:
         validating, testing: the other parts, or None.
         central_test: examples that the server evaluates on, or None.
 
-    >>> clients = Clients.of({"north": ([[0.0], [1.0]], [0, 1]), "south": ([[3.0]], [1])})
-    >>> clients
-    Clients(2 clients, 3 examples, resident)
-    >>> clients.train(1)
-    Examples(1: float32[1] -> int64)
+    Example:
+        >>> clients = Clients.of({"north": ([[0.0], [1.0]], [0, 1]), "south": ([[3.0]], [1])})
+        >>> clients
+        Clients(2 clients, 3 examples, resident)
+        >>> clients.train(1)
+        Examples(1: float32[1] -> int64)
     """
 
     ids: Sequence[ClientId]
@@ -98,7 +99,8 @@ class Clients:
             validation, test: those parts, each as (pool, rows), in the order of the ids.
             central_test: examples for the server to evaluate on.
 
-        Errors: `DataError` for a row number outside the pool, duplicate ids, or no client at all.
+        Raises:
+            DataError: for a row number outside the pool, duplicate ids, or no client at all.
         """
         held = Rows.of(rows)
         names = _check_ids(range(len(held)) if ids is None else ids)
@@ -123,7 +125,8 @@ class Clients:
             validation, test: those parts; a client that is not mentioned has none.
             central_test: examples for the server to evaluate on.
 
-        Errors: `DataError` if clients differ in shape, or a part names a client that ``train`` does not.
+        Raises:
+            DataError: clients differ in shape, or a part names a client that ``train`` does not.
         """
         ids = _check_ids(train)
         parts = [None if p is None else _gathered(ids, p) for p in (train, validation, test)]
@@ -152,8 +155,9 @@ class Clients:
             sizes: examples per client [client], if known; saves time where clients are weighted by size.
             central_test: examples for the server to evaluate on.
 
-        >>> Clients.generated(lambda i: ([[float(i)]], [i % 2]), 1_000_000).train(999_999).inputs[0]
-        array([[999999.]], dtype=float32)
+        Example:
+            >>> Clients.generated(lambda i: ([[float(i)]], [i % 2]), 1_000_000).train(999_999).inputs[0]
+            array([[999999.]], dtype=float32)
         """
         names = _check_ids(range(ids) if isinstance(ids, int) else ids)
         known = None if sizes is None else np.asarray(sizes, np.int64)
@@ -198,7 +202,8 @@ class Clients:
                 0 leaves that part as it is.
             seed: another seed, another split.
 
-        Errors: `ConfigurationError` for shares that cannot be, or for a part that exists already.
+        Raises:
+            ConfigurationError: for shares that cannot be, or for a part that exists already.
         """
         shares = {"validation": validation, "test": test}
         self._check_shares(shares)
@@ -233,7 +238,8 @@ class Clients:
     def subset(self, positions: ArrayLike) -> Clients:
         """The clients at these positions, in this order, under their old ids.
 
-        Errors: `DataError` for a position outside the population, twice the same, or none at all.
+        Raises:
+            DataError: for a position outside the population, twice the same, or none at all.
         """
         rows = np.asarray(positions)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):

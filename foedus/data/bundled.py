@@ -27,10 +27,12 @@ def digits(*, test: float = 0.2, seed: int = 0) -> Dataset:
         seed: of that choice.
 
     Source: E. Alpaydin, C. Kaynak, UCI Machine Learning Repository, 1998; in scikit-learn.
-    Errors: `MissingExtra` without scikit-learn.
+    Raises:
+        MissingExtra: without scikit-learn.
 
-    >>> digits()
-    Dataset(digits: train Examples(1438: float32[1, 8, 8] -> int64), test 359)
+    Example:
+        >>> digits()
+        Dataset(digits: train Examples(1438: float32[1, 8, 8] -> int64), test 359)
     """
     loaded = _datasets("digits()").load_digits()
     x = (loaded.images / 16).astype(np.float32)[:, None]
@@ -48,7 +50,8 @@ def breast_cancer(*, test: float = 0.2, seed: int = 0) -> Dataset:
         seed: of that choice.
 
     Source: W. Wolberg, W. Street, O. Mangasarian, UCI Machine Learning Repository, 1993; in scikit-learn.
-    Errors: `MissingExtra` without scikit-learn.
+    Raises:
+        MissingExtra: without scikit-learn.
     """
     loaded = _datasets("breast_cancer()").load_breast_cancer()
     dataset = Dataset(

@@ -76,7 +76,8 @@ class Dataset:
     def clients(self, key: str | None = None, *, seed: int = 0) -> Clients:
         """One client per value of a natural key: of the first group, or of the one named.
 
-        Errors: `DataError` if the data set has no natural key.
+        Raises:
+            DataError: the data set has no natural key.
         """
         if not self.groups:
             raise DataError(

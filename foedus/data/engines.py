@@ -57,10 +57,13 @@ def turbofan(
         cap_test: whether NASA's figures for the test engines are capped as well. Published errors do
             it either way; say which.
 
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
 
-    >>> turbofan(1).clients()  # doctest: +SKIP
-    Clients(100 clients, 17,731 examples, resident)
+    Example:
+        >>> turbofan(1).clients()  # doctest: +SKIP
+        Clients(100 clients, 17,731 examples, resident)
     """
     if subset not in (1, 2, 3, 4):
         raise ConfigurationError(

@@ -56,8 +56,11 @@ def from_folder(
             populations that do not fit into memory.
         central_test: examples for the server to evaluate on.
 
-    Errors: `DataNotFound` if there are no such files; `DataCorrupt` naming a file that cannot be read;
-    `DataError` naming a file whose columns do not fit. `MissingExtra` without pyarrow (CSV, Parquet).
+    Raises:
+        DataNotFound: there are no such files.
+        DataCorrupt: naming a file that cannot be read.
+        DataError: naming a file whose columns do not fit.
+        MissingExtra: without pyarrow (CSV, Parquet).
     """
     entries = _entries(Path(folder))
     if inputs is None:

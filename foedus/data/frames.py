@@ -50,8 +50,10 @@ def from_frame(
         test: another frame with the same columns, to evaluate on.
         name: for figures and records.
 
-    Errors: `DataError` naming the column: not there, text without categories, a client or target
-    missing in some rows. `MissingExtra` without narwhals.
+    Raises:
+        DataError: naming the column: not there, text without categories, a client or target missing in some
+            rows.
+        MissingExtra: without narwhals.
     """
     table = _wrapped(frame)
     chosen = _chosen(table, target, client, inputs)
@@ -79,7 +81,8 @@ def from_frame(
 def values_by_client(frame: Frame, column: str, *, client: str) -> dict[ClientId, list[Any]]:
     """The values of a column for each client, as `federated_vocabulary` takes them.
 
-    Errors: `DataError` for a column that is not there.
+    Raises:
+        DataError: for a column that is not there.
     """
     table = _wrapped(frame)
     _check_columns(table, [column, client])

@@ -34,10 +34,13 @@ def mnist() -> Dataset:
     No natural clients: choose a partition. Takes 188 + 31 MB.
 
     Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Proc. IEEE 86(11), 1998.
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
 
-    >>> mnist().partition(shards(100), seed=0)  # doctest: +SKIP
-    Clients(100 clients, 60,000 examples, resident)
+    Example:
+        >>> mnist().partition(shards(100), seed=0)  # doctest: +SKIP
+        Clients(100 clients, 60,000 examples, resident)
     """
     about = "LeCun, Bottou, Bengio, Haffner, Gradient-based learning applied to document recognition, 1998"
     return _idx_dataset("mnist", tuple("0123456789"), about)
@@ -47,7 +50,9 @@ def fashion_mnist() -> Dataset:
     """Pictures of clothes, a harder twin of MNIST: 60,000 + 10,000, float32 [n, 1, 28, 28] in 0 .. 1.
 
     Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747, 2017. Licence: MIT.
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
     """
     return _idx_dataset(
         "fashion_mnist", _CLOTHES, "Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
@@ -66,7 +71,10 @@ def cifar10_jpeg(*, per_class: int | None = None) -> Dataset:
             images (rounded up).
 
     Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
-    Errors: `DataNotFound`, `DataCorrupt`, `MissingExtra` without Pillow.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
+        MissingExtra: without Pillow.
     """
     images: dict[str, list[NDArray[np.uint8]]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}

@@ -46,10 +46,12 @@ def from_arrays(
         groups: natural keys, name -> a value per row; the first names the natural clients.
         name: for figures and records.
 
-    Errors: `DataError` for lengths that differ, or arrays that do not hold numbers.
+    Raises:
+        DataError: for lengths that differ, or arrays that do not hold numbers.
 
-    >>> from_arrays([[0.1], [0.2], [0.3]], [0, 1, 1], groups={"ward": ["a", "b", "a"]}).clients().ids
-    ('a', 'b')
+    Example:
+        >>> from_arrays([[0.1], [0.2], [0.3]], [0, 1, 1], groups={"ward": ["a", "b", "a"]}).clients().ids
+        ('a', 'b')
     """
     tests = test if test is None or isinstance(test, Examples) else Examples.of(*test)
     keys = {key: np.asarray(values) for key, values in (groups or {}).items()}
@@ -73,7 +75,8 @@ def from_torch(
         test: another one, to evaluate on.
         groups, name: as for `from_arrays`.
 
-    Errors: `DataError` if it is no such dataset, naming the first item that does not fit.
+    Raises:
+        DataError: it is no such dataset, naming the first item that does not fit.
     """
     train = _collected(dataset, "dataset")
     tests = None if test is None else _collected(test, "test")

@@ -43,12 +43,13 @@ class Partition(NamedTuple):
 
     Own rules are made the same way. Odd and even rows to two clients:
 
-    >>> odd_even = Partition(
-    ...     lambda targets, groups, generator: {i: np.arange(i, len(targets), 2) for i in range(2)},
-    ...     label="odd_even()",
-    ... )
-    >>> odd_even.deal(np.zeros(5), {}, np.random.default_rng(0))[1]
-    array([1, 3])
+    Example:
+        >>> odd_even = Partition(
+        ...     lambda targets, groups, generator: {i: np.arange(i, len(targets), 2) for i in range(2)},
+        ...     label="odd_even()",
+        ... )
+        >>> odd_even.deal(np.zeros(5), {}, np.random.default_rng(0))[1]
+        array([1, 3])
     """
 
     deal: Callable[[Array, Groups, np.random.Generator], Mapping[ClientId, Rows]]
@@ -59,8 +60,9 @@ class Partition(NamedTuple):
 def iid(nodes: int) -> Partition:
     """Rows at random, each on one of ``nodes`` nodes; sizes differ by one at most.
 
-    >>> {i: len(r) for i, r in iid(3).deal(np.zeros(10), {}, np.random.default_rng(0)).items()}
-    {0: 4, 1: 3, 2: 3}
+    Example:
+        >>> {i: len(r) for i, r in iid(3).deal(np.zeros(10), {}, np.random.default_rng(0)).items()}
+        {0: 4, 1: 3, 2: 3}
     """
     _check_nodes(nodes)
 
@@ -134,10 +136,11 @@ def by_class(nodes: int, *, share: float) -> Partition:
         nodes: number of clients.
         share: of a node's rows that are of its home class, from 1/C (uniform) to 1 (nothing else).
 
-    >>> rule = by_class(2, share=0.75)
-    >>> y = np.repeat([0, 1], 8)
-    >>> [np.bincount(y[r]).tolist() for r in rule.deal(y, {}, np.random.default_rng(0)).values()]
-    [[6, 2], [2, 6]]
+    Example:
+        >>> rule = by_class(2, share=0.75)
+        >>> y = np.repeat([0, 1], 8)
+        >>> [np.bincount(y[r]).tolist() for r in rule.deal(y, {}, np.random.default_rng(0)).values()]
+        [[6, 2], [2, 6]]
     """
     _check_nodes(nodes)
     if not 0 < share <= 1:
@@ -163,10 +166,12 @@ def by_key(key: str | ArrayLike) -> Partition:
         key: the name of one of the data set's groups (``heart_disease().groups`` has ``"hospital"``), or
             one value per row, [row].
 
-    Errors: `DataError` if there is no such group, or the number of values is not that of the rows.
+    Raises:
+        DataError: there is no such group, or the number of values is not that of the rows.
 
-    >>> by_key(["b", "a", "b"]).deal(np.zeros(3), {}, np.random.default_rng(0))
-    {'a': array([1]), 'b': array([0, 2])}
+    Example:
+        >>> by_key(["b", "a", "b"]).deal(np.zeros(3), {}, np.random.default_rng(0))
+        {'a': array([1]), 'b': array([0, 2])}
     """
 
     def deal(targets: Array, groups: Groups, _generator: np.random.Generator) -> Mapping[ClientId, Rows]:

@@ -48,11 +48,14 @@ def shakespeare(*, window: int = 80, minimum_lines: int = 2) -> Dataset:
         window: characters per example.
         minimum_lines: roles of fewer lines are left out; at least 2.
 
-    Errors: `DataNotFound` (this edition is not offered for download: put the file where the message says,
-    or use `tiny_shakespeare`), `DataCorrupt`.
+    Raises:
+        DataNotFound: the file is not there. This edition is not offered for download: put the file where the
+            message says, or use `tiny_shakespeare`.
+        DataCorrupt: the file is damaged, or another one.
 
-    >>> shakespeare().clients()  # doctest: +SKIP
-    Clients(1,229 clients, 43,676 examples, resident)
+    Example:
+        >>> shakespeare().clients()  # doctest: +SKIP
+        Clients(1,229 clients, 43,676 examples, resident)
     """
     lines: dict[str, list[str]] = {}
     for record in read("shakespeare/speeches.jsonl.gz").splitlines():
@@ -67,7 +70,9 @@ def tiny_shakespeare(*, window: int = 80, minimum_lines: int = 2) -> Dataset:
     Natural clients: 268 names. Plays are not told apart, so that equal names fall together.
 
     Source: A. Karpathy, char-rnn, 2015.
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
     """
     lines: dict[str, list[str]] = {}
     for speech in read("shakespeare/tinyshakespeare.txt").decode("ascii").split("\n\n"):
@@ -79,8 +84,9 @@ def tiny_shakespeare(*, window: int = 80, minimum_lines: int = 2) -> Dataset:
 def encode(text: str) -> NDArray[np.int64]:
     """The numbers of a text's characters; one that is not in `CHARACTERS` becomes `PADDING`.
 
-    >>> decode(encode("To be, or not to be"))
-    'To be, or not to be'
+    Example:
+        >>> decode(encode("To be, or not to be"))
+        'To be, or not to be'
     """
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     return np.where(codes < 128, _NUMBERS[np.minimum(codes, 127)], PADDING)

@@ -126,13 +126,15 @@ def federated_scaling(
         regimes: how many regimes there are.
         aggregator: adds the statistics up; default ``mean(weighted=False)``.
 
-    Errors: `DataError` for infinite values, naming the client.
+    Raises:
+        DataError: for infinite values, naming the client.
 
-    >>> clients = Clients.of({"a": ([[1.0], [3.0]], [0, 0]), "b": ([[5.0]], [0])})
-    >>> scaling = federated_scaling(clients)
-    >>> scaling.mean.item(), round(scaling.std.item(), 3)
-    (3.0, 1.633)
-    >>> scaled = clients.map(scaling.apply)
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [3.0]], [0, 0]), "b": ([[5.0]], [0])})
+        >>> scaling = federated_scaling(clients)
+        >>> scaling.mean.item(), round(scaling.std.item(), 3)
+        (3.0, 1.633)
+        >>> scaled = clients.map(scaling.apply)
     """
     columns = _Columns(input, axis, regime, regimes)
     moments = _moments(clients, columns, _adder(aggregator))
@@ -206,9 +208,10 @@ def federated_sum(
         statistic: Examples -> float64 [entry], of magnitudes below 2**42 in sum.
         aggregator: adds up; by default exactly.
 
-    >>> clients = Clients.of({"a": ([[1.0], [3.0]], [0, 1]), "b": ([[5.0]], [1])})
-    >>> federated_sum(clients, lambda e: np.array([len(e), e.targets.sum()], float))
-    array([3., 2.])
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [3.0]], [0, 1]), "b": ([[5.0]], [1])})
+        >>> federated_sum(clients, lambda e: np.array([len(e), e.targets.sum()], float))
+        array([3., 2.])
     """
     return added((statistic(clients.train(i)) for i in range(len(clients))), aggregator)
 

@@ -69,7 +69,9 @@ def data_folder() -> Path:
 def read(path: str) -> bytes:
     """The content of a data file, uncompressed; it is downloaded first if it has to be.
 
-    Errors: `DataNotFound` if it is nowhere to be had, `DataCorrupt` if its checksum is wrong.
+    Raises:
+        DataNotFound: it is nowhere to be had.
+        DataCorrupt: its checksum is wrong.
     """
     file = fetch(path)
     content = file.read_bytes()

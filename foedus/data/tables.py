@@ -46,7 +46,9 @@ def heart_disease() -> Dataset:
     Source: A. Janosi, W. Steinbrunn, M. Pfisterer, R. Detrano, Heart Disease, UCI Machine Learning
     Repository, 1988, whom publications are asked to name; federated use: J. Ogier du Terrail et al.,
     FLamby, NeurIPS 2022.
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
     """
     tables = [_cells(read(f"heart_disease/processed.{name}.data")) for name in _HOSPITALS]
     numbers = _numbers(np.concatenate(tables))
@@ -73,7 +75,9 @@ def adult() -> Dataset:
     text columns are also there as groups, for skewed partitions: ``adult().clients("education")``.
 
     Source: B. Becker, R. Kohavi, Adult, UCI Machine Learning Repository, 1996.
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
     """
     tables = [_cells(read(f"adult/adult.{part}.gz")) for part in ("data", "test")]
     (train, groups), (test, test_groups) = (_adult_examples(table) for table in tables)
@@ -99,7 +103,9 @@ def parkinsons(*, target: str = "motor_UPDRS") -> Dataset:
         target: ``"motor_UPDRS"`` (5 to 40) or ``"total_UPDRS"`` (7 to 55).
 
     Source: A. Tsanas, M. Little, Parkinsons Telemonitoring, UCI Machine Learning Repository, 2009.
-    Errors: `DataNotFound`, `DataCorrupt`.
+    Raises:
+        DataNotFound: the files are not there and cannot be downloaded.
+        DataCorrupt: a file is damaged, or another one.
     """
     header, *cells = _cells(read("parkinsons/parkinsons_updrs.data.gz"))
     names = header.tolist()

@@ -56,8 +56,9 @@ class Vocabulary(NamedTuple):
     def codes(self, values: Iterable[Any]) -> NDArray[np.int64]:
         """The number of each value, int64 [value]; ``len(words)`` for one that is not in the vocabulary.
 
-        >>> Vocabulary(("no", "yes")).codes(["yes", "no", "perhaps"])
-        array([1, 0, 2])
+        Example:
+            >>> Vocabulary(("no", "yes")).codes(["yes", "no", "perhaps"])
+            array([1, 0, 2])
         """
         numbers = {word: number for number, word in enumerate(self.words)}
         return np.array([numbers.get(str(v), len(self.words)) for v in values], np.int64)
@@ -94,10 +95,11 @@ class OneHot(NamedTuple):
 def one_hot(categories: Mapping[int, Sequence[float]], *, input: int = 0) -> OneHot:
     """Spread columns of category numbers, listed by column number with the values that they take.
 
-    >>> spread = one_hot({1: [1, 2, 3]})
-    >>> spread.apply(Examples.of([[0.5, 3], [0.7, float("nan")]], [0, 1])).inputs[0]
-    array([[0.5, 0. , 0. , 1. ],
-           [0.7, 0. , 0. , 0. ]], dtype=float32)
+    Example:
+        >>> spread = one_hot({1: [1, 2, 3]})
+        >>> spread.apply(Examples.of([[0.5, 3], [0.7, float("nan")]], [0, 1])).inputs[0]
+        array([[0.5, 0. , 0. , 1. ],
+               [0.7, 0. , 0. , 0. ]], dtype=float32)
     """
     if not categories:
         raise ConfigurationError("one_hot needs at least one column, e.g. one_hot({2: [1, 2, 3, 4]}).")
@@ -119,10 +121,12 @@ def federated_vocabulary(
         longest: bytes that a word may have in UTF-8.
         aggregator: adds up; default ``mean(weighted=False)``.
 
-    Errors: `DataError` for a longer word, or for more words than the largest table holds (about 150,000).
+    Raises:
+        DataError: for a longer word, or for more words than the largest table holds (about 150,000).
 
-    >>> federated_vocabulary({"a": ["red", "green", "red"], "b": ["blue", "green"]})
-    Vocabulary(words=('blue', 'green', 'red'), clients=(1, 2, 1), rows=(1, 2, 2))
+    Example:
+        >>> federated_vocabulary({"a": ["red", "green", "red"], "b": ["blue", "green"]})
+        Vocabulary(words=('blue', 'green', 'red'), clients=(1, 2, 1), rows=(1, 2, 2))
     """
     counted = [_counted(own, longest) for own in values.values()]
     size = _FIRST_SIZE
