@@ -30,7 +30,7 @@ import foedus as fd
 CLIENTS, COHORT, ALPHA, BATCH = 100, 10, 0.1, 20
 TUNE, ROUNDS, EVERY, SEEDS = 40, 200, 5, (0, 1, 2)
 HELD_OUT, LAST, TARGET = 5000, 50, 0.8  # pictures to tune on; rounds averaged at the end; accuracy to reach
-RATES = (0.02, 0.05, 0.1)
+RATES = (0.02, 0.05, 0.1, 0.2)
 
 
 class Server(NamedTuple):

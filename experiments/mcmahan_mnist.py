@@ -58,8 +58,8 @@ ROWS = (
     Row("2nn", "iid", 1, None, 1474, 3000, (0.5, 0.7, 1.0), 100, 5),
     Row("2nn", "non-iid", 1, None, 1796, 3500, (0.2, 0.5, 0.7), 200, 5),
     Row("cnn", "iid", 1, 10, 34, 80, (0.05, 0.1, 0.2), 4, 1),
-    Row("cnn", "iid", 5, 50, 29, 60, (0.1, 0.2), 3, 1),
-    Row("cnn", "iid", 5, 10, 20, 40, (0.05, 0.1), 2, 1),
+    Row("cnn", "iid", 5, 10, 20, 40, (0.1,), 2, 1),
+    Row("cnn", "iid", 5, 50, 29, 60, (0.2,), 3, 1),
     Row("cnn", "iid", 1, None, 626, 1000, (0.1, 0.2, 0.3), 20, 10),
     Row("cnn", "non-iid", 1, 10, 350, 700, (0.03, 0.05, 0.1), 12, 3),
     Row("cnn", "non-iid", 5, 10, 229, 500, (0.02, 0.05), 4, 2),
@@ -119,7 +119,7 @@ def report(row: Row, clients: fd.Clients, options: argparse.Namespace) -> dict[s
     """What the run folders of a row hold; None if there is nothing. Trains nothing."""
     there = [lr for lr in row.rates if (folder(row, lr) / "run.json").exists()]
     runs = {lr: run(row, clients, lr, 0, options) for lr in there}
-    short = {lr: best(r, row.tune) for lr, r in runs.items()}
+    short = {lr: best(r, row.tune) for lr, r in runs.items() if r.final}
     if not short:
         return None
     lr = max(short, key=lambda rate: short[rate])
