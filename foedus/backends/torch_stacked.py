@@ -165,7 +165,7 @@ def _layer_rule(name: str, cell: Callable[..., State]) -> Callable[..., Any]:
     """
 
     def rule(draw: stacked, *args: Any) -> Any:
-        if len(args) != 9 or not isinstance(args[2], list | tuple):
+        if len(args) != 9 or not isinstance(args[3], bool):
             raise UnsupportedOperator(f"torch.{name} on packed sequences")
         x, state, weights, biased, layers, p, training, both_ways, batch_first = args
         states: State = (state,) if isinstance(state, Tensor) else tuple(state)
