@@ -101,7 +101,7 @@ class Task:
     model: Callable[[], Any] | JaxModel | NumpyModel
     loss: Callable[[Any, Any], Any] | None = None
     metrics: Sequence[Metric] = field(default_factory=tuple)
-    average_buffers: bool = True
+    average_buffers: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         if hasattr(self.model, "named_parameters") and not isinstance(self.model, type):

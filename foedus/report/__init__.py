@@ -1,1 +1,1 @@
-
+"""Figures and tables, made from the record of runs."""
