@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from foedus.core.compose import fedavg as fedavg
     from foedus.core.compose import fedsgd as fedsgd
     from foedus.core.examples import Examples as Examples
+    from foedus.core.linear import linear as linear
+    from foedus.core.linear import logistic as logistic
     from foedus.core.population import Clients as Clients
     from foedus.core.select import available as available
     from foedus.core.select import by_data as by_data
@@ -93,8 +95,10 @@ _HOMES = {
     "everybody": "foedus.core.select",
     "fedavg": "foedus.core.compose",
     "fedsgd": "foedus.core.compose",
+    "linear": "foedus.core.linear",
     "local_sgd": "foedus.core.client",
     "local_training": "foedus.core.client",
+    "logistic": "foedus.core.linear",
     "mae": "foedus.core.task",
     "mean": "foedus.core.aggregate",
     "momentum": "foedus.core.server",

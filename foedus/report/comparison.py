@@ -5,7 +5,7 @@ Not here: the runs (``foedus.sim.compare``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,12 +42,14 @@ class Arm(NamedTuple):
 
 
 def comparison_table(arms: Sequence[Arm]) -> Table:
-    """One row per way to train; for several runs the mean, and below it the best and the worst of them."""
-    rows: list[dict[str, Any]] = []
+    """One column per way to train, one row per figure; for several runs the mean, and the best and the worst."""
+    columns: dict[str, dict[str, str]] = {}
     for arm in arms:
-        rows.append(_row(arm))
-        if len(arm.records) > 1:
-            rows += _extremes(arm)
+        columns |= _columns(arm)
+    figures = dict.fromkeys(name for column in columns.values() for name in column)
+    rows: list[dict[str, Any]] = [
+        {"": name} | {told: column.get(name) for told, column in columns.items()} for name in figures
+    ]
     return table(rows, notes=verdict(arms))
 
 
@@ -73,7 +75,8 @@ def verdict(arms: Sequence[Arm]) -> str:
     )
     sign = -1 if better(arms[0].records[0], metric) is min else 1
     if sign * (centralised - alone) > 0:
-        told += f" That is {100 * (federated - alone) / (centralised - alone):.0f} % of the way."
+        share = 100 * (federated - alone) / (centralised - alone)
+        told += f" That is {f'{share:.0f} %' if share < 100 else 'all'} of the way."
     return told
 
 
@@ -140,36 +143,36 @@ def _metrics(arms: Sequence[Arm]) -> list[str]:
     return list(lines[-1]) if lines else []
 
 
-def _row(arm: Arm) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "": arm.name if len(arm.records) == 1 else f"{arm.name}, mean of {len(arm.records)}"
-    }
-    for metric in _metrics([arm]):
-        row[metric] = _with_spread(arm.final(metric))
-    for metric in [m for m in row if m not in ("", "loss")]:
-        best = arm.best(metric)
-        row |= {f"best {metric}": "diverged" if np.isnan(best).all() else f"{np.nanmean(best):.4g}"}
-    record = arm.records[0]
-    row["steps"] = int(sum(line["steps"] for line in record.metrics))
+def _columns(arm: Arm) -> dict[str, dict[str, str]]:
+    """The table's columns about one way to train: heading → figure → text."""
+    many, metrics = len(arm.records) > 1, _metrics([arm])
+    column = {metric: _with_spread(arm.final(metric)) for metric in metrics}
+    column |= {f"best {metric}": _shown(arm.best(metric), np.mean) for metric in metrics if metric != "loss"}
+    lines = arm.records[0].metrics
+    column["local steps"] = f"{sum(line['steps'] for line in lines):,}"
     if arm.name == "federated":
-        row["traffic"] = bytes_shown(sum(line["bytes_up"] + line["bytes_down"] for line in record.metrics))
-    return row
+        column["traffic"] = bytes_shown(sum(line["bytes_up"] + line["bytes_down"] for line in lines))
+    if not many:
+        return {arm.name: column}
+    ways = {metric: better(arm.records[0], metric) for metric in metrics}
+    return {
+        f"{arm.name}, mean of {len(arm.records)}": column,
+        f"best of {len(arm.records)}": {
+            m: _shown(arm.final(m), np.min if way is min else np.max) for m, way in ways.items()
+        },
+        f"worst of {len(arm.records)}": {
+            m: _shown(arm.final(m), np.max if way is min else np.min) for m, way in ways.items()
+        },
+    }
 
 
-def _extremes(arm: Arm) -> list[dict[str, Any]]:
-    """The best and the worst of several runs, each metric by itself."""
-    rows: list[dict[str, Any]] = [{"": "  best of them"}, {"": "  worst of them"}]
-    for metric in _metrics([arm]):
-        final = np.sort(arm.final(metric))
-        final = final[~np.isnan(final)] if not np.isnan(final).all() else final
-        ends = (final[0], final[-1]) if better(arm.records[0], metric) is min else (final[-1], final[0])
-        for row, value in zip(rows, ends, strict=True):
-            row[metric] = f"{value:.4g}"
-    return rows
+def _shown(values: NDArray[np.float64], choose: Callable[[NDArray[np.float64]], Any]) -> str:
+    """One number for those of several runs that did not diverge."""
+    known = values[~np.isnan(values)]
+    return f"{choose(known):.4g}" if len(known) else "diverged"
 
 
 def _with_spread(values: NDArray[np.float64]) -> str:
     known = values[~np.isnan(values)]
-    if not len(known):
-        return "diverged"
-    return f"{known.mean():.4g}" + (f" ± {known.std():.2g}" if len(values) > 1 else "")
+    spread = f" ± {known.std():.2g}" if len(known) > 1 else ""
+    return _shown(values, np.mean) + spread

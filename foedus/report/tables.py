@@ -24,8 +24,8 @@ def table(
 
     Example:
         >>> print(plain(table([{"run": "a", "accuracy": 0.91234}, {"run": "b"}])))
-        run   accuracy
-        a       0.9123
+        run  accuracy
+        a      0.9123
         b
     """
     from rich.table import Table
