@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from foedus.errors import MissingExtra
+from foedus.errors import ConfigurationError, MissingExtra
 from foedus.record.folder import MODEL, Record
 
 
@@ -140,8 +140,9 @@ class MLflow:
     left out.
 
     Args:
-        uri: a server (``"http://..."``), a database (``"sqlite:///mlflow.db"``), or a folder. By default what
-            MLFLOW_TRACKING_URI names, else the folder ``mlruns``.
+        uri: a server (``"http://..."``) or a folder; with the package mlflow, of which the extra holds a small
+            part, also a database (``"sqlite:///mlflow.db"``). By default what MLFLOW_TRACKING_URI names, else
+            the folder ``mlruns``.
         experiment: the experiment's name.
     """
 
@@ -189,10 +190,18 @@ def _mlflow(uri: str | Path | None) -> Any:
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "mlflow", "mlflow", "Export to MLflow") from error
     place = str(uri or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns")
-    return MlflowClient(tracking_uri=place if "://" in place else Path(place).resolve().as_uri())
+    try:
+        return MlflowClient(tracking_uri=place if "://" in place else Path(place).resolve().as_uri())
+    except MlflowException as error:
+        told = str(error).strip().split(". See")[0]
+        raise ConfigurationError(
+            f"MLflow cannot keep runs in {place!r}: {told}. A folder or a server always will do; a database needs the "
+            "whole of MLflow: pip install mlflow"
+        ) from error
 
 
 def _parameters(configuration: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
