@@ -29,9 +29,11 @@ def table(
         b
     """
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(
-        title=title or None, caption=notes or None, box=None, pad_edge=False, padding=(0, 2, 0, 0),
+        title=Text(title) if title else None, caption=Text(notes) if notes else None,
+        box=None, pad_edge=False, padding=(0, 2, 0, 0),
         title_justify="left", caption_justify="left", header_style="bold", title_style="bold",
     )  # fmt: skip
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -39,11 +41,11 @@ def table(
         numbers = [row[name] for row in rows if row.get(name) is not None]
         right = bool(numbers) and all(isinstance(v, int | float) for v in numbers)
         words = any(" " in str(row.get(name, "")) and len(str(row.get(name, ""))) > LONG for row in rows)
-        drawn.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=not words)
+        drawn.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=not words)
     if best is not None:
         drawn.add_column("")
     for number, row in enumerate(rows):
-        cells = [shown(row.get(name)) for name in columns]
+        cells = [Text(shown(row.get(name))) for name in columns]  # no markup: brackets are the user's own
         mark = [] if best is None else ["★ best" if number == best else ""]
         drawn.add_row(*cells, *mark, style="bold green" if number == best else None)
     return drawn

@@ -264,6 +264,7 @@ class _Engine:
         load = self._load(asked)
         passage = self._passage(asked, load, number)
         cohort = asked if passage is None else asked[passage.counted]
+        self._whole = plan.settings.local_curves is None  # its lines are written while the round is under way
         outcome = union(plan.job, [session.run(Orders(number, state.weights, cohort, state.kept))])
         clock.lap("train")
         self._whole = False
