@@ -10,7 +10,6 @@ apart; then each algorithm runs with three seeds, and the test set is looked at 
 
     python experiments/adaptive.py                       # about half an hour on two cores
     python experiments/adaptive.py --only FedAdam --seeds 1
-    python experiments/adaptive.py --rounds 0            # no training: table and figure of what there is
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from outcome import figure_path, run_folder, store, table, wanted
+from outcome import document, figure_path, run_folder, store, table, wanted
 from torch import nn
 
 import foedus as fd
@@ -159,7 +158,8 @@ def main() -> None:
         f"rounds to {TARGET:.0%}, by seed",
     )
     print(table(header, lines(found)))
-    if len(found) == len(SERVERS):
+    if len(found) == len(SERVERS) and options.rounds == ROUNDS and options.seeds == len(SEEDS):
+        document("adaptive", table(header, lines(found)))
         about = {
             "clients": CLIENTS,
             "cohort": COHORT,

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from outcome import figure_path, run_folder, store, table, wanted
+from outcome import document, figure_path, run_folder, store, table, wanted
 from torch import nn
 
 import foedus as fd
@@ -36,6 +36,7 @@ T_95 = 2.093  # Student's t for 95 % and 19 degrees of freedom
 CATEGORIES = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "slope": (1, 2, 3), "thal": (3, 6, 7)}
 INPUTS = 13 - len(CATEGORIES) + sum(len(values) for values in CATEGORIES.values())
 ROUNDS, BATCH = 60, 16
+TITLES = {"logistic": "Logistic regression", "mlp": "Network of 16 hidden units"}
 
 
 class Model(NamedTuple):
@@ -136,12 +137,22 @@ def summary(scores: dict[str, np.ndarray], ids: Any) -> dict[str, Any]:
     return {way: {p: interval(c[:, i]) for i, p in enumerate(places)} for way, c in columns.items()}
 
 
-def show(found: dict[str, Any]) -> None:
+def tables(found: dict[str, Any]) -> str:
+    """A table per model: ways by hospitals."""
+    texts = []
     for name, ways in found.items():
         places = list(next(iter(ways.values())))
-        cell = lambda v: f"{v['mean']:+.3f} ± {v['half_width']:.3f}".removeprefix("+")  # noqa: E731
-        rows = [[way, *(cell(values[p]) for p in places)] for way, values in ways.items()]
-        print(f"\n{name}\n{table(['', *places], rows)}")
+        rows = [
+            [way.replace(" - ", " − "), *(cell(way, values[p]) for p in places)]
+            for way, values in ways.items()
+        ]
+        texts.append(f"{TITLES[name]}:\n\n{table(['', *places], rows)}")
+    return "\n\n".join(texts)
+
+
+def cell(way: str, value: dict[str, float]) -> str:
+    sign = "+" if " - " in way else ""
+    return f"{value['mean']:{sign}.3f} ± {value['half_width']:.3f}".replace("-", "−")
 
 
 def draw(found: dict[str, Any]) -> None:
@@ -176,12 +187,14 @@ def main() -> None:
     for name in (n for n in MODELS if wanted(n, options.only)):
         splits = [one_split(name, hospitals, split) for split in range(options.splits)]
         found[name] = summary({way: np.array([s[way] for s in splits]) for way in splits[0]}, hospitals.ids)
-    show(found)
     about = {"rounds": ROUNDS, "batch": BATCH, "test": TEST, "splits": options.splits, "measure": "AUROC"}
     about |= {"models": {n: {"lr": m.lr, "weight_decay": m.weight_decay} for n, m in MODELS.items()}}
     if not options.only and options.splits == SPLITS:
         store("heart_disease", about | {"found": found})
         draw(found)
+        document("heart", tables(found))
+    else:
+        print(tables(found))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from outcome import figure_path, run_folder, store, table, wanted
+from outcome import document, figure_path, run_folder, store, table, wanted
 from torch import nn
 
 import foedus as fd
@@ -201,7 +201,7 @@ def main() -> None:
             train(row, deals[row.split], options)
     found = [f for row in ROWS if (f := report(row, deals[row.split], options))]
     header = ("row", "learning rate", "rounds here", "published", "× FedSGD here", "× FedSGD published", "")
-    print(table(header, lines(found)))
+    document("mcmahan", table(header, lines(found)))
     store(
         "mcmahan_mnist", {"clients": CLIENTS, "cohort": COHORT, "seed": SEED, "target": TARGET, "rows": found}
     )

@@ -18,7 +18,7 @@ import argparse
 from typing import Any
 
 import torch
-from outcome import figure_path, run_folder, store, table, wanted
+from outcome import document, figure_path, run_folder, store, table, wanted
 from torch import nn
 
 import foedus as fd
@@ -75,8 +75,12 @@ def figure_two(data: Any, rounds: int) -> dict[str, Any]:
     picture = plot_accuracy_by_partition({n: r.record for n, r in runs.items()})
     picture.savefig(figure_path("talk_two"), dpi=85)
     curves = {n: [round(m["central"]["accuracy"], 4) for m in r.metrics] for n, r in runs.items()}
-    rows = [[n, c[0], c[min(4, len(c) - 1)], c[-1], max(c)] for n, c in curves.items()]
-    print(table(("data", "after round 1", "round 5", f"round {rounds}", "best"), rows))
+    rows = [
+        [n, *(f"{100 * a:.1f} %" for a in (c[0], c[min(4, len(c) - 1)], c[-1], max(c)))]
+        for n, c in curves.items()
+    ]
+    text = table(("test accuracy", "round 1", "round 5", f"round {rounds}", "best"), rows)
+    document("talk", text) if rounds == TWO["rounds"] else print(text)
     return {"settings": TWO, "accuracy": curves}
 
 

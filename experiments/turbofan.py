@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from outcome import figure_path, run_folder, store, table, wanted
+from outcome import document, figure_path, run_folder, store, table, wanted
 from torch import nn
 
 import foedus as fd
@@ -255,7 +255,7 @@ def main() -> None:
         "RMSE uncapped",
         "score uncapped",
     )
-    print(table(header, lines(found)))
+    document("turbofan", table(header, lines(found)))
     about = {"window": WINDOW, "cap": CAP, "rounds": ROUNDS, "cohort": COHORT, "batch": BATCH, "lr": LR}
     store("turbofan", about | {"pooled": POOLED, "alone": ALONE, "published": PUBLISHED, "found": found})
     draw(found)
