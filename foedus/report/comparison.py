@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.record import Record
-from foedus.report.curves import Curve, better, common_metric, curve, open_canvas
+from foedus.report.curves import Curve, better, curve, open_canvas
 from foedus.report.tables import bytes_shown, table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def comparison_table(arms: Sequence[Arm]) -> Table:
     """One column per way to train, one row per figure; for several runs the mean, and the best and the worst."""
     columns: dict[str, dict[str, str]] = {}
     for arm in arms:
-        columns |= _columns(arm)
+        columns |= _columns(arm, _metrics(arms))
     figures = dict.fromkeys(name for column in columns.values() for name in column)
     rows: list[dict[str, Any]] = [
         {"": name} | {told: column.get(name) for told, column in columns.items()} for name in figures
@@ -62,7 +62,7 @@ def verdict(arms: Sequence[Arm]) -> str:
         >>> verdict([Arm(name, [line(accuracy)]) for name, accuracy in arms]).partition("; ")[2]
         'all data in one place: 1. That is 80 % of the way.'
     """
-    metric = common_metric({f"{a.name} {i}": r for a in arms for i, r in enumerate(a.records)})
+    metric = next((name for name in _metrics(arms) if name != "loss"), "loss")
     known = {arm.name: (v := arm.final(metric))[~np.isnan(v)] for arm in arms}
     if lost := [name for name, values in known.items() if not len(values)]:
         return (
@@ -103,7 +103,9 @@ def _panel(axes: Any, arms: Sequence[Arm], metric: str) -> None:
     names, values = [], []
     for arm in arms:
         colour = colours.get(arm.name, canvas.BLUE)
-        runs = [curve(record.metrics, "central", metric) for record in arm.records]
+        runs = [c for record in arm.records if len((c := curve(record.metrics, "central", metric)).rounds)]
+        if not runs:  # diverged before it was ever evaluated
+            continue
         mean = _mean(runs)
         if len(runs) > 1:
             _range(axes, runs, colour)
@@ -111,8 +113,8 @@ def _panel(axes: Any, arms: Sequence[Arm], metric: str) -> None:
         values.append(mean.values)
         text = arm.name if len(runs) == 1 else f"{arm.name}, mean of {len(runs)}"
         names.append(canvas.Name(text, mean.rounds[-1], mean.values[-1], colour))
-    axes.set_xlim(0, max(name.x for name in names))
-    canvas.log_if_wide(axes, np.concatenate(values))
+    axes.set_xlim(0, max((name.x for name in names), default=1))
+    canvas.log_if_wide(axes, np.concatenate([[], *values]))
     canvas.caption(axes, f"Test {metric}", x="round")
     canvas.write_names(axes, names)
 
@@ -139,20 +141,22 @@ def _shared(runs: Sequence[Curve]) -> NDArray[np.float64]:
 
 
 def _metrics(arms: Sequence[Arm]) -> list[str]:
-    lines = [line["central"] for line in arms[0].records[0].metrics if "central" in line]
-    return list(lines[-1]) if lines else []
+    """The figures that were evaluated, in order; a run that diverged at once has none."""
+    lines = (
+        line["central"] for arm in arms for run in arm.records for line in run.metrics if "central" in line
+    )
+    return list(next(lines, {}))
 
 
-def _columns(arm: Arm) -> dict[str, dict[str, str]]:
+def _columns(arm: Arm, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
     """The table's columns about one way to train: heading → figure → text."""
-    many, metrics = len(arm.records) > 1, _metrics([arm])
     column = {metric: _with_spread(arm.final(metric)) for metric in metrics}
     column |= {f"best {metric}": _shown(arm.best(metric), np.mean) for metric in metrics if metric != "loss"}
     lines = arm.records[0].metrics
     column["local steps"] = f"{sum(line['steps'] for line in lines):,}"
     if arm.name == "federated":
         column["traffic"] = bytes_shown(sum(line["bytes_up"] + line["bytes_down"] for line in lines))
-    if not many:
+    if len(arm.records) == 1:
         return {arm.name: column}
     ways = {metric: better(arm.records[0], metric) for metric in metrics}
     return {
