@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -209,10 +209,9 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
 
 def _client(recipe: Recipe, received: dict[str, Array], *, frozen: Any, pool: Pool, lr: Array) -> Callable[..., Any]:
     """One client: ``(buffers, steps, begin, end) -> (params, buffers, sum of losses)``."""
-    batch_of = lambda steps: steps.shape[1] - 3  # noqa: E731
 
     def train(before: dict[str, Array], steps: Array, begin: Array, end: Array) -> Any:
-        width = batch_of(steps)
+        width = steps.shape[1] - 3
         memory = [jnp.zeros_like(p) for p in received.values()] if recipe.spec.momentum else []
 
         def step(t: Array, state: Any) -> Any:
@@ -342,7 +341,8 @@ def empty_aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = np.empty(size + ALIGNMENT, np.uint8)
     begin = -room.ctypes.data % ALIGNMENT
-    return room[begin : begin + size].view(dtype).reshape(shape)
+    held: NDArray[Any] = room[begin : begin + size].view(dtype).reshape(shape)
+    return held
 
 
 # --- jax's own state ----------------------------------------------------------------------------------------------
@@ -367,10 +367,8 @@ def cpu_devices(count: int | None = None) -> list[Any]:
     are, perhaps one.
     """
     wanted = count or available_cores()
-    try:
+    with suppress(RuntimeError):  # jax has been used already
         jax.config.update("jax_num_cpu_devices", wanted)
-    except RuntimeError:  # jax has been used already
-        pass
     return list(jax.devices("cpu")[:wanted])
 
 

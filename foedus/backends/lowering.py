@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
-from foedus.backends.lowering_ops import OPERATORS, Out
+from foedus.backends.lowering_ops import OPERATORS
+from foedus.backends.lowering_rules import Out
 from foedus.backends.torch_random import counted
 from foedus.errors import LoweringMismatch, UnsupportedOperator
 
@@ -128,7 +129,7 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
 
 def tensors_of(module: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """(trainable parameters, frozen parameters, buffers) by name; tied parameters once."""
-    named = {n: p for n, p in module.named_parameters()}
+    named = dict(module.named_parameters())
     params = {n: p.detach() for n, p in named.items() if p.requires_grad}
     frozen = {n: p.detach() for n, p in named.items() if not p.requires_grad}
     return params, frozen, {n: b.detach() for n, b in module.named_buffers()}
@@ -202,11 +203,11 @@ class Instruction(NamedTuple):
         return self.operator
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator below autograd; those without a rule are decomposed first."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.instructions: list[Instruction] = []
         self.constants: dict[int, NDArray[Any]] = {}
         self.leaks: list[str] = []  # operators that told Python something of the data
@@ -227,13 +228,15 @@ class Recorder(TorchDispatchMode):
                 return result
         if torch.Tag.data_dependent_output in func.tags:
             self.leaks.append(name)
-        places = [self._refs(args), {k: self._refs(v) for k, v in kwargs.items()}]
+        positional, named = self._refs(args), {k: self._refs(v) for k, v in kwargs.items()}
         result = func(*args, **kwargs)
         tensors = [t for t in _leaves(result) if isinstance(t, Tensor)]
         results = self.known(result)
         dtypes = {self._places[id(t)].number: _name(t.dtype) for t in tensors}
         shape = tuple(tensors[0].shape) if tensors else ()
-        self.instructions.append(Instruction(name, self._within or name, *places, results, shape, dtypes))
+        self.instructions.append(
+            Instruction(name, self._within or name, positional, named, results, shape, dtypes)
+        )
         return result
 
     def _parts(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -269,18 +272,18 @@ class Recorder(TorchDispatchMode):
 
 def _functionally(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     """Call it with in-place changes and views made functional, so that the recorder sees none."""
-    torch._enable_functionalization(reapply_views=True)  # type: ignore[attr-defined]
+    torch._enable_functionalization(reapply_views=True)
     try:
         results = function(*_mapped(arguments, torch._to_functional_tensor))
         return _mapped(results, _plain)
     finally:
-        torch._disable_functionalization()  # type: ignore[attr-defined]
+        torch._disable_functionalization()  # type: ignore[no-untyped-call]
 
 
 def _plain(tensor: Tensor) -> Tensor:
     if not torch._is_functional_tensor(tensor):
         return tensor
-    torch._sync(tensor)
+    torch._sync(tensor)  # type: ignore[attr-defined, no-untyped-call]
     return torch._from_functional_tensor(tensor)
 
 

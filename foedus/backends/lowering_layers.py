@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from foedus.backends.lowering_ops import HIGHEST, Array, Out
+from foedus.backends.lowering_rules import HIGHEST, Array, Out
 from foedus.errors import UnsupportedOperator
 
 _numbers = itertools.count()  # names each recurrent call, so that its gradient finds what the call kept
@@ -60,7 +60,8 @@ def _batch_norm(
         _update(running_mean, mean, momentum)
         _update(running_var, var * (count / (count - 1)), momentum)
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         mean, var = running_mean, running_var
     return _normalised(x, mean, var, eps=eps, scale=(weight, bias))
 
@@ -149,6 +150,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output  # only the inputs are kept
         ctx.number, _, _, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
@@ -177,7 +179,7 @@ def _recurrent(kind: str, args: Any) -> Any:
         for way in range(ways):
             at = layer * ways + way
             own = [s[at] for s in state]
-            y, *final = _Layer.apply(
+            y, *final = _Layer.apply(  # type: ignore[no-untyped-call]
                 next(_numbers), kind, way == 1, len(own), x, *own, *weights[at * each : (at + 1) * each]
             )
             outs.append(y)
@@ -193,16 +195,17 @@ def _zeros(x: Tensor, state: list[Tensor], weights: list[Tensor], kind: str, *_:
     return [x.new_zeros(*x.shape[:2], state[0].shape[-1]), *(torch.zeros_like(s) for s in state)]
 
 
-_library: Final = torch.library.Library("foedus", "FRAGMENT")
-_library.define(
-    "recurrent(Tensor x, Tensor[] state, Tensor[] weights, str kind, bool reverse, int number) -> Tensor[]"
-)
-_library.define("recurrent_backward(Tensor[] grads, Tensor[] inputs, int number) -> Tensor[]")
-_library.impl("recurrent", _zeros, "CompositeExplicitAutograd")
-_library.impl(
-    "recurrent_backward", lambda grads, inputs, number: [torch.zeros_like(t) for t in inputs],
-    "CompositeExplicitAutograd",
-)  # fmt: skip
+_library: Final = torch.library.Library("foedus", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in (
+    "recurrent(Tensor x, Tensor[] state, Tensor[] weights, str kind, bool reverse, int number) -> Tensor[]",
+    "recurrent_backward(Tensor[] grads, Tensor[] inputs, int number) -> Tensor[]",
+):
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+for _name, _kernel in (
+    ("recurrent", _zeros),
+    ("recurrent_backward", lambda grads, inputs, number: [torch.zeros_like(t) for t in inputs]),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def recurrent(
