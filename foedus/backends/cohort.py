@@ -100,7 +100,7 @@ def open_cohort(task: Task, spec: LocalSGD, trainer: Trainer, probe: Examples) -
     if isinstance(task.model, JaxModel):
         from foedus.backends import jax_cohort
 
-        return jax_cohort.build(task, spec, trainer, probe)
+        return jax_cohort.build(spec, trainer, probe)
     from foedus.backends import torch_cohort
 
     return torch_cohort.build(task, spec, trainer, probe)
