@@ -45,7 +45,8 @@ class Federation:
             value = getattr(self, name)
             if not isinstance(value, kind):
                 raise ConfigurationError(
-                    f"Federation({name}=...) takes foedus.{kind.__name__}, and was given a {type(value).__name__}"
+                    f"Federation({name}=...) takes a foedus.{kind.__name__}, and was given something of type "
+                    f"{type(value).__name__}"
                 )
 
 

@@ -9,6 +9,7 @@ Not here: cleverer searches. Give the combinations to Optuna or the like, and le
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import math
 import re
@@ -23,7 +24,7 @@ import numpy as np
 from foedus.errors import ConfigurationError, NothingToAggregate
 from foedus.record import Record, files
 from foedus.record.folder import read
-from foedus.report.curves import better, common_metric, curve, plot_runs, rounds_to
+from foedus.report.curves import better, curve, plot_runs, rounds_to
 from foedus.report.tables import plain, table
 from foedus.sim.federation import Federation, run_federation
 from foedus.sim.progress import steps
@@ -146,7 +147,7 @@ def sweep(
         for number, values in enumerate(combinations, 1):
             record = _run(variant, values, place)
             records.append((values, record))
-            metric = metric or common_metric({"": record})
+            metric = metric or next(iter(record.configuration["metrics"]), "loss")
             done(f"{number}/{len(combinations)} {_told(_result(values, record, metric, target), metric)}")
     assert metric is not None
     found = Sweep(place, metric, target, _sorted([_result(*r, metric, target) for r in records], metric))
@@ -157,11 +158,18 @@ def sweep(
 
 
 def _run(variant: Callable[..., Federation], values: dict[str, Any], place: Path) -> Record:
+    try:
+        inspect.signature(variant).bind(**values)
+    except TypeError as error:
+        name = getattr(variant, "__name__", "the function")
+        raise ConfigurationError(
+            f"sweep() calls {name}({', '.join(f'{v}=...' for v in values)}), with the names of the grid: {error}"
+        ) from error
     federation = variant(**values)
     if not isinstance(federation, Federation):
         raise ConfigurationError(
             f"sweep() calls {getattr(variant, '__name__', 'its function')}({', '.join(values)}), which must return a "
-            f"foedus.Federation and returned a {type(federation).__name__}"
+            f"foedus.Federation and returned something of type {type(federation).__name__}"
         )
     own = place / _folder_name(values)
     settings = replace(federation.settings, folder=own, progress=False)
