@@ -250,7 +250,8 @@ def trimmed_mean(share: float) -> fd.Aggregator:
     """Without each entry's largest and smallest values (Yin et al. 2018): an aggregator of one's own."""
 
     def merge(a: Any, b: Any) -> Any:
-        return {"values": np.sort(np.concatenate([np.atleast_2d(m["values"]) for m in (a, b)]), axis=0)}
+        values = np.concatenate([np.atleast_2d(m["values"]) for m in (a, b)])
+        return {"values": np.sort(values + 0.0, axis=0)}  # −0 and 0 sort alike, but are not the same bits
 
     def decode(state: Any, message: Any) -> Any:
         values = np.atleast_2d(message["values"])

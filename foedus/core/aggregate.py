@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.checks import check_number
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
 from foedus.tree import Layout, Vector
@@ -53,7 +54,7 @@ class Aggregator(NamedTuple):
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
     ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit.
 
-    Example, whole: the mean without weights, had it not been here already:
+    Example, whole: of every parameter the largest change that any client made:
 
         >>> largest = Aggregator(
         ...     init=lambda layout: {},
@@ -138,6 +139,8 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
     inner, outer = stages[-1] if stages else None, [s for s in stages if isinstance(s, Stage)]
     if not isinstance(inner, Aggregator):
         raise IncompatibleStages("chain() ends with an aggregator, e.g. chain(clip(1.0), mean())")
+    if strangers := [s for s in stages[:-1] if not isinstance(s, Stage | Aggregator)]:
+        raise IncompatibleStages(f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}")
     if wrong := [s.label for s in stages[:-1] if isinstance(s, Aggregator)]:
         raise IncompatibleStages(
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
@@ -165,11 +168,12 @@ def clip(norm: float) -> Stage:
         >>> clip(1.0).encode(Update(np.array([3.0, 4.0]), weight=1), Context(0, 1, 0)).vector.tolist()
         [0.6000000000000001, 0.8]
     """
-    if not norm > 0:
-        raise ConfigurationError(f"clip(norm) needs a norm above 0, not {norm}")
+    check_number("norm", norm, above=True)
 
     def encode(update: Update, context: Context) -> Update:
         length = float(np.linalg.norm(update.vector.astype(np.float64)))
+        if not np.isfinite(length):
+            raise SumOverflow("an update that is not finite cannot be clipped")
         if length <= norm:
             return update
         return update._replace(vector=update.vector * update.vector.dtype.type(norm / length))

@@ -1,0 +1,316 @@
+"""The conformance suite of aggregators and stages: a new member is one line in a list and inherits all of it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from numpy.typing import NDArray
+
+from foedus.core.aggregate import Aggregator, Stage, add, chain, clip, fold, lift, mean, message_bytes
+from foedus.core.values import Context, Message, Update
+from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
+from foedus.tree import Layout
+
+
+def median() -> Aggregator:
+    """The entrywise median: a rule that needs every update, and collects them in an order of their own."""
+
+    def merge(a: Message, b: Message) -> Message:
+        values = np.concatenate([np.atleast_2d(m["values"]) for m in (a, b)])
+        return {"values": np.sort(values + 0.0, axis=0)}  # sorting does not tell −0 from 0, but bits do
+
+    return Aggregator(
+        init=lambda layout: {},
+        encode=lambda update, context: {"values": update.vector},
+        merge=merge,
+        decode=lambda state, message: (np.median(np.atleast_2d(message["values"]), axis=0), state),
+        additive=False,
+        label="median()",
+    )
+
+
+WEIGHTED = [mean()]
+EVEN = [mean(weighted=False), median()]
+MEMBERS = [*WEIGHTED, *EVEN, chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
+SUMS = [m for m in MEMBERS if m.additive]
+IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
+STAGES = [clip(3.0), clip(1e-3)]
+
+every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
+sums = pytest.mark.parametrize("member", SUMS, ids=lambda m: m.label)
+CONTEXT = Context(seed=3, round=1, client=0)
+
+
+
+@st.composite
+def cohorts(draw: st.DrawFn, least: int = 1) -> list[Update]:
+    """Updates of one size, of wildly different magnitudes and weights, in float32 or float64."""
+    size, count = draw(st.integers(0, 6)), draw(st.integers(least, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    vectors = rng.uniform(-1, 1, (count, size)) * 2.0 ** rng.integers(-70, 21, (count, size))
+    vectors *= rng.choice([0.0, -0.0, 1.0], (count, size), p=[0.05, 0.05, 0.9])
+    weights = np.where(rng.random(count) < 0.5, rng.integers(1, 10_000, count), 2.0 ** rng.uniform(-20, 20, count))
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    return [Update(v, float(w)) for v, w in zip(vectors.astype(dtype), weights, strict=True)]
+
+
+def encoded(member: Aggregator, cohort: list[Update]) -> list[Message]:
+    return [member.encode(u, CONTEXT._replace(client=i)) for i, u in enumerate(cohort)]
+
+
+def copies(messages: list[Message]) -> list[Message]:
+    """``merge`` may reuse the memory of its first argument."""
+    return [{name: array.copy() for name, array in m.items()} for m in messages]
+
+
+def merged_in_some_order(member: Aggregator, messages: list[Message], rng: np.random.Generator) -> Message:
+    """Merged along a random tree: any two, again and again."""
+    left = copies([messages[i] for i in rng.permutation(len(messages))])
+    while len(left) > 1:
+        b, a = (left.pop(int(rng.integers(len(left)))) for _ in range(2))
+        left.append(member.merge(a, b))
+    return left[0]
+
+
+def same_bits(a: Message, b: Message) -> bool:
+    return a.keys() == b.keys() and all(
+        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in ((a[n], b[n]) for n in a)
+    )
+
+
+@every
+@given(cohorts(), st.integers(0, 2**32))
+def test_neither_order_nor_place_of_merging_changes_a_bit(
+    member: Aggregator, cohort: list[Update], seed: int
+) -> None:
+    messages, rng = encoded(member, cohort), np.random.default_rng(seed)
+    one, other = (merged_in_some_order(member, messages, rng) for _ in range(2))
+    assert same_bits(one, other)
+    state = member.init(Layout(("p",), ((len(cohort[0].vector),),), ("float32",)))
+    assert member.decode(state, one)[0].tobytes() == member.decode(state, other)[0].tobytes()
+
+
+@every
+@given(cohorts(least=3))
+def test_merge_is_commutative_and_associative(member: Aggregator, cohort: list[Update]) -> None:
+    a, b, c = encoded(member, cohort[:3])
+    merge = member.merge
+    assert same_bits(merge(*copies([a, b])), merge(*copies([b, a])))
+    left = merge(merge(*copies([a, b])), *copies([c]))
+    right = merge(*copies([a]), merge(*copies([b, c])))
+    assert same_bits(left, right)
+
+
+@every
+@given(cohorts())
+def test_encoding_and_decoding_change_none_of_their_arguments(member: Aggregator, cohort: list[Update]) -> None:
+    state = member.init(Layout(("p",), ((len(cohort[0].vector),),), ("float32",)))
+    before, kept = cohort[0].vector.copy(), {n: a.copy() for n, a in state.items()}
+    message = member.encode(cohort[0], CONTEXT)
+    (sent,) = copies([message])
+    member.decode(state, message)
+    assert cohort[0].vector.tobytes() == before.tobytes()
+    assert same_bits(state, kept)
+    assert same_bits(message, sent)
+
+
+@every
+def test_encoding_is_a_function_of_update_and_context(member: Aggregator) -> None:
+    update = Update(np.linspace(-1, 1, 5, dtype=np.float32), 7.0)
+    assert same_bits(member.encode(update, CONTEXT), member.encode(update, CONTEXT))
+
+
+@pytest.mark.parametrize("member", IDENTICAL, ids=lambda m: m.label)
+@given(cohorts())
+def test_what_all_clients_agree_on_is_what_comes_out(member: Aggregator, cohort: list[Update]) -> None:
+    vector = cohort[0].vector
+    total = fold(member, encoded(member, [Update(vector, u.weight) for u in cohort]))
+    assert total is not None
+    found, _ = member.decode({}, total)
+    smallest = min(u.weight for u in cohort)
+    np.testing.assert_allclose(found, vector, rtol=1e-13, atol=2.0**-59 / min(smallest, 1))
+
+
+@every
+def test_a_cohort_of_nobody_has_no_message(member: Aggregator) -> None:
+    assert fold(member, []) is None
+
+
+@every
+def test_a_message_holds_arrays_only_and_is_no_larger_than_it_must_be(member: Aggregator) -> None:
+    vector = np.ones(1000, np.float32)
+    message = member.encode(Update(vector, 3.0), CONTEXT)
+    assert all(isinstance(array, np.ndarray) for array in message.values())
+    assert vector.nbytes <= message_bytes(message) <= vector.nbytes + 64
+
+
+# --- sums ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", [mean(), mean(weighted=False)], ids=lambda m: m.label)
+@given(cohorts())
+def test_the_mean_is_the_exact_one_of_rational_arithmetic(member: Aggregator, cohort: list[Update]) -> None:
+    total = fold(member, encoded(member, cohort))
+    assert total is not None
+    found, _ = member.decode({}, total)
+    units = [round(u.weight * 2**20) if member.label == "mean()" else 2**20 for u in cohort]
+    exact_weights = [Fraction(n, 2**20) for n in units]
+    for i, value in enumerate(found):
+        terms = [Fraction(float(u.vector[i])) * w for u, w in zip(cohort, exact_weights, strict=True)]
+        exact = sum(terms) / sum(exact_weights)
+        # one rounding of each product, 2⁻⁶¹ of fixed point each, and three roundings at the end
+        slack = (sum(map(abs, terms)) * Fraction(2) ** -53 + len(cohort) * Fraction(2) ** -60) / sum(exact_weights)
+        assert abs(Fraction(float(value)) - exact) <= slack + abs(exact) * Fraction(2) ** -51
+
+
+@given(st.lists(st.integers(-(2**20), 2**20), min_size=1, max_size=30), st.integers(1, 500))
+def test_sums_of_float32_times_numbers_of_examples_are_exact(numbers: list[int], examples: int) -> None:
+    """Nothing is rounded at all: huge and tiny terms cancel without a trace."""
+    huge, tiny = np.array([2.0**30], np.float32), np.array([2.0**-30], np.float32)
+    vectors = [np.array([n * 2.0**-25], np.float32) for n in numbers] + [huge, tiny, -huge]
+    total = fold(mean(), [mean().encode(Update(v, float(examples)), CONTEXT) for v in vectors])
+    assert total is not None
+    exact = examples * (sum(Fraction(n, 2**25) for n in numbers) + Fraction(1, 2**30))
+    assert Fraction(int(total["high"][0]), 2**20) + Fraction(int(total["low"][0]), 2**60) == exact
+
+
+@sums
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_never_enters_a_sum(member: Aggregator, value: float) -> None:
+    with pytest.raises(SumOverflow, match="not finite"):
+        member.encode(Update(np.array([1.0, value], np.float32), 2.0), CONTEXT)
+    total = lift({"values": np.ones(2), "weight": np.array([2**20])})
+    (before,) = copies([total])
+    with pytest.raises(SumOverflow, match="not finite"):
+        add(total, {"values": np.array([1.0, value]), "weight": np.array([2**20])})
+    assert same_bits(total, before)
+
+
+@pytest.mark.parametrize("member", [mean(), mean(weighted=False)], ids=lambda m: m.label)
+def test_an_update_beyond_the_range_is_refused_by_itself(member: Aggregator) -> None:
+    """Whether a client is refused must not depend on who else has arrived."""
+    with pytest.raises(SumOverflow, match="2⁴²"):
+        member.encode(Update(np.array([1e13], np.float32), 1.0), CONTEXT)
+    with pytest.raises(SumOverflow):
+        member.encode(Update(np.array([1e300]), 1.0), CONTEXT)
+
+
+@given(st.lists(st.floats(0.5, 1), min_size=2, max_size=6))
+def test_a_sum_beyond_the_range_is_refused_and_nothing_has_changed(shares: list[float]) -> None:
+    rule = mean(weighted=False)
+    messages = [rule.encode(Update(np.array([s * 2.0**41 - 1, 3.0]), 1.0), CONTEXT) for s in shares]
+    total = rule.merge(*copies([messages[0], rule.encode(Update(np.array([1.0, 1.0]), 1.0), CONTEXT)]))
+    added = 1
+    for message in messages[1:]:
+        before, sent = copies([total, message])
+        try:
+            total = rule.merge(total, message)
+            added += 1
+        except SumOverflow:
+            assert same_bits(total, before)
+            assert same_bits(message, sent)
+    assert added < 3  # two of at least 2⁴⁰ − 1 fit at the most, since bounds are powers of two
+    other = copies([total])[0]
+    with pytest.raises(SumOverflow, match="exact sums hold"):
+        for _ in range(3):
+            other = rule.merge(other, copies([total])[0])
+
+
+def test_no_sum_that_is_let_in_wraps_around() -> None:
+    """At the very edge of the range, the limbs hold what they must."""
+    rule, edge = mean(weighted=False), np.array([2.0**40, -(2.0**40), 2.0**-60])
+    total = fold(rule, [rule.encode(Update(edge, 1.0), CONTEXT) for _ in range(3)])
+    assert total is not None
+    assert rule.decode({}, total)[0].tolist() == edge.tolist()
+
+
+def test_the_number_of_contributors_is_bounded() -> None:
+    full = lift({"values": np.zeros(1), "weight": np.array([2**20])}) | {"count": np.array([2**22 - 1])}
+    with pytest.raises(SumOverflow, match="4194304 weighted updates"):
+        add(full, {"values": np.zeros(1), "weight": np.array([2**20])})
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf, 2.0**33])
+def test_weights_that_cannot_be_are_refused_with_the_clients_number(weight: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"client 5 has "):
+        mean().encode(Update(np.ones(1), weight), CONTEXT._replace(client=5))
+
+
+def test_updates_of_different_lengths_do_not_add_up() -> None:
+    a, b = (mean().encode(Update(np.ones(n), 1.0), CONTEXT) for n in (2, 3))
+    with pytest.raises(ConfigurationError, match="3 and 2 entries"):
+        mean().merge(a, b)
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.label)
+@given(cohorts())
+def test_a_stage_keeps_shape_dtype_weight_and_its_argument(stage: Stage, cohort: list[Update]) -> None:
+    update = cohort[0]
+    before = update.vector.copy()
+    found = stage.encode(update, CONTEXT)
+    assert found.vector.shape == update.vector.shape
+    assert found.vector.dtype == update.vector.dtype
+    assert found.weight == update.weight
+    assert update.vector.tobytes() == before.tobytes()
+    assert stage.decode(np.asarray(found.vector)).shape == update.vector.shape
+
+
+@given(cohorts(), st.floats(1e-6, 1e6))
+def test_clipping_bounds_the_norm_and_keeps_the_direction(cohort: list[Update], norm: float) -> None:
+    vector = cohort[0].vector
+    found = clip(norm).encode(cohort[0], CONTEXT).vector
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    assert np.linalg.norm(found.astype(np.float64)) <= norm * (1 + 1e-6)
+    if length <= norm:
+        assert found.tobytes() == vector.tobytes()
+    else:
+        np.testing.assert_allclose(found, vector.astype(np.float64) * norm / length, rtol=1e-6, atol=1e-37)
+
+
+def test_stages_apply_from_left_to_right_and_are_undone_in_reverse() -> None:
+    def scale(factor: float) -> Stage:
+        return Stage(
+            lambda u, c: u._replace(vector=u.vector * factor + 1), lambda v: (v - 1) / factor, f"scale({factor})"
+        )
+
+    rule = chain(scale(2.0), scale(10.0), mean())
+    message = rule.encode(Update(np.array([3.0]), 1.0), CONTEXT)
+    assert message["values"].tolist() == [(3.0 * 2 + 1) * 10 + 1]
+    assert rule.decode({}, message)[0].tolist() == [3.0]
+    assert rule.label == "chain(scale(2.0), scale(10.0), mean())"
+    assert rule.additive
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: chain(), "ends with an aggregator"),
+        (lambda: chain(clip(1.0)), "ends with an aggregator"),
+        (lambda: chain(mean(), clip(1.0)), "ends with an aggregator"),
+        (lambda: chain(mean(), mean()), r"one aggregator, as its last part; mean\(\) stands before"),
+        (lambda: clip(0.0), "norm must be a number above 0"),
+        (lambda: clip(float("nan")), "norm must be a number above 0"),
+    ],
+)
+def test_chains_that_make_no_sense_are_refused_when_built(build: Any, told: str) -> None:
+    with pytest.raises((IncompatibleStages, ConfigurationError), match=told):
+        build()
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
+    rng = np.random.default_rng(0)
+    updates: list[NDArray[Any]] = [rng.standard_normal(20_000, np.float32) * 10.0 ** rng.integers(-8, 3) for _ in range(1000)]
+    messages = [mean().encode(Update(u, float(rng.integers(1, 900))), CONTEXT) for u in updates]
+    forward = fold(mean(), copies(messages))
+    halves = [fold(mean(), copies([messages[i] for i in part])) for part in np.array_split(rng.permutation(1000), 7)]
+    assert forward is not None
+    assert same_bits(forward, fold(mean(), [h for h in halves if h is not None]) or {})
