@@ -59,7 +59,11 @@ class CrewSession(Session, Generic[W]):
 
     @abstractmethod
     def _hire(self) -> W:
-        """A new worker, which says READY when it is. Does not wait for it."""
+        """A new worker, which says READY when it is. Does not wait for it.
+
+        Raises:
+            ConfigurationError: there is no room for one.
+        """
 
     @abstractmethod
     def _answers(self) -> Iterator[tuple[W, Any]]:
@@ -105,13 +109,20 @@ class CrewSession(Session, Generic[W]):
             self._crew.append(self._hire())
 
     def _replace(self, worker: W, orders: Orders, rota: Rota) -> None:
-        """A worker has died: what it had not delivered waits again, and another is hired."""
+        """A worker has died: what it had not delivered is for whoever has nothing to do, and another is hired."""
         self._crew.remove(worker)
         worker.end(at_once=False)  # it may not have quite ended, and how it does is of interest
         slots, deaths = rota.lost(worker)
         if deaths > RETRIES:
             raise WorkerDied(self._obituary(worker, orders, slots))
-        self._crew.append(self._hire())
+        for other in self._crew:
+            if other.ready and rota.idle(other):
+                _begin(other, orders, rota)
+        try:
+            self._crew.append(self._hire())
+        except ConfigurationError:  # no room for another any more
+            if not self._crew:
+                raise
 
     def _obituary(self, worker: W, orders: Orders, slots: NDArray[np.int64] | None) -> str:
         how = worker.ended()
@@ -179,6 +190,10 @@ class Rota:
         number = self.waiting.popleft()
         self._taken.setdefault(worker, []).append(number)
         return self._shares[number]
+
+    def idle(self, worker: object) -> bool:
+        """Whether the worker has nothing left to deliver."""
+        return worker not in self._taken
 
     def collected(self, worker: object) -> None:
         """The worker has delivered all it has taken."""

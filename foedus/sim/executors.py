@@ -51,6 +51,19 @@ def processes(workers: int | None = None) -> Executor:
     return Processes(workers)
 
 
+def ray(address: str | None = None, workers: int | None = None) -> Executor:
+    """Workers on a Ray cluster, each training one client at a time on one core.
+
+    Args:
+        address: of the cluster, e.g. ``"auto"`` or ``"10.0.0.1:6379"``; by default what ``RAY_ADDRESS`` says,
+            else one on this machine that ends with the run. If ``ray.init`` was called before, its cluster.
+        workers: how many; by default one per free core.
+    """
+    from foedus.sim.ray_executor import Ray
+
+    return Ray(address, workers)
+
+
 def auto(timer: Timer = clock) -> Executor:
     """Measures the candidates on the first steps of the real cohort, takes the fastest and says so in one line.
 
@@ -61,7 +74,7 @@ def auto(timer: Timer = clock) -> Executor:
 
 
 BY_NAME: dict[str, Callable[[], Executor]] = {
-    f.__name__: f for f in (auto, compiled, debug, processes, vectorised)  # type: ignore[attr-defined]
+    f.__name__: f for f in (auto, compiled, debug, processes, ray, vectorised)
 }
 
 

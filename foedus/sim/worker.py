@@ -67,10 +67,10 @@ def main(connection_handle: int, job_handle: int) -> None:
     threading.Thread(target=_end_with, args=(_lifeline(),), daemon=True).start()
     connection, file = _adopted(connection_handle, job_handle)
     with suppress(EOFError, ConnectionError):  # the session was closed
-        trainee = _caught(Trainee, file)
+        trainee = caught(_opened, file)
         send(connection, trainee if isinstance(trainee, Failure) else Word.READY)
         while isinstance(trainee, Trainee):
-            answer = _caught(trainee.hear, receive(connection))
+            answer = caught(trainee.hear, receive(connection))
             if answer is not None:
                 send(connection, answer)
 
@@ -78,10 +78,8 @@ def main(connection_handle: int, job_handle: int) -> None:
 class Trainee:
     """A worker's side of the conversation, without the connection."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        with file:
-            self._job: Job = mapped(file)
-        self._session = Debug().open(self._job)
+    def __init__(self, job: Job) -> None:
+        self._job, self._session = job, Debug().open(job)
         self._begun: Begin | None = None
         self._total = Outcome()
 
@@ -100,11 +98,17 @@ class Trainee:
                 return self._total
 
 
-def _caught(work: Callable[[A], R], argument: A) -> R | Failure:
+def caught(work: Callable[[A], R], argument: A) -> R | Failure:
+    """``work(argument)``, or how it failed."""
     try:
         return work(argument)
     except Exception as error:
         return Failure.of(error)
+
+
+def _opened(file: IO[bytes]) -> Trainee:
+    with file:
+        return Trainee(mapped(file))
 
 
 def _lifeline() -> int:
