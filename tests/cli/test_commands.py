@@ -1,0 +1,268 @@
+"""The command line: every verb on real runs, every error one message, every flag one field."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+import foedus as fd
+from foedus.cli import foedus as group
+from foedus.cli import run
+from foedus.cli.plot import names
+from foedus.cli.verb import Flags, Verb, load
+from foedus.errors import ConfigurationError
+
+from ..report.records import clients, task
+
+FILE = """
+import sys
+sys.path.insert(0, {tests!r})
+import foedus as fd
+from records import clients, settings, task
+
+federation = fd.Federation(
+    task=task(), algorithm=fd.fedavg(fd.local_sgd(0.3, batch_size=4)), clients=clients(), rounds=3,
+    settings=fd.Settings(executor=fd.executors.debug(), progress=False),
+)
+
+def made():
+    return federation
+
+number = 3
+
+def broken():
+    raise ZeroDivisionError("the user's own fault")
+"""
+TESTS = str(Path(__file__).parents[1] / "report")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a federation in ``own.py``, as the working directory; imports are forgotten afterwards."""
+    (tmp_path / "own.py").write_text(FILE.format(tests=TESTS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name in {"own", "records", "broken_import", "federation"}:
+            del sys.modules[name]
+
+
+def test_simulate_runs_and_tells_where_everything_is(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", "own.py", "--folder", "here"]) == 0
+    told = capsys.readouterr().out
+    metrics = [json.loads(line) for line in (project / "here" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 3
+    assert f"after round 3: loss {metrics[-1]['central']['loss']:.4g}" in told
+    assert "run folder: here" in told
+
+
+@pytest.mark.parametrize(
+    "target", ["own.py", "own.py:federation", "own:federation", "own:made", "./own.py:made"]
+)
+def test_targets(project: Path, target: str) -> None:
+    assert load(target).rounds == 3
+
+
+def test_flags_replace_one_field_each() -> None:
+    federation = fd.Federation(
+        task=task(), algorithm=fd.fedavg(fd.local_sgd(0.3)), clients=clients(), rounds=3
+    )
+    none = dict.fromkeys(("rounds", "cohort", "seed", "every", "folder", "executor", "device", "start"))
+    assert Flags(**none, no_resume=False, no_progress=False).over(federation) == federation
+    given = {
+        "rounds": 7, "cohort": 2, "seed": 5, "every": 0, "folder": Path("x"), "executor": "debug", "device": "cpu",
+        "start": "w.safetensors",
+    }  # fmt: skip
+    wanted = replace(
+        federation, rounds=7, cohort=2, seed=5, evaluation=fd.Evaluation(every=0),
+        settings=fd.Settings(
+            folder=Path("x"), executor=fd.executors.debug(), device="cpu", start="w.safetensors", resume=False,
+            progress=False,
+        ),
+    )  # fmt: skip
+    assert Flags(**given, no_resume=True, no_progress=True).over(federation) == wanted
+
+
+def test_stop_at(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", "own.py", "--folder", "a", "--rounds", "50", "--stop-at", "accuracy=0.3"]) == 0
+    assert len((project / "a" / "metrics.jsonl").read_text().splitlines()) < 50
+    assert run(["simulate", "own.py", "--stop-at", "accuracy"]) == 2
+    assert "accuracy=0.97" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["simulate", "own.py:nobody"], 2, "own.py has no 'nobody'; it has: own.py:federation"),
+        (["simulate", "own.py:number"], 2, "foedus.Federation"),
+        (["simulate", "nowhere.py"], 2, "there is no file nowhere.py"),
+        (["simulate", "nowhere.at.all:x"], 2, "there is no module 'nowhere.at.all'"),
+        (["simulate", "own.py", "--executor", "warp"], 2, "no executor is named 'warp'"),
+        (["simulate", "own.py", "--cohort", "99"], 2, "99"),
+        (["simulate"], 2, "Missing argument"),
+        (["simulate", "own.py", "--rounds", "-1"], 2, "-1"),
+        (["nonsense"], 2, "nonsense"),
+        (["plot", "."], 2, "is no run folder"),
+        (["export", ".", "--to", "paper"], 2, "paper"),
+        (["new", "."], 2, "not empty"),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, told: str
+) -> None:
+    assert run(arguments) == code
+    output = capsys.readouterr()
+    assert told in output.err
+    assert "Traceback" not in output.err + output.out
+
+
+def test_debug_shows_the_traceback(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", "nowhere.py", "--debug"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "ConfigurationError: there is no file nowhere.py" in told
+
+
+def test_errors_that_are_no_question_of_configuration_exit_with_1(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", "own.py", "--folder", "here"]) == 0
+    assert run(["simulate", "own.py", "--folder", "here", "--seed", "3"]) == 1
+    assert "seed is 0 there and 3 here" in capsys.readouterr().err
+
+
+def test_faults_of_the_users_own_code_keep_their_traceback(project: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(["simulate", "own.py:broken"])
+    (project / "broken_import.py").write_text("import no_such_library\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        run(["simulate", "broken_import.py"])
+
+
+def test_a_file_with_the_name_of_a_module_is_refused(project: Path) -> None:
+    (project / "json.py").write_text("federation = None\n")
+    with pytest.raises(ConfigurationError, match="Rename the file"):
+        load("json.py")
+
+
+@pytest.mark.slow
+def test_compare_prints_the_table_and_draws(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", "own.py", "--alone", "2", "--rounds", "2", "--folder", "both"]) == 0
+    told = capsys.readouterr().out
+    assert "alone, mean of 2" in told
+    assert "Federation takes accuracy from" in told
+    assert (project / "both" / "figures" / "comparison.png").exists()
+    assert len(list((project / "both" / "alone").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_plot_one_and_several(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed in (("a", "0"), ("b", "1")):
+        assert run(["simulate", "own.py", "--folder", name, "--seed", seed]) == 0
+    assert run(["plot", "a"]) == 0
+    assert (project / "a" / "figures" / "curves.png").exists()
+    assert run(["plot", "a", "b", "--output", "both.svg", "--metric", "accuracy"]) == 0
+    assert (project / "both.svg").read_text().count("<svg") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "both.svg"
+
+
+def test_runs_are_told_apart_by_what_differs() -> None:
+    assert names([Path("runs/a/federated"), Path("runs/b/federated")]) == ["a/federated", "b/federated"]
+    assert names([Path("runs/a"), Path("runs/a")]) == [". (1)", ". (2)"]
+    assert names([Path("runs/a")]) == ["a"]
+
+
+def test_runs_lists_finished_and_unfinished(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["runs"]) == 0
+    assert "no run folders in runs" in capsys.readouterr().out
+    assert run(["simulate", "own.py", "--folder", "runs/a"]) == 0
+    assert run(["simulate", "own.py", "--folder", "runs/deep/b"]) == 0
+    told = json.loads((project / "runs/deep/b/run.json").read_text())
+    (project / "runs/deep/b/run.json").write_text(json.dumps(told | {"status": "running", "rounds": 9}))
+    capsys.readouterr()
+    assert run(["runs", "--long"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "3/3" in rows["a"]
+    assert "finished" in rows["a"].split()
+    assert "local_sgd(lr=0.3, epochs=1, batch_size=4)" in rows["a"]
+    assert "3/9" in rows["deep/b"]
+    assert "unfinished" in rows["deep/b"].split()
+
+
+@pytest.mark.slow
+def test_export(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", "own.py", "--folder", "a"]) == 0
+    assert run(["export", "a", "--to", "tensorboard", "--output", "logs"]) == 0
+    assert len(list((project / "logs" / "a").glob("events.out.tfevents.*"))) == 1
+    assert run(["export", "a", "--to", "mlflow", "--output", "tracking", "--experiment", "ours"]) == 0
+    assert list((project / "tracking").rglob("central/accuracy"))
+    assert "3 rounds written to mlflow" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_new_then_simulate_as_a_newcomer_would(tmp_path: Path) -> None:
+    """In processes of their own, with nothing but the console script, offline."""
+    foedus = [sys.executable, "-m", "foedus"]
+    subprocess.run([*foedus, "new", "mine"], cwd=tmp_path, check=True, capture_output=True)
+    folder = tmp_path / "mine"
+    assert {path.name for path in folder.iterdir()} == {"federation.py", "README.md", ".gitignore"}
+    assert (folder / "README.md").read_text().startswith("# mine\n")
+    environment = os.environ | {"FOEDUS_DATA": str(tmp_path / "nothing")}
+    made = subprocess.run(
+        [*foedus, "simulate", "federation.py", "--rounds", "5", "--folder", "run"],
+        cwd=folder, check=True, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert "after round 5" in made.stdout
+    accuracy = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])["central"][
+        "accuracy"
+    ]
+    assert accuracy > 0.7
+    script = subprocess.run(
+        [sys.executable, "federation.py"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert "Run(20 rounds" in script.stdout
+    assert list(folder.rglob("curves.png"))
+
+
+def test_every_verb_has_help_with_examples() -> None:
+    assert set(group.commands) == {"compare", "demo", "doctor", "export", "new", "plot", "runs", "simulate"}
+    for name, command in group.commands.items():
+        assert isinstance(command, Verb)
+        assert command.examples, name
+        context = click.Context(command, info_name=name)
+        told = command.get_help(context)
+        assert "Examples:" in told
+        for example in command.examples:
+            assert example in told
+            assert example.split()[1] == name
+        assert "\n" in (command.help or ""), f"{name}: a first line, then the rest"
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.name != "folder":
+                assert parameter.help, f"{name} --{parameter.name}"
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert "0.1" in capsys.readouterr().out
+
+
+def test_stopping_is_no_error_message(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "own.py").write_text("def federation():\n    raise KeyboardInterrupt\n")
+    assert run(["simulate", "own.py"]) == 130
