@@ -121,7 +121,10 @@ def __getattr__(name: str) -> Any:
         return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'foedus' has no attribute {name!r}")
+    message = f"module 'foedus' has no attribute {name!r}"
+    if not name.startswith("_") and name in import_module("foedus.data").__all__:
+        message += f"; it is foedus.data.{name}"
+    raise AttributeError(message, name=name, obj=import_module("foedus"))  # Python adds "Did you mean ..."
 
 
 def __dir__() -> list[str]:

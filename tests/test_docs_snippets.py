@@ -60,6 +60,7 @@ def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_the_first_own_program_is_short():
     """At most 25 lines in all, and at most 15 of them foedus's."""
     program = blocks(ROOT / "README.md")[0]
-    own, added = ([line for line in part.split("\n") if line.strip()] for part in program.split("# --- what foedus adds"))
+    parts = program.split("# --- what foedus adds")
+    own, added = ([line for line in part.split("\n") if line.strip()] for part in parts)
     assert len(own) + len(added) <= 25
     assert len(added) <= 15

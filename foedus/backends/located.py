@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foedus.backends.trainer import Assignment
 from foedus.errors import FoedusError, TrainingError
@@ -27,12 +28,56 @@ def located(
     arrays = [as_numpy(b) for b in batch]
     shapes = ", ".join(f"{tuple(a.shape)} {a.dtype}" for a in arrays)
     told = f"; inputs {shapes}; targets {tuple(target.shape)} {target.dtype}" if target is not None else ""
-    what = str(error) if isinstance(error, FoedusError) else f"{type(error).__name__}: {error}"
+    what = str(error) if isinstance(error, FoedusError) else f"{type(error).__name__}: {error}".rstrip(".")
+    told += advice(str(error), arrays, as_numpy(target))
     return TrainingError(
         f"local training failed for client {work.client!r} in round {work.round}"
         f"{'' if step is None else f', step {step}'}: {what}{told}. The batch is on this exception as .batch",
         client=work.client, round=work.round, step=step, batch=(arrays, as_numpy(target)),
     )  # fmt: skip
+
+
+def advice(message: str, inputs: Sequence[NDArray[Any]], target: NDArray[Any] | None) -> str:
+    """What to write instead, for the faults that everybody makes once; empty for all others.
+
+    Args:
+        message: what torch, jax or Python said.
+        inputs, target: the batch.
+
+    Example:
+        >>> advice("expected target dtype to be Long or Byte, but got Float", [], None)
+        ". Class labels are whole numbers: write y.astype('int64')"
+    """
+    found = next((told for part, told in _ADVICE if part in message), "")
+    kinds = ", ".join(str(x.dtype) for x in inputs)
+    shapes = " and ".join(str(list(x.shape[1:])) for x in inputs)
+    labels = "" if target is None or not target.size else f"{target.min()} to {target.max()}"
+    return f". {found.format(kinds=kinds, shapes=shapes, labels=labels, count=len(inputs))}" if found else ""
+
+
+_ADVICE = (
+    ("dtype to be Long", "Class labels are whole numbers: write y.astype('int64')"),
+    ("scalar type Long", "Class labels are whole numbers: write y.astype('int64')"),
+    ("result type Float can't be cast", "This loss wants targets that are floats: write y.astype('float32')"),
+    ("Found dtype Long but expected Float", "This loss wants targets that are floats: write y.astype('float32')"),
+    (
+        "Target ",
+        "The labels of this batch reach from {labels}: number the classes from 0, and give the model as many outputs "
+        "as there are classes",
+    ),
+    ("index out of range in self", "A number among the inputs is not below the size of the model's embedding"),
+    (
+        "must have the same dtype",
+        "The inputs are {kinds}, and the model computes in another type: write x.astype('float32')",
+    ),
+    ("cannot be multiplied", "The model is made for examples of another shape than {shapes}"),
+    ("positional argument", "The data has {count} input(s), and the model is called with each as one argument"),
+    (
+        "does not require grad",
+        "The loss does not depend on the model's parameters: something is detached, or not computed by torch",
+    ),
+    ("has no attribute 'ndim'", "The loss must return a torch tensor: the mean over the batch, or a value per example"),
+)
 
 
 def as_numpy(value: Any) -> Any:

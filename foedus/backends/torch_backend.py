@@ -227,7 +227,7 @@ class TorchTrainer:
 
 def build(task: Task, *, seed: int, device: str | None = None) -> TorchTrainer:
     """A trainer whose first weights are a function of the seed, on a GPU if torch sees one."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _present(device) if device else "cuda" if torch.cuda.is_available() else "cpu"
     assert callable(task.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "weights") >> 1)
@@ -238,6 +238,21 @@ def build(task: Task, *, seed: int, device: str | None = None) -> TorchTrainer:
             "(or give a JaxModel or NumpyModel)"
         )
     return TorchTrainer(task, module, device)
+
+
+def _present(device: str) -> str:
+    """The device, if torch can use it here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        told = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"torch cannot use the device {device!r} here ({told}); there is: {', '.join(there)}. Without device=... "
+            "a GPU is taken if torch sees one"
+        ) from error
+    return device
 
 
 def _by_descent(

@@ -10,11 +10,11 @@ Not here: gradients (``backends``), which batch is drawn when (``core/batches.py
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from foedus.core.checks import check_number
 from foedus.errors import ConfigurationError
 
 Array = Any  # an array of numpy, torch or jax
@@ -43,6 +43,7 @@ def proximal(mu: float) -> Penalty:
         >>> float(proximal(2.0).value(np.array([1.0, 2.0]), np.zeros(2)))
         5.0
     """
+    check_number("mu", mu)
     value = lambda w, received: mu / 2 * ((w - received) ** 2).sum()  # noqa: E731
     return Penalty(value, lambda w, received: mu * (w - received), f"proximal({mu})")
 
@@ -140,14 +141,14 @@ def local_sgd(
         'local_sgd(lr=0.1, epochs=5, batch_size=10)'
     """
     epochs = _amount(epochs, steps, batch_size)
-    if not callable(lr) and not 0 <= lr < math.inf:
-        raise ConfigurationError(f"lr must be a number of at least 0, or a function of the round; not {lr!r}")
-    if not 0 <= momentum < 1:
-        raise ConfigurationError(f"momentum must lie in [0, 1), not {momentum}")
-    if not 0 <= weight_decay < math.inf:
-        raise ConfigurationError(f"weight_decay must be a number of at least 0, not {weight_decay}")
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise ConfigurationError(f"clip_norm must be a number above 0, or None for no clipping; not {clip_norm}")
+    if not callable(lr):
+        check_number("lr", lr, also=", or a function of the round")
+    check_number("momentum", momentum, below=1)
+    check_number("weight_decay", weight_decay)
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm, also=", or None for no clipping", above=True)
+    if penalty is not None and not isinstance(penalty, Penalty):
+        raise ConfigurationError(f"penalty must be a Penalty, e.g. foedus.proximal(0.01); not {penalty!r}")
     return LocalSGD(
         lr=lr, epochs=epochs, steps=steps, batch_size=batch_size, momentum=momentum,
         weight_decay=weight_decay, clip_norm=clip_norm, penalty=penalty,
@@ -185,6 +186,8 @@ def local_training(
             "local_training() takes either optimiser=lambda params: torch.optim.AdamW(params, lr=1e-3) "
             "or loop=your_function(module, examples, context); give one of the two"
         )
+    _check_function("optimiser", optimiser)
+    _check_function("loop", loop)
     epochs = _amount(epochs, steps, batch_size)
     return LocalTraining(
         optimiser=optimiser, loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr
@@ -225,6 +228,14 @@ def total_gradient(
     if spec.weight_decay:
         grads = [g + spec.weight_decay * w for g, w in zip(grads, params, strict=True)]
     return grads
+
+
+def _check_function(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        hint = " It is made afresh for every client and round: write optimiser=lambda p: torch.optim.AdamW(p)"
+        raise ConfigurationError(
+            f"{name} must be a function, and is of type {type(value).__name__}.{hint if name == 'optimiser' else ''}"
+        )
 
 
 def _amount(epochs: int | None, steps: int | None, batch_size: int | None) -> int | None:

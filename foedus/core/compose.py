@@ -6,11 +6,15 @@ the server does with it (a server optimiser). Named variants are one-line compos
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from dataclasses import dataclass, field
+from typing import Any
 
-from foedus.core.aggregate import Aggregator, mean
-from foedus.core.client import Client, Schedule, local_sgd
+from foedus.core.aggregate import Aggregator, Stage, mean
+from foedus.core.client import Client, LocalSGD, LocalTraining, Schedule, local_sgd
 from foedus.core.server import ServerOptimiser, sgd
+from foedus.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,33 @@ class Algorithm:
     server: ServerOptimiser = field(default_factory=sgd)
     buffers: Aggregator = field(default_factory=mean)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.client, LocalSGD | LocalTraining):
+            raise ConfigurationError(
+                f"the client's part must be local training, e.g. foedus.local_sgd(lr=0.1); not {_told(self.client)}"
+            )
+        for name in ("aggregator", "buffers"):
+            if not isinstance(value := getattr(self, name), Aggregator):
+                hint = f", which is a stage before one: write foedus.chain({_told(value)}, foedus.mean())"
+                raise ConfigurationError(
+                    f"{name} must be an Aggregator, e.g. foedus.mean(); not {_told(value)}"
+                    f"{hint if isinstance(value, Stage) else ''}"
+                )
+        if not isinstance(self.server, ServerOptimiser):
+            raise ConfigurationError(
+                f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
+            )
+
     @property
     def label(self) -> str:
         return f"{self.client.label}, {self.aggregator.label}, server {self.server.label}"
+
+
+def _told(value: Any) -> str:
+    """A value in a message, shortly; a function that should have been called is told so."""
+    if inspect.isfunction(value):
+        return f"the function {value.__name__} itself: write {value.__name__}(...)"
+    return getattr(value, "label", None) or f"{reprlib.repr(value)} (of type {type(value).__name__})"
 
 
 def fedavg(

@@ -194,8 +194,8 @@ def _array(name: str, values: Any, keep_dtype: bool) -> Array:
 def _check_numbers(name: str, array: Array) -> None:
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise DataError(
-            f"The {name} must be an array with one row per example, not {type(array).__name__}. "
-            "Write Examples.of(x, y), which converts lists, tensors and columns."
+            f"The {name} must be an array with one row per example, not {_short(array)}. "
+            "Examples.of(x, y) converts lists, tensors and columns."
         )
     if array.dtype.kind not in _NUMBERS:
         raise DataError(
@@ -203,6 +203,10 @@ def _check_numbers(name: str, array: Array) -> None:
             f"{array.ravel()[:1].tolist()}). Number categories (foedus.data.vocabulary), mark what is "
             "missing as NaN, and convert the rest, for example x.astype('float32')."
         )
+
+
+def _short(value: Any) -> str:
+    return f"the single value {value.item()!r}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _join(arrays: Sequence[Array]) -> Array:

@@ -17,6 +17,7 @@ Not here: where data comes from (`foedus.data`), how rows are dealt out to clien
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,6 +129,11 @@ class Clients:
         Raises:
             DataError: clients differ in shape, or a part names a client that ``train`` does not.
         """
+        if not isinstance(train, Mapping):
+            raise DataError(
+                f"Clients.of takes a dict of client ids and data, {{'hospital a': (x, y), ...}}, and was given a "
+                f"{type(train).__name__}. For a list: Clients.of(dict(enumerate(pairs)))."
+            )
         ids = _check_ids(train)
         parts = [None if p is None else _gathered(ids, p) for p in (train, validation, test)]
         training = parts[0]
@@ -357,7 +363,7 @@ def _examples(value: Any, whose: str) -> Examples:
         except DataError as error:
             raise DataError(f"In the data of {whose}: {error}") from None
     raise DataError(
-        f"The data of {whose} must be Examples or a pair (x, y), and is a {type(value).__name__}."
+        f"The data of {whose} must be Examples or a pair (x, y), and is of type {type(value).__name__}."
     )
 
 
@@ -370,7 +376,8 @@ def _check_ids(ids: Iterable[Any]) -> Sequence[ClientId]:
         ids = tuple(int(i) if isinstance(i, np.integer) else str(i) if isinstance(i, str) else i for i in ids)
         for i in ids:
             if isinstance(i, bool) or not isinstance(i, int | str):
-                raise DataError(f"Client ids are whole numbers or texts, and {i!r} is a {type(i).__name__}.")
+                told = f"{reprlib.repr(i)} is of type {type(i).__name__}"
+                raise DataError(f"Client ids are whole numbers or texts, and {told}.")
         if len(set(ids)) < len(ids):
             raise DataError(f"Client ids must differ, and {_doubles(ids)} occur more than once.")
     if not ids:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from foedus.core.checks import check_number
 from foedus.core.values import State
-from foedus.errors import ConfigurationError
 from foedus.tree import Vector
 
 if TYPE_CHECKING:
@@ -118,11 +118,9 @@ def _moved(vector: Float[Vector, " parameter"], step: Float[Vector, " parameter"
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ConfigurationError(f"{name} must be a number above 0, not {value}")
+        check_number(name, value, above=True)
 
 
 def _fraction(**values: float) -> None:
     for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ConfigurationError(f"{name} must lie in [0, 1), not {value}")
+        check_number(name, value, below=1)

@@ -6,6 +6,7 @@ model; only ``backends`` know what a torch module is.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ class Metric(NamedTuple):
     """A figure about predictions.
 
     * ``value(output, target)``: numpy arrays in; one value per example [B] or per element [B, ...], which are
-      averaged (masked elements of a ``numpy.ma`` array are left out), or, with ``whole=True``, one number for a whole set (a metric, such as AUROC, that is no mean).
+      averaged (masked elements of a ``numpy.ma`` array are left out), or, with ``whole=True``, one number for a
+      whole set (a metric, such as AUROC, that is no mean).
     * ``finish(mean) -> float``: applied to the mean, e.g. the root of a mean square.
     * ``better``: ``max`` or ``min``, which way is better.
 
@@ -110,13 +112,56 @@ class Task:
                 "of its own seed: model=Net, or model=lambda: Net(width=64). To start from trained weights, use "
                 "Settings(start=module)"
             )
-        if not callable(self.model) and not isinstance(self.model, JaxModel | NumpyModel):
-            raise ConfigurationError(f"model must be a function that makes a module, not {self.model!r}")
-        if self.loss is None and not isinstance(self.model, NumpyModel):
-            raise ConfigurationError("a loss is needed, e.g. loss=torch.nn.functional.cross_entropy")
+        if not isinstance(self.model, JaxModel | NumpyModel):
+            _check_factory(self.model)
+        if self.loss is not None or not isinstance(self.model, NumpyModel):
+            _check_loss(self.loss)
+        _check_metrics(self.metrics)
         names = [m.name for m in self.metrics]
         if "loss" in names or len(set(names)) < len(names):
             raise ConfigurationError(f"metrics need names that differ from each other and from 'loss': {names}")
+
+
+def _check_factory(model: Any) -> None:
+    if not callable(model):
+        raise ConfigurationError(
+            f"model must be a function that makes a module, such as the class itself (model=Net); not {model!r}"
+        )
+    try:
+        inspect.signature(model).bind()
+    except TypeError as error:
+        raise ConfigurationError(
+            f"model is called without arguments, and {getattr(model, '__name__', model)} needs some ({error}). Write "
+            "model=lambda: Net(width=64), with yours"
+        ) from error
+    except ValueError:  # of a kind whose signature nobody knows
+        return
+
+
+def _check_loss(loss: Any) -> None:
+    if loss is None:
+        raise ConfigurationError("a loss is needed, e.g. loss=torch.nn.functional.cross_entropy")
+    if isinstance(loss, type):
+        raise ConfigurationError(
+            f"loss is the class {loss.__name__}; give the function that it makes: loss={loss.__name__}()"
+        )
+    if not callable(loss):
+        raise ConfigurationError(
+            f"loss must be a function loss(output, target), e.g. torch.nn.functional.cross_entropy; not {loss!r}"
+        )
+
+
+def _check_metrics(metrics: Any) -> None:
+    if isinstance(metrics, Metric):
+        raise ConfigurationError(f"metrics is a list; write metrics=[foedus.{metrics.name}]")
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        raise ConfigurationError(f"metrics is a list of metrics, e.g. metrics=[foedus.accuracy]; not {metrics!r}")
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise ConfigurationError(
+                f"metrics holds {metric!r}, which is no Metric. Write foedus.accuracy, or make one: "
+                "foedus.Metric('name', lambda output, target: ...)"
+            )
 
 
 # --- metrics ------------------------------------------------------------------------------------------------
@@ -144,6 +189,11 @@ def _class_axis(output: NDArray[Any], target: NDArray[Any]) -> int:
 def _scores(output: NDArray[Any], target: NDArray[Any]) -> float:
     """The chance that a positive example scores above a negative one (Mann–Whitney U, ties count half)."""
     score = output[:, 1] - output[:, 0] if output.ndim == 2 and output.shape[1] == 2 else output.reshape(-1)
+    if score.size != target.size:
+        raise ConfigurationError(
+            f"auroc is for two classes: one output per example, or two; not outputs {list(output.shape)} for targets "
+            f"{list(target.shape)}"
+        )
     positive = target.reshape(-1) > 0.5
     above, below = int(positive.sum()), int((~positive).sum())
     if not above or not below:
@@ -154,11 +204,21 @@ def _scores(output: NDArray[Any], target: NDArray[Any]) -> float:
 
 
 def _squares(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(np.square(output.reshape(target.shape).astype(np.float64) - target))
+    return np.asarray(np.square(_like(output, target, "rmse") - target))
 
 
 def _distances(output: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(np.abs(output.reshape(target.shape).astype(np.float64) - target))
+    return np.asarray(np.abs(_like(output, target, "mae") - target))
+
+
+def _like(output: NDArray[Any], target: NDArray[Any], name: str) -> NDArray[np.float64]:
+    """The output in the target's shape, which may lack an axis of length one."""
+    if output.size != target.size:
+        raise ConfigurationError(
+            f"{name} compares an output with a target of the same shape, not {list(output.shape)} with "
+            f"{list(target.shape)}. For classes write foedus.accuracy"
+        )
+    return output.reshape(target.shape).astype(np.float64)
 
 
 accuracy = Metric("accuracy", _hits)

@@ -102,7 +102,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = globals()[name] = getattr(import_module(f"foedus.data.{_HOMES[name]}"), name)
         return value
-    raise AttributeError(f"module 'foedus.data' has no attribute {name!r}")
+    message = f"module 'foedus.data' has no attribute {name!r}"
+    raise AttributeError(message, name=name, obj=import_module("foedus.data"))  # Python adds "Did you mean ..."
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from foedus.core.population import Clients, Examples
 from foedus.core.random import generator
 from foedus.data.partition import Partition, by_key
-from foedus.errors import DataError
+from foedus.errors import ConfigurationError, DataError
 
 __all__ = ["Dataset"]
 
@@ -66,6 +66,11 @@ class Dataset:
             rule: e.g. ``iid(100)``, ``by_class(10, share=0.9)``.
             seed: another seed, another deal.
         """
+        if not isinstance(rule, Partition):
+            raise ConfigurationError(
+                "partition() takes a rule such as foedus.data.iid(10) or foedus.data.by_class(10, share=0.9); not "
+                f"{getattr(rule, '__name__', None) or repr(rule)}"
+            )
         dealt = rule.deal(self.train.targets, self.groups, generator(seed, "partition"))
         tests, nothing = None, np.empty(0, np.int64)
         if self.test is not None and rule.key in self.test_groups:

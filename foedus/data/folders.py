@@ -86,7 +86,7 @@ def from_folder(
 
 def _entries(folder: Path) -> Entries:
     if not folder.is_dir():
-        raise DataNotFound(f"There is no folder {folder}.")
+        raise DataNotFound(f"There is no folder {Path(folder).absolute()}.")
     entries: Entries = {}
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         client = path.name if path.is_dir() else path.stem

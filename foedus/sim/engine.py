@@ -76,8 +76,10 @@ def simulate(
     Example:
         >>> run = simulate(task, fedavg(local_sgd(lr=0.1)), clients, rounds=10, cohort=5)  # doctest: +SKIP
     """
-    evaluation, settings = evaluation or Evaluation(), settings or Settings()
+    evaluation = Evaluation() if evaluation is None else evaluation
+    settings = Settings() if settings is None else settings
     _check_kinds(task, algorithm, clients)
+    _check_how(evaluation, settings)
     _check_counts(rounds, seed)
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
@@ -401,9 +403,15 @@ def _check_kinds(task: Any, algorithm: Any, clients: Any) -> None:
     for place, value, kind in asked:
         if not isinstance(value, kind):
             raise ConfigurationError(
-                f"simulate(task, algorithm, clients): the {place} is a foedus.{kind.__name__}, not a "
+                f"simulate(task, algorithm, clients): the {place} must be a foedus.{kind.__name__}, and is of type "
                 f"{type(value).__name__}{_HINTS.get(type(value).__name__, '')}"
             )
+
+
+def _check_how(evaluation: Any, settings: Any) -> None:
+    for name, value, kind in (("evaluation", evaluation, Evaluation), ("settings", settings, Settings)):
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"simulate({name}=...) takes foedus.{kind.__name__}(...), and was given {value!r}")
 
 
 _HINTS = {
@@ -411,6 +419,7 @@ _HINTS = {
     "LocalTraining": "; write foedus.fedavg(local_training(...))",
     "Dataset": "; deal it out to clients first: dataset.partition(...)",
     "dict": "; write foedus.Clients.of({...})",
+    "list": "; write foedus.Clients.of({'hospital a': (x, y), ...})",
 }
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from foedus.core.checks import check_number
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
 from foedus.record.export import Sink
-from foedus.sim.executors import auto
+from foedus.sim.executors import auto, by_name
 from foedus.sim.work import Executor
 from foedus.sim.world import World
 
@@ -31,8 +34,12 @@ class Evaluation:
     stop_at: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ConfigurationError(f"Evaluation(every=...) is a number of rounds, 0 for never; not {self.every}")
+        if not _whole(self.every, 0):
+            raise ConfigurationError(f"Evaluation(every=...) is a number of rounds, 0 for never; not {self.every!r}")
+        if self.stop_at is not None and not isinstance(self.stop_at, Mapping):
+            raise ConfigurationError(
+                f"stop_at names a figure and its value, e.g. stop_at={{'accuracy': 0.97}}; not {self.stop_at!r}"
+            )
         if self.stop_at and not self.every:
             raise ConfigurationError("stop_at needs evaluation: write every=1, or another number of rounds")
 
@@ -51,8 +58,8 @@ class LocalCurves:
     examples: Examples | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigurationError(f"LocalCurves(every=...) is a number of local steps from 1, not {self.every}")
+        if not _whole(self.every, 1):
+            raise ConfigurationError(f"LocalCurves(every=...) is a number of local steps from 1, not {self.every!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +91,29 @@ class Settings:
     progress: bool = True
     local_curves: LocalCurves | None = None
     sinks: Sequence[Sink] = ()
+
+    def __post_init__(self) -> None:
+        check_number("checkpoint_seconds", self.checkpoint_seconds)
+        if not isinstance(self.executor, Executor):
+            raise ConfigurationError(_no_executor(self.executor))
+        for name, kind, example in (
+            ("world", World, "foedus.World(device=foedus.sim.world.phone)"),
+            ("local_curves", LocalCurves, "foedus.LocalCurves()"),
+        ):
+            if (value := getattr(self, name)) is not None and not isinstance(value, kind):
+                raise ConfigurationError(f"Settings({name}=...) takes e.g. {example}, and was given {value!r}")
+        if not isinstance(self.sinks, Sequence):
+            raise ConfigurationError(f"sinks is a list; write sinks=[{self.sinks!r}]")
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def _no_executor(value: Any) -> str:
+    if isinstance(value, str):
+        meant = by_name(value).name  # refuses names that do not exist, and lists those that do
+        return f"executor is a value, not a text: write executor=foedus.executors.{meant}()"
+    name = getattr(value, "__name__", None)
+    told = f"the function {name} itself: write {name}()" if name else repr(value)
+    return f"executor must be an executor, e.g. foedus.executors.debug(); not {told}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,7 @@ class Session(AbstractContextManager["Session"], Protocol):
         self.close()
 
 
+@runtime_checkable
 class Executor(Protocol):
     """A way to carry out a round's local work.
 

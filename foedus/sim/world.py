@@ -64,6 +64,11 @@ class World:
     minimum: int = 1
 
     def __post_init__(self) -> None:
+        if not callable(self.device):
+            raise ConfigurationError(
+                "device is a function from a random generator to a Device, e.g. foedus.sim.world.phone, so that every "
+                f"client has one of its own; not {self.device!r}"
+            )
         if not 1 <= self.over_selection < np.inf:
             raise ConfigurationError(f"over_selection must be a number of at least 1, not {self.over_selection}")
         if self.deadline is not None and not self.deadline > 0:

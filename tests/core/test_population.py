@@ -109,8 +109,8 @@ def test_numpy_ids_become_plain_ones():
         (lambda: Clients.generated(make, 0), "at least one client"),
         (lambda: Clients.pooled(POOL, [np.zeros(20, bool)]), r"np\.flatnonzero\(mask\)"),
         (lambda: Clients.pooled(POOL, [[0.5]]), "float64"),
-        (lambda: Clients.generated(make, [1.5]), "1.5 is a float"),
-        (lambda: Clients.generated(make, [True]), "True is a bool"),
+        (lambda: Clients.generated(make, [1.5]), "1.5 is of type float"),
+        (lambda: Clients.generated(make, [True]), "True is of type bool"),
         (
             lambda: Clients.of({"a": ([[1.0]], [0]), "b": ([[1.0, 2.0]], [0])}),
             "client 'b' has .*client 'a' has",
