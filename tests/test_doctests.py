@@ -12,7 +12,13 @@ import pytest
 import foedus
 
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-HEAVY = ("foedus.backends", "foedus.sim", "foedus.report", "foedus.cli", "foedus.demo")  # they import frameworks
+HEAVY = (
+    "foedus.backends",
+    "foedus.sim",
+    "foedus.report",
+    "foedus.cli",
+    "foedus.demo",
+)  # they import frameworks
 
 MODULES = sorted(
     name
@@ -37,7 +43,10 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_there_are_examples() -> None:
     """Every value and verb of an algorithm has one."""
-    modules = [importlib.import_module(f"foedus.core.{m}") for m in ("aggregate", "client", "compose", "select", "server")]
+    modules = [
+        importlib.import_module(f"foedus.core.{m}")
+        for m in ("aggregate", "client", "compose", "select", "server")
+    ]
     finder = doctest.DocTestFinder(exclude_empty=True)
     with_example = {t.name.rpartition(".")[2] for m in modules for t in finder.find(m) if t.examples}
     assert with_example >= {

@@ -33,7 +33,9 @@ ALPHA = 1e-3  # of a false alarm; seeds are fixed, so that there is none
 
 @every
 @given(st.integers(0, 2**40), st.integers(1, 2**20))
-def test_positions_are_different_in_order_and_in_the_population(member: Sampler, seed: int, round: int) -> None:
+def test_positions_are_different_in_order_and_in_the_population(
+    member: Sampler, seed: int, round: int
+) -> None:
     found = member.sample(POPULATION, seed, round)
     assert found.dtype == np.int64
     assert found.ndim == 1
@@ -81,7 +83,8 @@ def test_by_data_draws_one_client_after_another_in_proportion_to_size() -> None:
     sizes, member = np.array([1, 2, 3, 0, 6]), by_data(2)
     counts = Counter(tuple(member.sample(Population(5, sizes), 3, r).tolist()) for r in range(1, TRIALS + 1))
     expected = {
-        (a, b): TRIALS * (sizes[a] / 12 * sizes[b] / (12 - sizes[a]) + sizes[b] / 12 * sizes[a] / (12 - sizes[b]))
+        (a, b): TRIALS
+        * (sizes[a] / 12 * sizes[b] / (12 - sizes[a]) + sizes[b] / 12 * sizes[a] / (12 - sizes[b]))
         for a, b in itertools.combinations([0, 1, 2, 4], 2)
     }
     assert set(counts) <= set(expected), "an empty client is never drawn"
@@ -99,7 +102,9 @@ def test_a_night_with_few_clients_takes_all_of_them_and_one_with_none_takes_nobo
     assert few.sample(POPULATION, 0, 1).tolist() == [3, 7]
     assert few.sample(POPULATION, 0, 2).tolist() == []
     rare = available(lambda round: np.array([7, 3]), poisson(0.01))
-    assert sum(len(rare.sample(POPULATION, 0, r)) for r in range(1, 101)) < 10  # each with its own chance, not all
+    assert (
+        sum(len(rare.sample(POPULATION, 0, r)) for r in range(1, 101)) < 10
+    )  # each with its own chance, not all
 
 
 def fastest(work: Callable[[], Any]) -> float:
@@ -112,7 +117,9 @@ def fastest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-@pytest.mark.parametrize("make", [lambda n: uniform(1000), lambda n: poisson(1000 / n)], ids=["uniform", "poisson"])
+@pytest.mark.parametrize(
+    "make", [lambda n: uniform(1000), lambda n: poisson(1000 / n)], ids=["uniform", "poisson"]
+)
 def test_a_cohort_of_a_million_costs_what_one_of_ten_thousand_costs(make: Callable[[int], Sampler]) -> None:
     members = {n: make(n) for n in (20_000, 1_000_000)}
     small, large = (fastest(lambda n=n: members[n].sample(Population(n, None), 0, 1)) for n in members)  # type: ignore[misc]
@@ -124,13 +131,22 @@ def test_a_cohort_of_a_million_costs_what_one_of_ten_thousand_costs(make: Callab
     [
         (lambda: uniform(0), "at least one client|at least 1"),
         (lambda: uniform(2.5), "at least one client|whole number"),
-        (lambda: uniform(41).sample(POPULATION, 0, 1), "41 clients does not fit into a population of 40; write cohort=40"),
+        (
+            lambda: uniform(41).sample(POPULATION, 0, 1),
+            "41 clients does not fit into a population of 40; write cohort=40",
+        ),
         (lambda: poisson(0.0), "rate"),
         (lambda: poisson(1.1), "rate"),
         (lambda: by_data(3).sample(Population(5, None), 0, 1), "sizes"),
         (lambda: by_data(3).sample(Population(5, np.array([0, 0, 0, 1, 1])), 0, 1), "population of 2"),
-        (lambda: available(lambda r: np.array([40]), uniform(1)).sample(POPULATION, 0, 4), "client 40 in round 4"),
-        (lambda: available(lambda r: np.array([-1]), uniform(1)).sample(POPULATION, 0, 4), "client -1 in round 4"),
+        (
+            lambda: available(lambda r: np.array([40]), uniform(1)).sample(POPULATION, 0, 4),
+            "client 40 in round 4",
+        ),
+        (
+            lambda: available(lambda r: np.array([-1]), uniform(1)).sample(POPULATION, 0, 4),
+            "client -1 in round 4",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(draw: Any, told: str) -> None:
