@@ -121,7 +121,7 @@ def examine(names: Sequence[str]) -> Iterator[Finding]:
     """Run a tiny job in every executor; if one takes the process down, go on after it in a new one."""
     left = list(names)
     while left:
-        for finding in _examined(left):
+        for finding in _examined(tuple(left)):
             left.remove(finding.name)
             yield finding
 
