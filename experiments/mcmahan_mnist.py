@@ -111,7 +111,7 @@ def train(row: Row, clients: fd.Clients, options: argparse.Namespace) -> None:
     limit = row.rounds if options.rounds is None else options.rounds
     tried = {lr: run(row, clients, lr, min(row.tune, limit), options) for lr in row.rates}
     lr = max(tried, key=lambda rate: best(tried[rate], row.tune))
-    print(f"{row.name}: learning rate {lr:g} is best after {row.tune} rounds", flush=True)
+    print(f"{row.name}: learning rate {lr:g} is best after {min(row.tune, limit)} rounds", flush=True)
     print(f"{row.name}: {run(row, clients, lr, limit, options)}", flush=True)
 
 
@@ -178,7 +178,8 @@ def draw(found: list[dict[str, Any]]) -> None:
             ylabel="test accuracy (best so far)",
             title=f"{model.upper()} to {target:.0%}; dots: McMahan et al.",
         )
-        axis.legend(fontsize=8, loc="lower right")
+        if axis.lines[:-1]:
+            axis.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(figure_path("mcmahan_mnist"), dpi=80)
 
