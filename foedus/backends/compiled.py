@@ -18,9 +18,8 @@ Not here: where a step comes from (``lowering.py``, ``jax_backend.py``), which r
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -32,13 +31,16 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from foedus.backends.jax_devices import cpu_devices, devices, keep_programs
 from foedus.backends.trainer import Weights
 from foedus.core.batches import Plan
 from foedus.core.client import LocalSGD, descend
 from foedus.core.examples import Examples
 from foedus.tree import Layout, Vector
 
-__all__ = ["CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "pooled", "stacked"]
+__all__ = [
+    "CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "devices", "pooled", "stacked",
+]  # fmt: skip
 
 Array = Any
 Step = Callable[..., tuple[Array, Mapping[str, Array], Mapping[str, Array]]]
@@ -120,7 +122,7 @@ class CohortProgram:
         self._bounds = (0, 0)  # of the plan's steps and clients on one device: never shrink, so rarely recompile
         with self._types():
             self._frozen = self._put({n: aligned(np.asarray(a)) for n, a in recipe.frozen.items()})
-        _cache_programs()
+        keep_programs()
 
     def hold(self, examples: Examples) -> Pool:
         """Put examples where all devices see them; without a copy if their memory is :func:`aligned`.
@@ -343,49 +345,3 @@ def empty_aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     begin = -room.ctypes.data % ALIGNMENT
     held: NDArray[Any] = room[begin : begin + size].view(dtype).reshape(shape)
     return held
-
-
-# --- jax's own state ----------------------------------------------------------------------------------------------
-
-
-def devices(wanted: str | None = None) -> list[Any]:
-    """The devices to compute on: the GPUs if jax sees any, else one CPU device per core.
-
-    Args:
-        wanted: ``"cpu"``, or another platform's name such as ``"cuda"``; ``None`` chooses.
-    """
-    if wanted is not None and not wanted.startswith("cpu"):
-        return list(jax.devices(wanted.split(":")[0]))
-    cores = cpu_devices()  # before jax is used: their number is fixed then
-    return cores if wanted is not None or jax.default_backend() == "cpu" else list(jax.devices())
-
-
-def cpu_devices(count: int | None = None) -> list[Any]:
-    """One device per core, or ``count`` devices, of the CPU.
-
-    Jax fixes their number when it is first used in a process. If that was before, the devices are those there
-    are, perhaps one.
-    """
-    wanted = count or available_cores()
-    with suppress(RuntimeError):  # jax has been used already
-        jax.config.update("jax_num_cpu_devices", wanted)
-    return list(jax.devices("cpu")[:wanted])
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cache_programs() -> None:
-    """Keep compiled programs between processes, unless the user has said where or how."""
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    import platformdirs
-    from jax.experimental.compilation_cache import compilation_cache
-
-    jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("foedus") / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    compilation_cache.reset_cache()  # what jax concluded from having no folder is out of date

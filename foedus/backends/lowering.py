@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foedus.backends.jax_devices import cpu_devices
 from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
 from foedus.backends.lowering_ops import OPERATORS
 from foedus.backends.lowering_rules import Out
@@ -111,6 +112,7 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
         >>> [str(i) for i in lower(net, objective, batch).instructions][:3]
         ['aten.detach.default', 'aten.detach.default', 'aten.t.default']
     """
+    cpu_devices()  # one per core, before jax is used below
     params, frozen, buffers = tensors_of(module)
     arguments = (params, frozen, buffers, batch.inputs, batch.target, batch.mask, batch.key)
     recorder = Recorder()
