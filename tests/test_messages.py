@@ -105,6 +105,20 @@ def test_a_slip_is_told_with_what_to_write_instead(slip, tmp_path, monkeypatch):
     assert len(str(caught.value)) < 400  # no arrays or modules printed whole
 
 
+@pytest.mark.slow  # loads matplotlib
+def test_slips_with_figures(tmp_path):
+    pytest.importorskip("matplotlib")
+    from foedus.record import Record
+    from foedus.report.curves import plot_runs
+
+    runs = {"a": Record(tmp_path, {}, [{"round": 1, "central": {"loss": 0.5}}], [])}
+    with pytest.raises(ConfigurationError, match="no run has evaluated 'acc'; there is: loss"):
+        plot_runs(runs, "acc", tmp_path / "a.png")
+    with pytest.raises(ConfigurationError, match="'a.xyz'; name it .png, .pdf or .svg"):
+        plot_runs(runs, "loss", tmp_path / "a.xyz")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("module", "name", "told"),
     [

@@ -165,7 +165,9 @@ def _others(module: ModuleType, place: str) -> str:
 def _module_of_file(path: Path) -> ModuleType:
     """Import a file under its own name, with its folder on the path, so that workers can import it as well."""
     if not path.is_file():
-        raise ConfigurationError(f"there is no file {path}")
+        near = sorted(str(other) for other in path.parent.glob("*.py"))
+        told = f"; there is: {', '.join(near[:5])}" if near else f" in {path.parent.resolve()}"
+        raise ConfigurationError(f"there is no file {path}{told}")
     module = _imported(path.stem, path.resolve().parent, str(path))
     if Path(module.__file__ or "").resolve() != path.resolve():
         raise ConfigurationError(

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from foedus.errors import ConfigurationError
 from foedus.record import files
 
 INK, FAINT, GRID = "#22262b", "#7a828c", "#e6e8eb"
@@ -144,8 +145,12 @@ def save(figure: Figure, path: Path) -> None:
     """Write the figure as the file name's ending says (png, pdf, svg).
 
     Raises:
+        ConfigurationError: no such kind of file is known.
         StorageError: it could not be written.
     """
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise ConfigurationError(f"a figure cannot be written as {path.name!r}; name it .png, .pdf or .svg")
     with files.storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)

@@ -127,10 +127,11 @@ def plot_runs(
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        ConfigurationError: the runs have no evaluated metric in common.
+        ConfigurationError: the runs have no evaluated metric in common, or none has the one named.
     """
     canvas = open_canvas()
     name = metric or common_metric(runs)
+    _check_drawable(runs, name)
     colours = [canvas.CYCLE[i % len(canvas.CYCLE)] for i in range(len(runs))]
     figure: Picture
     figure, (axes,) = canvas.picture(size=(7.2, 4.2))
@@ -172,6 +173,13 @@ def common_metric(runs: Mapping[str, Record]) -> str:
         told = "; ".join(f"{name}: {', '.join(own) or 'none'}" for name, own in zip(runs, names, strict=True))
         raise ConfigurationError(f"these runs have no evaluated metric in common ({told or 'no run given'})")
     return next((n for n in shared if n != "loss"), "loss")
+
+
+def _check_drawable(runs: Mapping[str, Record], metric: str) -> None:
+    """Refuse a metric that no run has, which is a slip; of several runs some may lack it."""
+    there = dict.fromkeys(name for record in runs.values() for name in _names(record.metrics))
+    if metric not in there:
+        raise ConfigurationError(f"no run has evaluated {metric!r}; there is: {', '.join(there) or 'nothing'}")
 
 
 def open_canvas() -> Any:
