@@ -8,8 +8,8 @@ Most layers are batched well by it. Inside ``with stacked(key):`` these are comp
 * two-dimensional convolutions: vmap makes one grouped convolution, which is slow for large ones. On a CPU
   each client gets its own convolution; on a GPU all get one batched product over unfolded images;
 * embeddings: vmap forgets the padding index, whose row has no gradient;
-* LSTM, GRU and RNN: torch's fused layers cannot be batched; their cells are written out here, with one
-  product over all time steps for the input's part.
+* LSTM, GRU and RNN: torch's fused layers cannot be batched. Large ones on a CPU are computed client by client;
+  else their cells are written out, with one product over all time steps for the input's part.
 
 It counts randomness as :class:`~foedus.backends.torch_random.counted` does.
 
@@ -46,15 +46,18 @@ class stacked(counted):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def _over_cohort(plain: Callable[..., Tensor], batched: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _over_cohort(
+    plain: Callable[..., Any], batched: Callable[..., Any], results: int | None = None
+) -> Callable[..., Any]:
     """``plain`` of one client's tensors that vmap turns into ``batched(clients, dims, ...)`` of the cohort's.
 
-    ``dims`` says where each argument has its client axis (``None``: it has none); the result has it in front.
+    ``dims`` says where each argument has its client axis (``None``: it has none); a result, or each of so many
+    ``results``, has it in front.
     """
 
     class Layer(torch.autograd.Function):
         @staticmethod
-        def forward(*args: Any) -> Tensor:
+        def forward(*args: Any) -> Any:
             return plain(*args)  # only if no argument belongs to a client: frozen weights on a constant
 
         @staticmethod
@@ -62,10 +65,10 @@ def _over_cohort(plain: Callable[..., Tensor], batched: Callable[..., Tensor]) -
             pass
 
         @staticmethod
-        def vmap(info: Any, dims: Any, *args: Any) -> tuple[Tensor, int]:
-            return batched(info.batch_size, dims, *args), 0
+        def vmap(info: Any, dims: Any, *args: Any) -> tuple[Any, Any]:
+            return batched(info.batch_size, dims, *args), 0 if results is None else (0,) * results
 
-    apply: Callable[..., Tensor] = Layer.apply
+    apply: Callable[..., Any] = Layer.apply
     return apply
 
 
@@ -158,8 +161,8 @@ def unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any) -> T
 # --- recurrent layers ---------------------------------------------------------------------------------------
 
 
-def _layer_rule(name: str, cell: Callable[..., State]) -> Callable[..., Any]:
-    """The rule of a recurrent layer, from its cell: (x's part, state, weights) → state, whose first is the output.
+def _layer_rule(name: str) -> Callable[..., Any]:
+    """The rule of a recurrent layer.
 
     ``args`` as torch's own: (x, state, weights, has biases, layers, dropout, training, both ways, batch first).
     """
@@ -170,6 +173,7 @@ def _layer_rule(name: str, cell: Callable[..., State]) -> Callable[..., Any]:
         x, state, weights, biased, layers, p, training, both_ways, batch_first = args
         states: State = (state,) if isinstance(state, Tensor) else tuple(state)
         cells = layers * (2 if both_ways else 1)
+        steps = _unrolled if _small(x, weights[1]) else _fused
         each = len(weights) // cells
         outputs: list[Tensor] = []
         finals: list[State] = []
@@ -180,7 +184,8 @@ def _layer_rule(name: str, cell: Callable[..., State]) -> Callable[..., Any]:
                 if p and training:
                     x = draw.__torch_function__(torch.dropout, (), (x, p, True))
             own = _named(weights[at * each : (at + 1) * each], biased)
-            output, final = _unrolled(cell, x, tuple(s[at] for s in states), own, (backwards, batch_first))
+            before = tuple(s[at] for s in states)
+            output, final = steps(name, x, before, own, (backwards, batch_first))
             outputs.append(output)
             finals.append(final)
         return torch.cat(outputs, -1), *(torch.stack(parts) for parts in zip(*finals, strict=True))
@@ -200,8 +205,13 @@ def _cell_rule(cell: Callable[..., State]) -> Callable[..., Any]:
     return rule
 
 
+def _small(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer's step is so small that Python's share in it counts, or runs where launches count."""
+    return x.is_cuda or x.shape[0] * x.shape[1] * weight.numel() < 16 * _LARGE
+
+
 def _unrolled(
-    cell: Callable[..., State], x: Tensor, state: State, weights: dict[str, Tensor], how: tuple[bool, bool]
+    name: str, x: Tensor, state: State, weights: dict[str, Tensor], how: tuple[bool, bool]
 ) -> tuple[Tensor, State]:
     """One layer in one direction: outputs [B, T, h] or [T, B, h], and the state after the last step [B, h]."""
     backwards, batch_first = how
@@ -209,14 +219,46 @@ def _unrolled(
     inputs = _linear(x, weights["w_ih"], weights.get("b_ih")).unbind(time)
     outputs = []
     for part in reversed(inputs) if backwards else inputs:
-        state = cell(part, state, weights)
+        state = _CELLS[name](part, state, weights)
         outputs.append(state[0])
     return torch.stack(outputs[::-1] if backwards else outputs, time), state
+
+
+def _fused(
+    name: str, x: Tensor, state: State, weights: dict[str, Tensor], how: tuple[bool, bool]
+) -> tuple[Tensor, State]:
+    """The same by torch's own layer, client by client."""
+    backwards, batch_first = how
+    time = 1 if batch_first else 0
+    biased = "b_ih" in weights
+    parts = (*(s.unsqueeze(0) for s in state), *weights.values())
+    output, *final = _FUSED[name](name, biased, batch_first, x.flip(time) if backwards else x, *parts)
+    return output.flip(time) if backwards else output, tuple(s.squeeze(0) for s in final)
+
+
+def _fused_plain(name: str, biased: bool, batch_first: bool, x: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    states = 2 if name == "lstm" else 1
+    state = parts[:states] if states == 2 else parts[0]
+    result: tuple[Tensor, ...] = getattr(torch, name)(
+        x, state, list(parts[states:]), biased, 1, 0.0, True, False, batch_first
+    )
+    return result
+
+
+def _fused_batched(
+    clients: int, dims: Any, name: str, biased: bool, batch_first: bool, *parts: Tensor
+) -> State:
+    own = [_front(p, d, clients).unbind(0) for p, d in zip(parts, dims[3:], strict=True)]
+    each = [_fused_plain(name, biased, batch_first, *p) for p in zip(*own, strict=True)]
+    return tuple(torch.stack(outs) for outs in zip(*each, strict=True))
 
 
 def _named(weights: Sequence[Tensor], biased: bool) -> dict[str, Tensor]:
     names = ("w_ih", "w_hh", *(("b_ih", "b_hh") if biased else ()), "w_hr")
     return dict(zip(names, weights, strict=False))
+
+
+# A cell: (the input's part, state, weights) → the state afterwards, whose first is the output.
 
 
 def _lstm(part: Tensor, state: State, weights: dict[str, Tensor]) -> State:
@@ -260,7 +302,8 @@ def _front(x: Tensor, dim: int | None, clients: int) -> Tensor:
 
 
 def _linear_rule(draw: stacked, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _linear(input, weight, bias)
+    output: Tensor = _linear(input, weight, bias)
+    return output
 
 
 def _conv2d_rule(
@@ -293,10 +336,13 @@ _CELLS: Final[dict[str, Callable[..., State]]] = {
     "rnn_tanh": _rnn(torch.tanh),
     "rnn_relu": _rnn(torch.relu),
 }
+_FUSED: Final[dict[str, Callable[..., Any]]] = {
+    name: _over_cohort(_fused_plain, _fused_batched, 3 if name == "lstm" else 2) for name in _CELLS
+}
 _RULES: Final[dict[Any, Callable[..., Any]]] = {
     torch.nn.functional.linear: _linear_rule,
     torch.conv2d: _conv2d_rule,
     torch.nn.functional.embedding: _embedding_rule,
-    **{getattr(torch, name): _layer_rule(name, cell) for name, cell in _CELLS.items()},
+    **{getattr(torch, name): _layer_rule(name) for name in _CELLS},
     **{getattr(torch, f"{name}_cell"): _cell_rule(cell) for name, cell in _CELLS.items()},
 }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foedus.backends import Weights, open_trainer, torch_record
+from foedus.backends import Weights, open_trainer, torch_record, torch_stacked
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.client import LocalSGD, local_sgd, local_training, proximal
 from foedus.core.compose import Algorithm, fedavg
@@ -42,7 +42,8 @@ class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
         super().__init__()
         self.words, self.layers = nn.Embedding(WORDS, 6), kind(6, 7, batch_first=True, **settings)
-        self.scores = nn.Linear(7 * (2 if self.layers.bidirectional else 1), WORDS)
+        width = settings.get("proj_size") or 7
+        self.scores = nn.Linear(width * (2 if self.layers.bidirectional else 1), WORDS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.scores(self.layers(self.words(x))[0]).transpose(1, 2)
@@ -109,7 +110,7 @@ def chain(*layers: nn.Module | Callable[[], nn.Module]) -> nn.Module:
 
 SEQUENCES = {
     "lstm": lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.3),
-    "two-way lstm, projected": lambda: Recurrent(nn.LSTM, bidirectional=True, proj_size=0, num_layers=2),
+    "two-way lstm, projected": lambda: Recurrent(nn.LSTM, bidirectional=True, proj_size=4, num_layers=2),
     "gru": lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True),
     "rnn": lambda: Recurrent(nn.RNN, nonlinearity="relu", bias=False),
     "tied and frozen": TiedAndFrozen,
@@ -203,6 +204,7 @@ def test_a_round_in_float64_is_the_plain_one(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_in_float32_is_the_plain_one(name: str) -> None:
     sizes = [8, 8, 5, 3]
@@ -212,6 +214,14 @@ def test_a_step_in_float32_is_the_plain_one(name: str) -> None:
     start = open_trainer(task, seed=3).initial().vector
     ours, plain = (start + r.message["values"] for r in results)  # type: ignore[index]
     assert np.linalg.norm(ours - plain) <= 1e-5 * np.linalg.norm(plain)  # of the weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "two-way lstm, projected", "gru", "rnn", "cnn"])
+def test_layers_computed_client_by_client(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_stacked, "_LARGE", 0)
+    clients, task = population(name, sizes=[9, 12, 1]), task_of(name)
+    assert_alike(ran(Vectorised(), task, clients, ROUND), ran(Debug(), task, clients, ROUND), 1e-10)
 
 
 EVERYTHING = local_sgd(
