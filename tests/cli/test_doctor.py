@@ -20,6 +20,7 @@ def test_a_missing_package_comes_with_the_command_to_install_it(monkeypatch: pyt
     assert next(r for r in doctor.installed() if r[""] == "python")["version"].startswith("3.")
 
 
+@pytest.mark.slow
 def test_a_probe_compares_with_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     from foedus.sim import probe as module
 

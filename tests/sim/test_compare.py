@@ -77,6 +77,7 @@ def test_full_participation_keeps_epochs() -> None:
     assert centralised_client(LOCAL, Record(Path(), {}, lines, []), examples=100) == LOCAL
 
 
+@pytest.mark.slow
 def test_a_penalty_towards_the_received_model_is_for_the_federation_only(tmp_path: Path) -> None:
     prox = fd.local_sgd(0.3, epochs=2, batch_size=4, penalty=fd.proximal(1.0))
     assert without_penalty(prox) == LOCAL
