@@ -20,7 +20,7 @@ Array = NDArray[Any]
 class NumpyCohort:
     """See :class:`foedus.backends.cohort.Cohort`."""
 
-    unpadded = "a NumpyModel's gradient takes no mask"
+    unpadded: str | None = "a NumpyModel's gradient takes no mask"
     memory = 1 << 30
     cache = 16 << 20
     device = "cpu"

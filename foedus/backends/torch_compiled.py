@@ -17,7 +17,9 @@ __all__ = ["recipe"]
 
 
 @single_thread
-def recipe(trainer: TorchTrainer, task: Task, spec: LocalSGD, *, width: int, examples: Examples) -> tuple[Recipe, str | None]:
+def recipe(
+    trainer: TorchTrainer, task: Task, spec: LocalSGD, *, width: int, examples: Examples
+) -> tuple[Recipe, str | None]:
     """What every client computes in batches of ``width`` rows, and why batches may not be padded (or ``None``).
 
     Args:
@@ -35,6 +37,8 @@ def recipe(trainer: TorchTrainer, task: Task, spec: LocalSGD, *, width: int, exa
     module = trainer.module.train()
     rows = np.arange(width) % min(len(examples), width)
     inputs, target = trainer.tensors(examples.take(rows))
+    # Numbers are compared: a NaN in a client's data, which is refused later by name, would hide or feign faults.
+    *inputs, target = (x.nan_to_num(0, 0, 0) if x.is_floating_point() else x for x in (*inputs, target))
     found = objective(task.loss, module, inputs=inputs, target=target)
     masked = found.masked or (lambda output, target, mask: found.exact(output, target))
     mask = torch.ones(width)

@@ -89,8 +89,8 @@ class Tally:
             if not metric.whole:
                 values = np.ma.asarray(metric.value(output, target))
                 total, counted = self._sums[metric.name]
-                added = values.sum(dtype=np.float64)
-                self._sums[metric.name] = (total + (0.0 if added is np.ma.masked else float(added)), counted + values.count())
+                added = values.filled(0).sum(dtype=np.float64)
+                self._sums[metric.name] = (total + float(added), counted + int(values.count()))
         if any(m.whole for m in self._metrics):
             self._kept.append((output, target))
 

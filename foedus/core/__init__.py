@@ -1,1 +1,1 @@
-"""The pure core: what is computed, as values and functions without files, clocks, frameworks or randomness of their own."""
+"""The pure core: what is computed, as values and functions without files, clocks, frameworks or hidden randomness."""

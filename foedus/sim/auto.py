@@ -40,14 +40,11 @@ def clock(name: str, rehearsal: Callable[[], None]) -> float:
 
 @dataclass(frozen=True)
 class Auto:
-    """See :func:`foedus.executors.auto`."""
+    """See :func:`foedus.executors.auto`. Not an executor itself: :func:`choose` opens one."""
 
     candidates: tuple[Executor, ...]
     timer: Timer = clock
     name: str = "auto"
-
-    def open(self, job: Job) -> Session:
-        raise ConfigurationError("auto measures on a round's orders; open it with choose(auto, job, orders, say=...)")
 
 
 class Measured(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +36,18 @@ class Compiled:
             raise ConfigurationError("compiled runs local_sgd(); a training loop or optimiser of your own needs debug")
         if isinstance(job.task.model, NumpyModel):
             raise ConfigurationError("compiled runs torch and jax models; a NumpyModel brings no graph to compile")
-        try:
-            from foedus.backends import compiled
-        except ModuleNotFoundError as error:
-            raise MissingExtra(error.name or "jax", "jax", "the compiled executor") from error
-        devices = compiled.devices(job.device)
+        devices = compiled().devices(job.device)
         trainer = open_trainer(job.task, seed=job.seed, device="cpu" if isinstance(job.task.model, JaxModel) else None)
         return CompiledSession(job, trainer, devices)
+
+
+class Gathered(NamedTuple):
+    """The data of a cohort: ``rows`` int64 [sum of sizes] of ``examples``, client after client; ``sizes`` [C]."""
+
+    orders: Orders
+    examples: Examples
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
 class CompiledSession(Session):
@@ -55,40 +60,41 @@ class CompiledSession(Session):
         self._programs: dict[int, Any] = {}
         self._held: Any = None
         self._seen: dict[int, tuple[int, int]] = {}  # the range of labels and tokens shown to the model
+        self._safe: set[int] = set()  # arrays all of whose range has been shown
         self._recipe = _recipes(job, trainer)
         self._threads = ThreadPoolExecutor(len(devices))
 
     def run(self, orders: Orders) -> Outcome:
-        from foedus.backends.compiled import pooled, stacked
-
         job, spec = self._job, self._job.algorithm.client
         assert isinstance(spec, LocalSGD)
-        if job.clients.pool is not None:
-            pool, rows = job.clients.pool
-            own = [rows[int(c)] for c in orders.cohort]
-            sizes = np.array([len(r) for r in own], np.int64)
-        else:
-            parts = list(self._threads.map(partial(read, job.clients), orders.cohort.tolist()))
-            sizes = np.array([len(p) for p in parts], np.int64)
-        busy = np.flatnonzero(sizes)  # the rule for empty clients: no step, no weight
-        if not len(busy):
+        gathered = self._gathered(orders)
+        if gathered is None:
             return Outcome()
-        orders, sizes = orders.only(busy), sizes[busy]
-        made = plan(spec, sizes, orders.cohort, seed=job.seed, round=orders.round, limit=orders.limit)
-        if job.clients.pool is not None:
-            examples, flat = pool, np.concatenate([own[i] for i in busy])
-            offsets = np.cumsum(sizes) - sizes
-        else:
-            examples, offsets = stacked([parts[i] for i in busy])
-            flat = np.arange(len(examples))
-        self._check_range(orders, examples, flat[: int(sizes.sum())], np.repeat(np.arange(len(sizes)), sizes))
-        made = widened(pooled(made, flat, offsets))
+        orders, examples, rows, sizes = gathered
+        self._check_range(gathered)
+        own = plan(spec, sizes, orders.cohort, seed=job.seed, round=orders.round, limit=orders.limit)
+        made = widened(compiled().pooled(own, rows, np.cumsum(sizes) - sizes))
         program = self._program(made.rows.shape[1], examples)
         held = self._hold(program, examples)
-        results = program.run(
-            orders.start, held, made, lr=spec.rate(orders.round), kept=_kept(orders)
-        )
+        results = program.run(orders.start, held, made, lr=spec.rate(orders.round), kept=_kept(orders))
         return self._collected(orders, results, sizes=sizes, made=made)
+
+    def _gathered(self, orders: Orders) -> Gathered | None:
+        """The data of the clients that have any; ``None`` if nobody has (no step, no weight)."""
+        clients, cohort = self._job.clients, orders.cohort.tolist()
+        if clients.pool is not None:
+            examples, own = clients.pool
+            rows = [own[c] for c in cohort]
+            sizes = np.array([len(r) for r in rows], np.int64)
+            busy = np.flatnonzero(sizes)
+            flat = np.concatenate([rows[i] for i in busy]) if len(busy) else busy
+        else:
+            parts = list(self._threads.map(partial(read, clients), cohort))
+            sizes = np.array([len(p) for p in parts], np.int64)
+            busy = np.flatnonzero(sizes)
+            examples = compiled().stacked([parts[i] for i in busy])[0] if len(busy) else parts[0]
+            flat = np.arange(int(sizes.sum()))
+        return Gathered(orders.only(busy), examples, flat, sizes[busy]) if len(busy) else None
 
     def _hold(self, program: Any, examples: Examples) -> Any:
         """The examples where the devices see them; a resident pool stays there."""
@@ -100,34 +106,36 @@ class CompiledSession(Session):
 
     def _program(self, width: int, examples: Examples) -> Any:
         if width not in self._programs:
-            from foedus.backends.compiled import CohortProgram
-
             recipe, unpaddable = self._recipe(width=width, examples=examples)
             if unpaddable:
                 self._demand_full_batches(unpaddable)
-            self._programs[width] = CohortProgram(recipe, self._devices)
+            self._programs[width] = compiled().CohortProgram(recipe, self._devices)
         return self._programs[width]
 
     def _demand_full_batches(self, reason: str) -> None:
         sizes, batch = self._job.clients.sizes, self._job.algorithm.client.batch_size
         if sizes is None or batch is None or (sizes % batch).any():
             raise ConfigurationError(
-                f"compiled cannot pad batches here: {reason}; and clients' last batches are smaller than batch_size={batch}"
+                f"compiled cannot pad batches here: {reason}; and clients' last batches are smaller than "
+                f"batch_size={batch}"
             )
 
-    def _check_range(self, orders: Orders, examples: Examples, rows: NDArray[np.int64], owner: NDArray[np.int64]) -> None:
+    def _check_range(self, gathered: Gathered) -> None:
         """Show the model the greatest and least labels and tokens, if they go beyond those it has seen."""
+        orders, examples, rows, sizes = gathered
         for at, array in enumerate((*examples.inputs, examples.targets)):
-            if array.dtype.kind not in "iu" or not array[rows].size:
+            if array.dtype.kind not in "iu" or at in self._safe:
                 continue
             values = array[rows].reshape(len(rows), -1)
             least, most = self._seen.get(at, (0, -1))
-            low, high = int(values.min()), int(values.max())
-            if low >= least and high <= most:
-                continue
-            extremes = np.unique([values.min(1).argmin(), values.max(1).argmax()])
-            self._show(orders, examples.take(rows[extremes]), client=int(orders.cohort[owner[extremes[-1]]]))
-            self._seen[at] = (min(low, least), max(high, most))
+            low, high = int(values.min(initial=0)), int(values.max(initial=0))
+            if low < least or high > most:
+                for row in (values.min(1).argmin(), values.max(1).argmax()):
+                    owner = int(np.searchsorted(np.cumsum(sizes), row, side="right"))
+                    self._show(orders, examples.take(rows[[row]]), client=int(orders.cohort[owner]))
+                self._seen[at] = (min(low, least), max(high, most))
+            if self._job.clients.pool is not None and self._seen[at] == (min(0, array.min()), max(0, array.max())):
+                self._safe.add(at)  # there is nothing beyond that in the pool: no need to look again
 
     def _show(self, orders: Orders, batch: Examples, *, client: int) -> None:
         try:
@@ -135,8 +143,9 @@ class CompiledSession(Session):
         except Exception as error:
             name = self._job.clients.ids[client]
             raise TrainingError(
-                f"local training would fail for client {name!r} in round {orders.round}: {type(error).__name__}: {error}; "
-                f"labels from {batch.targets.min()} to {batch.targets.max()}. The batch is on this exception as .batch",
+                f"local training would fail for client {name!r} in round {orders.round}: {type(error).__name__}: "
+                f"{error}; labels from {batch.targets.min()} to {batch.targets.max()}. "
+                "The batch is on this exception as .batch",
                 client=name, round=orders.round, batch=(list(batch.inputs), batch.targets),
             ) from error  # fmt: skip
 
@@ -162,11 +171,18 @@ class CompiledSession(Session):
         self._held = None
 
 
+def compiled() -> Any:
+    """The module that knows jax, imported when it is needed."""
+    try:
+        from foedus.backends import compiled as module
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "jax", "jax", "the compiled executor") from error
+    return module
+
+
 def widened(made: Plan) -> Plan:
     """The plan with its batches padded to one of few widths, so that few programs are compiled."""
-    from foedus.backends.compiled import roomy
-
-    room = roomy(made.rows.shape[1]) - made.rows.shape[1]
+    room = compiled().roomy(made.rows.shape[1]) - made.rows.shape[1]
     return made._replace(rows=np.pad(made.rows, ((0, 0), (0, room)), mode="edge")) if room else made
 
 
@@ -176,12 +192,14 @@ def _kept(orders: Orders) -> NDArray[Any] | None:
     return np.stack([orders.kept.get(int(c), orders.start.buffers) for c in orders.cohort])
 
 
-def _recipes(job: Job, trainer: Trainer) -> Callable[..., tuple[Any, str | None]]:
+def _recipes(job: Job, trainer: Any) -> Callable[..., tuple[Any, str | None]]:
     """The function ``(width=, examples=) -> (recipe, why batches may not be padded)``."""
+    spec = job.algorithm.client
+    assert isinstance(spec, LocalSGD)
     if isinstance(job.task.model, JaxModel):
         from foedus.backends.jax_backend import recipe as of_jax
 
-        return partial(of_jax, trainer, job.task, job.algorithm.client)
+        return partial(of_jax, trainer, job.task, spec)
     from foedus.backends.torch_compiled import recipe as of_torch
 
-    return partial(of_torch, trainer, job.task, job.algorithm.client)
+    return partial(of_torch, trainer, job.task, spec)

@@ -64,7 +64,7 @@ def ray(address: str | None = None, workers: int | None = None) -> Executor:
     return Ray(address, workers)
 
 
-def auto(timer: Timer = clock) -> Executor:
+def auto(timer: Timer = clock) -> Auto:
     """Measures the candidates on the first steps of the real cohort, takes the fastest and says so in one line.
 
     Args:
@@ -73,12 +73,12 @@ def auto(timer: Timer = clock) -> Executor:
     return Auto((debug(), vectorised(), compiled(), processes()), timer)
 
 
-BY_NAME: dict[str, Callable[[], Executor]] = {
+BY_NAME: dict[str, Callable[[], Executor | Auto]] = {
     f.__name__: f for f in (auto, compiled, debug, processes, ray, vectorised)
 }
 
 
-def by_name(name: str) -> Executor:
+def by_name(name: str) -> Executor | Auto:
     """The executor of that name with its defaults, as on a command line.
 
     Raises:
@@ -90,14 +90,16 @@ def by_name(name: str) -> Executor:
 
 
 def open_session(
-    executor: Executor, job: Job, orders: Orders, *, rounds: int, again: str | None, say: Callable[[str], None]
+    executor: Executor | Auto, job: Job, orders: Orders, *, rounds: int, again: str | None, say: Callable[[str], None]
 ) -> Session:
-    """Open an executor for a job; ``auto`` measures on ``orders`` with ``rounds`` to run, or takes the one named ``again``, which an
-    interrupted run had chosen: other executors agree only to rounding."""
+    """Open an executor for a job. ``auto`` measures on ``orders`` with ``rounds`` to run, or takes the one named
+    ``again``, which an interrupted run had chosen: other executors agree only to rounding."""
     if isinstance(executor, Auto):
         if again is None:
             return choose(executor, job, orders, rounds=rounds, say=say)
-        return by_name(again).open(job)
+        executor = by_name(again)
+        assert not isinstance(executor, Auto)
+        return executor.open(job)
     if again is not None and again != executor.name:
         say(f"this run was begun with the executor {again}; going on with {executor.name}, which agrees to rounding")
     return executor.open(job)

@@ -13,6 +13,7 @@ from foedus.core.checks import check_number
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
 from foedus.record.export import Sink
+from foedus.sim.auto import Auto
 from foedus.sim.executors import auto, by_name
 from foedus.sim.work import Executor
 from foedus.sim.world import World
@@ -81,7 +82,7 @@ class Settings:
         sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
     """
 
-    executor: Executor = field(default_factory=auto)
+    executor: Executor | Auto = field(default_factory=auto)
     folder: str | Path | None = None
     resume: bool = True
     checkpoint_seconds: float = 10.0

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import foedus as fd
-from foedus.core.client import LocalSGD
 from foedus.backends import open_trainer
+from foedus.core.client import LocalSGD
 from foedus.errors import ConfigurationError, TrainingError
 from foedus.sim.compiled import Compiled
 from foedus.sim.debug import Debug
@@ -99,7 +99,7 @@ def test_a_label_out_of_range_is_an_error_that_names_the_client() -> None:
     x = np.ones((4, 5), np.float32)
     clients = fd.Clients.of({"good": (x, [0, 1, 2, 0]), "bad": (x, [0, 1, 7, 0])})
     job = Job(fd.Task(net, F.cross_entropy), fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4)), clients, seed=0)
-    with pytest.raises(TrainingError, match="'bad' in round 1.*out of bounds.*to 7"):
+    with pytest.raises(TrainingError, match=r"'bad' in round 1.*out of bounds.*to 7"):
         outcome(Compiled(), job)
 
 
