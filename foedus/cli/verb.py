@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, MissingExtra
 
 if TYPE_CHECKING:
     from foedus.sim.federation import Federation
 
 F = TypeVar("F", bound=Callable[..., Any])
+EXTRAS = {"torch": "torch", "jax": "jax", "sklearn": "data", "pandas": "data", "matplotlib": "report"}
 OBJECT = "federation"  # the name looked for where none is given
 
 
@@ -188,7 +189,9 @@ def _imported(name: str, folder: Path, asked: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # a module that the user's own file imports
+            if extra := EXTRAS.get((error.name or "").partition(".")[0]):
+                raise MissingExtra(str(error.name), extra, f"The file {asked}") from error
+            raise  # another module that the user's own file imports
         raise ConfigurationError(
             f"there is no module {asked!r} in {folder} or among the installed ones. "
             "Give a module:object, or a path/file.py:object"

@@ -95,7 +95,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_number("checkpoint_seconds", self.checkpoint_seconds)
-        if not isinstance(self.executor, Executor):
+        if not isinstance(self.executor, Executor | Auto):
             raise ConfigurationError(_no_executor(self.executor))
         for name, kind, example in (
             ("world", World, "foedus.World(device=foedus.sim.world.phone)"),
