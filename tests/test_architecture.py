@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import os
@@ -238,7 +239,7 @@ def test_public_functions_say_what_they_do() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert [str(p) for p in SOURCES if not ast.get_docstring(ast.parse(p.read_text()))] == []
+    assert [str(p) for p in SOURCES if not ast.get_docstring(parsed(p))] == []
 
 
 # --- the price of a variant (DESIGN.md section 2) -----------------------------------------------------------
@@ -318,9 +319,14 @@ def python(script: str) -> str:
     return done.stdout
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def nodes(kind: Any) -> Iterator[tuple[Path, Any]]:
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, kind):
                 yield path.relative_to(ROOT), node
 
@@ -330,7 +336,7 @@ def functions(*, module_level: bool = False) -> Iterator[tuple[Path, Function]]:
         yield from nodes(Function)
         return
     for path in SOURCES:
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, Function):
                 yield path.relative_to(ROOT), node
 
@@ -355,7 +361,7 @@ def imports() -> Iterator[tuple[str, str]]:
         )
         if name == "foedus":
             continue  # the table of public names
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foedus."):
                 yield name, node.module or ""
 

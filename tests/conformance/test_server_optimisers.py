@@ -18,8 +18,8 @@ from foedus.errors import ConfigurationError
 from foedus.record import checkpoint
 
 MEMBERS = [
-    sgd(), sgd(lr=0.3), momentum(lr=0.5, beta=0.7), adagrad(lr=0.2), adagrad(lr=0.2, beta1=0.5), adam(), adam(0.1, tau=0.1),
-    yogi(), yogi(0.5, beta1=0.0, beta2=0.5),
+    sgd(), sgd(lr=0.3), momentum(lr=0.5, beta=0.7), adagrad(lr=0.2), adagrad(lr=0.2, beta1=0.5), adam(),
+    adam(0.1, tau=0.1), yogi(), yogi(0.5, beta1=0.0, beta2=0.5),
 ]  # fmt: skip
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
 seeds = st.integers(0, 2**32)
@@ -140,8 +140,8 @@ def test_second_moments_of_tiny_updates_do_not_underflow() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: sgd(lr=0), lambda: sgd(lr=-1), lambda: sgd(lr=float("nan")), lambda: momentum(beta=1), lambda: adam(lr=0),
-        lambda: adam(beta1=1.0), lambda: adam(beta2=-0.1), lambda: yogi(tau=0), lambda: adagrad(beta1=1),
+        lambda: sgd(lr=0), lambda: sgd(lr=-1), lambda: sgd(lr=float("nan")), lambda: momentum(beta=1),
+        lambda: adam(lr=0), lambda: adam(beta1=1.0), lambda: adam(beta2=-0.1), lambda: yogi(tau=0), lambda: adagrad(beta1=1),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(build: Any) -> None:

@@ -1,0 +1,400 @@
+"""The conformance suite of executors: the same work, carried out in other ways, gives the same result.
+
+Every executor is compared with ``debug``, the plain loop, client by client: one local step in float32 to 10⁻⁵ of
+the weights, a whole client's round in float64 to 10⁻¹⁰ of the update; and to the bit with itself, however many
+workers it has. Executors that share the trainer of ``debug`` must equal it to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import foedus as fd
+from foedus.backends import open_trainer
+from foedus.core.client import LocalSGD
+from foedus.core.values import Message
+from foedus.errors import TrainingError
+from foedus.sim.debug import Debug
+from foedus.sim.work import Executor, Job, Orders, Outcome
+
+pytestmark = pytest.mark.slow
+
+FAST = {"vectorised": fd.executors.vectorised, "compiled": fd.executors.compiled}
+EXACT = {"processes": partial(fd.executors.processes, 2)}  # the trainer of `debug`, in other processes
+EVERY = {"debug": fd.executors.debug, **FAST, **EXACT}
+
+RAGGED = [9, 1, 0, 23, 8, 12]  # with an empty client and one of one example
+EVEN = [8, 24, 0, 16]  # BatchNorm takes no padding, and no batch of one
+WORDS, CLASSES = 11, 5
+
+ROUND = fd.local_sgd(lr=0.1, epochs=2, batch_size=8)
+EVERYTHING = fd.local_sgd(
+    lr=lambda r: 0.2 / r,
+    steps=4,
+    batch_size=8,
+    momentum=0.8,
+    weight_decay=0.1,
+    clip_norm=0.5,
+    penalty=fd.proximal(0.3),
+)
+
+
+# --- models: each with the shape of what it reads and predicts
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layers = (
+            nn.Embedding(WORDS, 6),
+            nn.LSTM(6, 7, num_layers=2, dropout=0.3, batch_first=True),
+        )
+        self.scores = nn.Linear(7, WORDS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.layers(self.words(x))[0]).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.attention = nn.Embedding(WORDS, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.scores = nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        words = self.words(x)
+        return self.scores(
+            self.norm(words + self.attention(words, words, words, need_weights=False)[0]).mean(1)
+        )
+
+
+class TiedAndFrozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.middle, self.frozen = nn.Embedding(WORDS, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.scores = nn.Linear(6, WORDS, bias=False)
+        self.scores.weight = self.words.weight
+        self.frozen.requires_grad_(False)
+        self.middle.bias.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(torch.tanh(self.frozen(torch.relu(self.middle(self.words(x)))))).transpose(1, 2)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.words, self.scores = nn.Linear(64, 6), nn.Embedding(WORDS, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        return self.scores(torch.tanh(self.image(x.flatten(1))) * self.words(words).mean(1))
+
+
+def net(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: net(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
+    "cnn": lambda: net(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, stride=2, bias=False),
+        nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    ),
+    "group norm": lambda: net(
+        nn.Conv2d(1, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.AvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    ),
+    "batch norm": lambda: net(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    ),
+    "dropout": lambda: net(
+        nn.Conv2d(1, 4, 3), nn.Dropout2d(0.3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, CLASSES)
+    ),
+    "lstm": Recurrent,
+    "attention": Attention,
+    "tied and frozen": TiedAndFrozen,
+    "two inputs": TwoInputs,
+    "regression": lambda: net(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2)),
+}
+SEQUENCES, TOKENS = ("lstm", "tied and frozen"), ("attention",)
+
+
+def population(name: str, dtype: str, sizes: list[int]) -> fd.Clients:
+    rng, count = np.random.default_rng(4), sum(sizes)
+    image, words = rng.normal(size=(count, 1, 8, 8)).astype(dtype), rng.integers(WORDS, size=(count, 4))
+    x: Any = words if name in (*SEQUENCES, *TOKENS) else (image, words) if name == "two inputs" else image
+    y = rng.integers(WORDS, size=(count, 4)) if name in SEQUENCES else rng.integers(CLASSES, size=count)
+    if name == "regression":
+        y = rng.normal(size=(count, 2)).astype(dtype)
+    rows = np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
+    return fd.Clients.pooled(fd.Examples.of(x, y, keep_dtype=True), rows)
+
+
+def task_of(name: str, dtype: str) -> fd.Task:
+    loss = F.mse_loss if name == "regression" else F.cross_entropy
+    return fd.Task(partial(made, name, dtype), loss)
+
+
+def made(name: str, dtype: str) -> nn.Module:
+    return MODELS[name]().to(getattr(torch, dtype))
+
+
+def sizes_of(name: str) -> list[int]:
+    return EVEN if name == "batch norm" else RAGGED
+
+
+# --- running
+
+
+def everyone() -> fd.Aggregator:
+    """Keeps every single update, in the order of the clients."""
+
+    def merge(a: Message, b: Message) -> Message:
+        both = {name: np.concatenate([a[name], b[name]]) for name in a}
+        return {name: array[np.argsort(both["client"])] for name, array in both.items()}
+
+    return fd.Aggregator(
+        init=lambda layout: {},
+        encode=lambda update, context: {"values": update.vector[None], "client": np.array([context.client])},
+        merge=merge,
+        decode=lambda state, message: (message["values"], state),
+        additive=False,
+        label="everyone()",
+    )
+
+
+def ran(executor: Executor, task: fd.Task, clients: fd.Clients, spec: LocalSGD, **orders: Any) -> Outcome:
+    algorithm = fd.Algorithm(client=spec, aggregator=everyone(), buffers=everyone())
+    start = open_trainer(task, seed=3).initial()
+    with executor.open(Job(task, algorithm, clients, seed=3)) as session:
+        return session.run(Orders(2, start, np.arange(len(clients)), **orders))
+
+
+def rows(message: Message | None) -> Any:
+    return [] if message is None else message["values"]
+
+
+def assert_alike(found: Outcome, wanted: Outcome, tolerance: float) -> None:
+    """Same clients, examples and steps; updates within a tolerance relative to their norm."""
+    told = ("clients", "examples", "steps", "refused")
+    assert [getattr(found, f) for f in told] == [getattr(wanted, f) for f in told]
+    np.testing.assert_allclose(found.losses, wanted.losses, rtol=10 * tolerance)
+    for mine, plain in ((found.message, wanted.message), (found.buffers, wanted.buffers)):
+        assert (mine is None) == (plain is None)
+        for a, b in zip(rows(mine), rows(plain), strict=True):
+            assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def bits(outcome: Outcome) -> str:
+    assert outcome.message is not None
+    parts = [np.asarray(rows(m)).tobytes() for m in (outcome.message, outcome.buffers)]
+    return hashlib.sha256(b"".join(parts) + json.dumps(outcome.losses).encode()).hexdigest()
+
+
+# --- agreement
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("executor", FAST)
+def test_a_clients_round_in_float64(executor: str, name: str) -> None:
+    clients, task = population(name, "float64", sizes_of(name)), task_of(name, "float64")
+    found, wanted = (ran(e(), task, clients, ROUND) for e in (FAST[executor], Debug))
+    assert wanted.clients == [i for i, n in enumerate(sizes_of(name)) if n]
+    assert_alike(found, wanted, 1e-10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("executor", FAST)
+def test_a_step_in_float32(executor: str, name: str) -> None:
+    clients, task = population(name, "float32", sizes_of(name)), task_of(name, "float32")
+    found, wanted = (ran(e(), task, clients, ROUND, limit=1) for e in (FAST[executor], Debug))
+    start = open_trainer(task, seed=3).initial().vector
+    for a, b in zip(rows(found.message), rows(wanted.message), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(start + b)
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b), (
+            "an update that is not there is no agreement"
+        )
+
+
+@pytest.mark.parametrize("executor", FAST)
+def test_every_part_of_local_sgd(executor: str) -> None:
+    clients, task = population("mlp", "float64", RAGGED), task_of("mlp", "float64")
+    assert_alike(*(ran(e(), task, clients, EVERYTHING) for e in (FAST[executor], Debug)), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["dropout", "batch norm"])
+@pytest.mark.parametrize("executor", EXACT)
+def test_the_same_trainer_elsewhere_gives_the_same_bits(executor: str, name: str) -> None:
+    clients, task = population(name, "float32", sizes_of(name)), task_of(name, "float32")
+    assert bits(ran(EXACT[executor](), task, clients, ROUND)) == bits(ran(Debug(), task, clients, ROUND))
+
+
+# --- bits
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_twice_the_same_gives_the_same_bits(executor: str) -> None:
+    clients, task = population("dropout", "float32", RAGGED), task_of("dropout", "float32")
+    algorithm = fd.fedavg(ROUND, aggregator=everyone())
+    start = open_trainer(task, seed=3).initial()
+    orders = Orders(2, start, np.arange(len(clients)))
+    with EVERY[executor]().open(Job(task, algorithm, clients, seed=3)) as session:
+        first = session.run(orders)
+        session.run(Orders(3, start, np.array([3, 0])))  # what else a session did leaves no trace
+        second = session.run(orders)
+    assert bits(first) == bits(second)
+
+
+def test_any_number_of_worker_processes_gives_the_same_bits() -> None:
+    clients, task = population("mlp", "float32", RAGGED), task_of("mlp", "float32")
+    one, three = (bits(ran(fd.executors.processes(n), task, clients, ROUND)) for n in (1, 3))
+    assert one == three
+
+
+CORES = """
+    import os, sys
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:{cores}]))
+    import numpy as np, torch, foedus as fd
+    from foedus.backends import open_trainer
+    from foedus.sim.work import Job, Orders
+
+    rng = np.random.default_rng(0)
+    pool = fd.Examples.of(rng.normal(size=(90, 6)), rng.integers(3, size=90))
+    clients = fd.Clients.pooled(pool, np.split(np.arange(90), [9, 10, 40, 63]))
+    net = lambda: torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 3))
+    task = fd.Task(net, torch.nn.functional.cross_entropy)
+    job = Job(task, fd.fedavg(fd.local_sgd(lr=0.1, epochs=2, batch_size=8)), clients, 0)
+    start = open_trainer(task, seed=0).initial()
+    with fd.executors.{executor}().open(job) as session:
+        out = session.run(Orders(1, start, np.arange(5)))
+    print(*(out.message[n].tobytes().hex() for n in sorted(out.message)), *out.losses)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")
+@pytest.mark.parametrize("executor", FAST)
+def test_any_number_of_cores_gives_the_same_bits(executor: str) -> None:
+    scripts = [textwrap.dedent(CORES).format(cores=n, executor=executor) for n in (1, 2)]
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", s], capture_output=True, text=True, check=True, timeout=200
+        ).stdout
+        for s in scripts
+    ]
+    assert len(told[0]) > 1000
+    assert told[0] == told[1]
+
+
+# --- kinds of populations and rules
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_clients_that_are_generated_are_trained_like_resident_ones(executor: str) -> None:
+    resident, task = population("mlp", "float64", RAGGED), task_of("mlp", "float64")
+    generated = fd.Clients.generated(resident.train, len(resident))
+    assert_alike(
+        *(ran(e(), task, c, ROUND) for e, c in ((EVERY[executor], generated), (Debug, resident))), 1e-10
+    )
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_cohort_of_empty_clients_brings_nothing(executor: str) -> None:
+    clients, task = population("mlp", "float32", [0, 5, 0]), task_of("mlp", "float32")
+    start = open_trainer(task, seed=3).initial()
+    with EVERY[executor]().open(Job(task, fd.fedavg(ROUND), clients, 3)) as session:
+        for cohort in ([0, 2], []):
+            found = session.run(Orders(1, start, np.array(cohort, np.int64)))
+            assert (found.message, found.clients, found.refused) == (None, [], [])
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_client_whose_training_leaves_the_numbers_is_refused_and_named(executor: str) -> None:
+    clients, task = population("mlp", "float32", [6, 5, 7]), task_of("mlp", "float32")
+    assert clients.pool is not None
+    pool, own = clients.pool
+    pool.inputs[0][own[1][2]] = np.nan
+    found = ran(EVERY[executor](), task, clients, ROUND)
+    assert [(r.client, "not finite" in r.reason, "nan" in r.reason) for r in found.refused] == [
+        (1, True, True)
+    ]
+    assert found.clients == [0, 1, 2]
+    assert found.message is not None
+    assert found.message["client"].tolist() == [0, 2]
+    assert np.isfinite(rows(found.message)).all()
+
+
+@pytest.mark.parametrize("label", [CLASSES, -1, 1000])
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_label_out_of_range_names_the_client(executor: str, label: int) -> None:
+    clients, task = population("mlp", "float32", [6, 5, 7]), task_of("mlp", "float32")
+    assert clients.pool is not None
+    pool, own = clients.pool
+    pool.targets[own[1][2]] = label
+    with pytest.raises(TrainingError, match="client 1 in round 2"):
+        ran(EVERY[executor](), task, clients, ROUND)
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_word_out_of_range_names_the_client(executor: str) -> None:
+    clients, task = population("attention", "float32", [6, 5, 7]), task_of("attention", "float32")
+    assert clients.pool is not None
+    pool, own = clients.pool
+    pool.inputs[0][own[2][1], 0] = WORDS
+    with pytest.raises(TrainingError, match="client 2 in round"):  # some find it before the first round
+        ran(EVERY[executor](), task, clients, ROUND)
+
+
+# --- jax models
+
+
+def jax_task(dtype: str) -> fd.Task:
+    def init(key: Any) -> Any:
+        first, second = jax.random.split(key)
+        shapes = {"w": (first, (64, 8)), "v": (second, (8, CLASSES))}
+        return {name: 0.2 * jax.random.normal(k, s, dtype) for name, (k, s) in shapes.items()}
+
+    def apply(p: Any, x: Any, *, train: bool, key: Any) -> Any:
+        hidden = jnp.tanh(x.reshape(len(x), -1) @ p["w"])
+        if train:
+            hidden = hidden * jax.random.bernoulli(key, 0.7, hidden.shape) / 0.7
+        return hidden @ p["v"]
+
+    def loss(output: Any, target: Any) -> Any:
+        return -jnp.take_along_axis(jax.nn.log_softmax(output), target[:, None], 1)[:, 0]
+
+    return fd.Task(fd.JaxModel(init, apply), loss)
+
+
+@pytest.mark.parametrize("executor", [*FAST, *EXACT])
+def test_a_jax_model(executor: str) -> None:
+    clients, task = population("mlp", "float32", RAGGED), jax_task("float32")
+    found, wanted = (ran(e(), task, clients, ROUND) for e in (EVERY[executor], Debug))
+    assert_alike(found, wanted, 1e-5)
