@@ -14,6 +14,7 @@ import pytest
 import foedus as fd
 from foedus.backends.located import advice
 from foedus.errors import ConfigurationError, DataError, FoedusError, IncompatibleStages
+from foedus.sim.engine import simulate
 
 X, Y = np.zeros((20, 3), np.float32), np.arange(20) % 2
 
@@ -32,7 +33,7 @@ def clients():
 
 def run(what=None, how=None, whom=None, **given):
     local = fd.fedavg(fd.local_sgd(0.1))
-    return fd.simulate(what or task(), how or local, whom or clients(), **{"rounds": 1} | given)
+    return simulate(what or task(), how or local, whom or clients(), **{"rounds": 1} | given)
 
 
 SLIPS = {
@@ -65,7 +66,7 @@ SLIPS = {
     "a text as server's rate": (lambda: fd.adam("0.1"), "lr must be a number above 0; not '0.1'"),
     "a text in a chain": (lambda: fd.chain("clip", fd.mean()), "an aggregator; not 'clip'"),
     # the run
-    "swapped": (lambda: fd.simulate(fd.fedavg(fd.local_sgd(0.1)), task(), clients(), rounds=1), "first must be a foedus.Task"),
+    "swapped": (lambda: simulate(fd.fedavg(fd.local_sgd(0.1)), task(), clients(), rounds=1), "first must be a foedus.Task"),
     "local training as algorithm": (lambda: run(how=fd.local_sgd(0.1)), r"foedus.fedavg\(local_sgd\(...\)\)"),
     "a data set as clients": (lambda: run(whom=fd.data.from_arrays(X, Y)), r"dataset.partition\(...\)"),
     "a list as clients": (lambda: run(whom=[(X, Y)]), r"foedus.Clients.of\({'hospital a': \(x, y\)"),
