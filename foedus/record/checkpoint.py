@@ -35,7 +35,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """
     from safetensors.numpy import save as pack
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     values = json.dumps(checkpoint.values)
     told = {"foedus": str(VERSION), "values": values, "digest": _digest(arrays, values)}
     files.replace(path, pack(arrays, metadata=told))

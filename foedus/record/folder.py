@@ -123,6 +123,7 @@ class RunFolder:
         for name, file in self._files.items():
             with files.storage(self.path / name):
                 file.truncate(lines.get(name, nothing)[0])
+                file.seek(0, os.SEEK_END)
         return state
 
     def _verify(self, name: str, length: int, digest: str) -> None:
@@ -141,7 +142,7 @@ class RunFolder:
         """Write ``model.safetensors``."""
         from safetensors.numpy import save
 
-        named = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        named = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         files.replace(self.path / MODEL, save(named, metadata=dict(about)))
 
     def save_costs(self, rows: Iterable[Mapping[str, Any]]) -> None:
