@@ -6,15 +6,18 @@ window: plain slices, whose gradients are plain paddings.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from foedus.backends.lowering_rules import HIGHEST, Array, Out, Rule
+
+MANY_TAPS: Final = 64  # a window of more places than this is left to XLA's own convolution
 
 # --- convolutions and pools -------------------------------------------------------------------------------------
 
@@ -34,6 +37,8 @@ def convolved(x: Array, weight: Array, g: Geometry) -> Array:
     """x [B, C, ...] with weight [O, C/groups, ...] (transposed: [C, O/groups, ...])."""
     rank = x.ndim - 2
     stride, padding, dilation, extra = (_each(v, rank) for v in (g.stride, g.padding, g.dilation, g.output_padding))
+    if not g.transposed and math.prod(weight.shape[2:]) <= MANY_TAPS and jax.default_backend() == "cpu":
+        return _by_products(x, weight, Pool(list(weight.shape[2:]), stride, padding, dilation), g.groups)
     letters = "XYZ"[:rank]
     names = ("NC" + letters, "OI" + letters, "NC" + letters)
     if not g.transposed:
@@ -48,6 +53,25 @@ def convolved(x: Array, weight: Array, g: Geometry) -> Array:
         x, _turned(weight, g.groups), (1,) * rank, pads, lhs_dilation=stride, rhs_dilation=dilation,
         dimension_numbers=names, feature_group_count=g.groups, precision=HIGHEST,
     )  # fmt: skip
+
+
+def _by_products(x: Array, weight: Array, pool: Pool, groups: int) -> Array:
+    """A convolution as one matrix product per place in the window, summed; channels last in between.
+
+    XLA's own convolutions on a CPU are up to thirty times slower inside loops, their gradients above all.
+    """
+    outputs = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, (k, s, p, d) in zip(x.shape[2:], zip(*pool), strict=True)]
+    kernel = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, O / groups, C / groups, ...]
+    last = jnp.moveaxis(x, 1, -1)
+    total: Array = 0.0
+    for place, view in zip(_places_in(pool), _views(last, pool, outputs, 0.0, spatial=1), strict=True):
+        tap = kernel[(..., *place)]
+        if groups == 1:
+            total = total + jnp.matmul(view, tap[0].T, precision=HIGHEST)
+            continue
+        parts = view.reshape(*view.shape[:-1], groups, -1)
+        total = total + jnp.einsum("...gc,goc->...go", parts, tap, precision=HIGHEST)
+    return jnp.moveaxis(total.reshape(x.shape[0], *outputs, -1), -1, 1)
 
 
 def _turned(weight: Array, groups: int) -> Array:
@@ -91,27 +115,26 @@ def _pool(rank: int, window: Any, stride: Any, padding: Any, dilation: Any = 1) 
     return Pool(window, _each(stride or window, rank), _each(padding, rank), _each(dilation, rank))
 
 
-def _views(x: Array, pool: Pool, outputs: Sequence[int], fill: float) -> list[Array]:
-    """For each offset in the window, what every output sees there: list of [..., outputs]."""
-    lead = x.ndim - len(outputs)
+def _places_in(pool: Pool) -> list[tuple[int, ...]]:
+    """All places in the window, in order."""
+    return list(itertools.product(*(range(k) for k in pool.window)))
+
+
+def _views(x: Array, pool: Pool, outputs: Sequence[int], fill: float, *, spatial: int | None = None) -> list[Array]:
+    """For each place in the window, what every output sees there; ``spatial`` is the first of those axes."""
+    rank = len(outputs)
+    lead = x.ndim - rank if spatial is None else spatial
+    rest = x.ndim - lead - rank
     spans = [d * (k - 1) + s * (n - 1) + 1 for k, s, _, d, n in zip(*pool, outputs, strict=True)]
-    missing = [max(0, s - n - p) for s, n, p in zip(spans, x.shape[lead:], pool.padding, strict=True)]
+    missing = [max(0, s - n - p) for s, n, p in zip(spans, x.shape[lead : lead + rank], pool.padding, strict=True)]
     pads = [(p, m, 0) for p, m in zip(pool.padding, missing, strict=True)]
-    wide = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0)] * lead + pads)
+    wide = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0)] * lead + pads + [(0, 0, 0)] * rest)
     views = []
-    for flat in range(math.prod(pool.window)):
-        at = [o * d for o, d in zip(_unravel(flat, pool.window), pool.dilation, strict=True)]
-        take = (slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(at, pool.stride, outputs, strict=True))
-        views.append(wide[(..., *take)])
+    for place in _places_in(pool):
+        at = [o * d for o, d in zip(place, pool.dilation, strict=True)]
+        take = [slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(at, pool.stride, outputs, strict=True)]
+        views.append(wide[(*[slice(None)] * lead, *take)])
     return views
-
-
-def _unravel(flat: int, shape: Sequence[int]) -> list[int]:
-    place = []
-    for length in reversed(shape):
-        flat, at = divmod(flat, length)
-        place.append(at)
-    return place[::-1]
 
 
 def max_pool(rank: int) -> Rule:

@@ -33,19 +33,28 @@ R = TypeVar("R")
 GATHERED_BYTES = 1 << 22  # of batches gathered at once; more would leave the processor's cache
 
 
-def single_thread(work: Callable[P, R]) -> Callable[P, R]:
-    """Run with one torch thread: how many take part, which can depend on the machine's load, changes the
-    rounding of products, and a run must end with the same bits wherever it is resumed. Cores are put to use
-    by training clients side by side."""
+@contextmanager
+def same_bits() -> Iterator[None]:
+    """One torch thread: how many take part, which can depend on the machine's load, changes the rounding of
+    products, and a run must end with the same bits wherever it is resumed. Cores are put to use by training
+    clients side by side. And full float32 products on a GPU: TF32 keeps 10 bits, too few for executors to agree."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_num_threads(threads)
+
+
+def reproducibly(work: Callable[P, R]) -> Callable[P, R]:
+    """Run under :func:`same_bits`."""
 
     @functools.wraps(work)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with same_bits():
             return work(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
 
     return wrapped
 
@@ -100,7 +109,7 @@ class TorchTrainer:
 
     # --- training
 
-    @single_thread
+    @reproducibly
     def train(self, start: Weights, work: Assignment) -> Trained:
         self._begin(start, work)
         if isinstance(work.spec, LocalTraining) and work.spec.loop is not None:
@@ -197,7 +206,7 @@ class TorchTrainer:
 
     # --- evaluation
 
-    @single_thread
+    @reproducibly
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
         self.load(weights)
         tally = Tally(list(self._task.metrics))
@@ -205,7 +214,7 @@ class TorchTrainer:
             tally.add(float(self.loss(output, target)), output.cpu().numpy(), target.cpu().numpy())
         return tally.result()
 
-    @single_thread
+    @reproducibly
     def predict(self, weights: Weights, examples: Examples) -> NDArray[Any]:
         self.load(weights)
         parts = [output.cpu().numpy() for output, _ in self._outputs(examples)]

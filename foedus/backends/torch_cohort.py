@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foedus.backends.cohort import Block, Stacked
 from foedus.backends.masking import Objective, objective
-from foedus.backends.torch_backend import TorchTrainer
+from foedus.backends.torch_backend import TorchTrainer, same_bits
 from foedus.backends.torch_record import Recorder
 from foedus.backends.torch_stacked import stacked
 from foedus.backends.trainer import Trainer, Weights
@@ -75,18 +75,15 @@ class TorchCohort:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """One thread a block, since how many take part changes rounding; attention in steps that vmap knows; and no
-        loops over clients in place of batching rules that are missing, which would be slower than no batching."""
+        """The same bits for any number of threads; attention in steps that vmap knows; and no loops over clients
+        in place of batching rules that are missing, which would be slower than no batching."""
         fallback: Any = torch._C._functorch
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         fallback._set_vmap_fallback_enabled(False)
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with same_bits(), sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
             fallback._set_vmap_fallback_enabled(True)
-            torch.set_num_threads(threads)
 
     def copy(self) -> TorchCohort:
         return TorchCohort(

@@ -8,7 +8,7 @@ import torch
 from foedus.backends.compiled import Recipe
 from foedus.backends.lowering import Batch, lower, tensors_of, verify
 from foedus.backends.masking import objective
-from foedus.backends.torch_backend import TorchTrainer, single_thread
+from foedus.backends.torch_backend import TorchTrainer, reproducibly
 from foedus.core.client import LocalSGD
 from foedus.core.examples import Examples
 from foedus.core.task import Task
@@ -16,7 +16,7 @@ from foedus.core.task import Task
 __all__ = ["recipe"]
 
 
-@single_thread
+@reproducibly
 def recipe(
     trainer: TorchTrainer, task: Task, spec: LocalSGD, *, width: int, examples: Examples
 ) -> tuple[Recipe, str | None]:
