@@ -115,7 +115,7 @@ def test_slips_with_figures(tmp_path):
     runs = {"a": Record(tmp_path, {}, [{"round": 1, "central": {"loss": 0.5}}], [])}
     with pytest.raises(ConfigurationError, match="no run has evaluated 'acc'; there is: loss"):
         plot_runs(runs, "acc", tmp_path / "a.png")
-    with pytest.raises(ConfigurationError, match="'a.xyz'; name it .png, .pdf or .svg"):
+    with pytest.raises(ConfigurationError, match=r"'a.xyz'; name it"):
         plot_runs(runs, "loss", tmp_path / "a.xyz")
     assert not list(tmp_path.iterdir())
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from foedus.core.population import ClientId, Examples
 from foedus.data.dataset import Dataset
 from foedus.data.vocabulary import Vocabulary
-from foedus.errors import DataError, MissingExtra
+from foedus.errors import ConfigurationError, DataError, MissingExtra
 
 __all__ = ["from_frame", "values_by_client"]
 
@@ -109,6 +109,8 @@ def _wrapped(frame: Frame) -> Any:
 
 def _chosen(table: Any, target: str, client: str | None, inputs: Sequence[str] | None) -> list[str]:
     special = [target] if client is None else [target, client]
+    if isinstance(inputs, str):
+        raise ConfigurationError(f"inputs is a list of columns; write inputs=[{inputs!r}]")
     chosen = [c for c in table.columns if c not in special] if inputs is None else list(inputs)
     _check_columns(table, [*special, *chosen])
     if not chosen:

@@ -118,7 +118,7 @@ def _download(source: Source) -> Path:
         try:
             content = _retrieve(url, source.members)
         except (OSError, KeyError, zipfile.BadZipFile) as error:  # requests' errors are OSErrors
-            failures.append(f"{url}: {error}")
+            failures.append(f"{url}: {_reason(error)}")
             continue
         actual = hashlib.sha256(content).hexdigest()
         if actual == sha256:
@@ -128,11 +128,17 @@ def _download(source: Source) -> Path:
     raise kind(_advice(source, target, failures))
 
 
+def _reason(error: Exception) -> str:
+    """What happened, without the eight layers of a connection that cannot be made."""
+    offline = any(kind.__name__ == "ConnectionError" for kind in type(error).__mro__)
+    return f"no connection ({type(error).__name__})" if offline else str(error)
+
+
 def _advice(source: Source, target: Path, failures: list[str]) -> str:
     where = f"It was looked for in {data_folder()}" + (
         " (FOEDUS_DATA)." if os.environ.get("FOEDUS_DATA") else ", as FOEDUS_DATA is not set."
     )
-    reason = " Downloading failed: " + "; ".join(failures) if failures else " It has no public download."
+    reason = f" Downloading failed: {'; '.join(failures)}." if failures else " It has no public download."
     if source.members:
         reason += f" (It is {' / '.join(source.members)} in that archive.)"
     return (
