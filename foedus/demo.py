@@ -56,7 +56,7 @@ SCENES = {
         lambda: fd.data.mnist(),
         first=fd.local_sgd(0.05, steps=25, batch_size=20),
         second=fd.local_sgd(0.1, epochs=1, batch_size=50),
-        rounds=20,
+        rounds=15,
         target=0.75,
     ),
 }
