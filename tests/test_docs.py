@@ -89,6 +89,12 @@ def test_every_public_name_has_a_docstring_of_its_own(name):
     assert not own.startswith(f"{name.rpartition('.')[2]}(")  # what dataclass and NamedTuple write by themselves
 
 
+@pytest.mark.parametrize("name", [name for name in public() if not isinstance(resolve(name), foedus.Metric)])
+def test_every_public_name_has_an_example(name):
+    """tests/test_doctests.py runs them."""
+    assert ">>> " in resolve(name).__doc__
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 

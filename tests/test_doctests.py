@@ -18,6 +18,9 @@ HEAVY = (
     "foedus.report",
     "foedus.cli",
     "foedus.demo",
+    "foedus.data.bundled",
+    "foedus.data.frames",
+    "foedus.data.own",
 )  # they import frameworks
 
 MODULES = sorted(

@@ -82,6 +82,11 @@ class Stage(NamedTuple):
 
     * ``encode(update, context) -> update``
     * ``decode(vector) -> vector``
+
+    Example:
+        >>> double = Stage(lambda u, context: u._replace(vector=2 * u.vector), lambda vector: vector / 2, "double()")
+        >>> chain(double, mean()).label
+        'chain(double(), mean())'
     """
 
     encode: Callable[[Update, Context], Update]

@@ -26,6 +26,10 @@ class Algorithm:
         aggregator: how the clients' updates become one update.
         server: what the server does with that update.
         buffers: how non-trainable buffers (BatchNorm statistics) are combined, if the task averages them.
+
+    Example:
+        >>> Algorithm(client=local_sgd(lr=0.1), server=sgd(lr=0.5)).label
+        'local_sgd(lr=0.1, epochs=1, batch_size=32), mean(), server sgd(lr=0.5)'
     """
 
     client: Client

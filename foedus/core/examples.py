@@ -38,6 +38,10 @@ class Examples:
 
     Raises:
         DataError: the lengths differ, or an array holds something other than numbers.
+
+    Example:
+        >>> Examples((np.zeros((2, 3)),), np.array([0, 1])).take(np.array([1])).targets
+        array([1])
     """
 
     inputs: tuple[Array, ...]

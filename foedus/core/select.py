@@ -40,7 +40,12 @@ class Sampler(NamedTuple):
 
 
 def everybody() -> Sampler:
-    """Every client in every round."""
+    """Every client in every round.
+
+    Example:
+        >>> everybody().sample(Population(3, None), 0, 1).tolist()
+        [0, 1, 2]
+    """
     return Sampler(lambda p, seed, round: np.arange(p.count), lambda p: float(p.count), "everybody()")
 
 
@@ -64,6 +69,10 @@ def poisson(rate: float) -> Sampler:
     """Every client by itself with probability ``rate``: cohort sizes vary, and a cohort may be empty.
 
     Amplification of differential privacy by sampling is proven for this sampler.
+
+    Example:
+        >>> poisson(0.1).expected(Population(1000, None))
+        100.0
     """
     if not 0 < rate <= 1:
         raise ConfigurationError(f"poisson(rate) needs a rate in (0, 1], not {rate}")
@@ -79,7 +88,12 @@ def poisson(rate: float) -> Sampler:
 
 def by_data(clients: int) -> Sampler:
     """``clients`` different clients, drawn with probability proportional to their number of examples
-    (successively, without replacement). Use it with ``mean(weighted=False)``."""
+    (successively, without replacement). Use it with ``mean(weighted=False)``.
+
+    Example:
+        >>> by_data(1).sample(Population(3, np.array([0, 5, 0])), 0, 1).tolist()
+        [1]
+    """
     _at_least_one(clients)
 
     def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:

@@ -38,7 +38,16 @@ class ServerOptimiser(NamedTuple):
 
 
 def sgd(lr: float = 1.0) -> ServerOptimiser:
-    """``w ← w + lr · Δ``. With ``lr=1`` this is plain federated averaging."""
+    """``w ← w + lr · Δ``. With ``lr=1`` this is plain federated averaging.
+
+    Args:
+        lr: how far to go along the aggregated update.
+
+    Example:
+        >>> w = np.zeros(1)
+        >>> sgd(lr=0.5).step({}, w, np.ones(1), 1)[0].tolist()
+        [0.5]
+    """
     _positive(lr=lr)
 
     def step(
@@ -51,7 +60,18 @@ def sgd(lr: float = 1.0) -> ServerOptimiser:
 
 def momentum(lr: float = 1.0, beta: float = 0.9) -> ServerOptimiser:
     """``m ← β m + Δ;  w ← w + lr · m`` (FedAvgM: Hsu et al. 2019, "Measuring the effects of non-identical
-    data distribution")."""
+    data distribution").
+
+    Args:
+        lr: how far to go along the momentum.
+        beta: how much of the momentum is kept from round to round, in [0, 1).
+
+    Example:
+        >>> w, optimiser = np.zeros(1), momentum(beta=0.5)
+        >>> w, state = optimiser.step(optimiser.init(w), w, np.ones(1), 1)
+        >>> optimiser.step(state, w, np.ones(1), 2)[0].tolist()  # 1, and then 1.5 further
+        [2.5]
+    """
     _positive(lr=lr)
     _fraction(beta=beta)
 
@@ -65,20 +85,52 @@ def momentum(lr: float = 1.0, beta: float = 0.9) -> ServerOptimiser:
 
 
 def adagrad(lr: float = 0.1, *, beta1: float = 0.0, tau: float = 1e-3) -> ServerOptimiser:
-    """FedAdagrad: ``v ← v + Δ²`` (Reddi et al. 2021, algorithm 2)."""
+    """FedAdagrad: ``v ← v + Δ²`` (Reddi et al. 2021, algorithm 2).
+
+    Args:
+        lr: about how far each parameter moves in a round.
+        beta1: momentum, in [0, 1).
+        tau: parameters whose updates are much smaller than this move less.
+
+    Example:
+        >>> optimiser = adagrad(lr=0.1, tau=1e-9)
+        >>> optimiser.step(optimiser.init(np.zeros(2)), np.zeros(2), np.array([3.0, -4.0]), 1)[0].round(3).tolist()
+        [0.1, -0.1]
+    """
     label = f"adagrad(lr={lr}, beta1={beta1}, tau={tau})"
     return _adaptive(lambda v, square: v + square, rates=(lr, beta1, tau), label=label)
 
 
 def adam(lr: float = 0.01, *, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> ServerOptimiser:
-    """FedAdam: ``v ← β₂ v + (1 − β₂) Δ²``, without bias correction (Reddi et al. 2021, algorithm 2)."""
+    """FedAdam: ``v ← β₂ v + (1 − β₂) Δ²``, without bias correction (Reddi et al. 2021, algorithm 2).
+
+    Args:
+        lr: about how far each parameter moves in a round.
+        beta1: momentum, in [0, 1).
+        beta2: how slowly the mean square of the updates is forgotten, in [0, 1).
+        tau: parameters whose updates are much smaller than this move less.
+
+    Example:
+        >>> optimiser = adam(lr=0.1, beta1=0.0, beta2=0.0, tau=1e-9)
+        >>> optimiser.step(optimiser.init(np.zeros(2)), np.zeros(2), np.array([3.0, -4.0]), 1)[0].round(3).tolist()
+        [0.1, -0.1]
+    """
     _fraction(beta2=beta2)
     label = f"adam(lr={lr}, beta1={beta1}, beta2={beta2}, tau={tau})"
     return _adaptive(lambda v, square: beta2 * v + (1 - beta2) * square, rates=(lr, beta1, tau), label=label)
 
 
 def yogi(lr: float = 0.01, *, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> ServerOptimiser:
-    """FedYogi: ``v ← v − (1 − β₂) Δ² sign(v − Δ²)`` (Reddi et al. 2021, algorithm 2)."""
+    """FedYogi: ``v ← v − (1 − β₂) Δ² sign(v − Δ²)`` (Reddi et al. 2021, algorithm 2).
+
+    Args:
+        lr, beta1, beta2, tau: as for :func:`adam`; the mean square of the updates shrinks more slowly.
+
+    Example:
+        >>> optimiser = yogi(lr=0.1, beta1=0.0, beta2=0.0, tau=1e-9)
+        >>> optimiser.step(optimiser.init(np.zeros(2)), np.zeros(2), np.array([3.0, -4.0]), 1)[0].round(3).tolist()
+        [0.1, -0.1]
+    """
     _fraction(beta2=beta2)
     label = f"yogi(lr={lr}, beta1={beta1}, beta2={beta2}, tau={tau})"
     return _adaptive(

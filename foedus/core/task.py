@@ -70,6 +70,15 @@ class NumpyModel(NamedTuple):
       ...], and then give a loss per client, [client]; the cohort is computed at once.
 
     See :func:`foedus.linear` and :func:`foedus.logistic`.
+
+    Example:
+        >>> mean_of = NumpyModel(  # learns the mean of its targets
+        ...     init=lambda generator: {"m": np.zeros(1)},
+        ...     predict=lambda p, x: np.broadcast_to(p["m"], len(x)),
+        ...     gradient=lambda p, x, y: (np.mean((p["m"] - y) ** 2), {"m": 2 * np.mean(p["m"] - y, keepdims=True)}),
+        ... )
+        >>> Task(mean_of).loss is None
+        True
     """
 
     init: Callable[[np.random.Generator], dict[str, NDArray[Any]]]

@@ -52,6 +52,10 @@ def breast_cancer(*, test: float = 0.2, seed: int = 0) -> Dataset:
     Source: W. Wolberg, W. Street, O. Mangasarian, UCI Machine Learning Repository, 1993; in scikit-learn.
     Raises:
         MissingExtra: without scikit-learn.
+
+    Example:
+        >>> breast_cancer().classes
+        ('malignant', 'benign')
     """
     loaded = _datasets("breast_cancer()").load_breast_cancer()
     dataset = Dataset(

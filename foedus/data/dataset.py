@@ -36,6 +36,12 @@ class Dataset:
         groups: natural keys: name -> a value per training row, [row]; the first one is the natural one.
         test_groups: the same for the test rows, where they are known.
         about: source, to be cited.
+
+    Example:
+        >>> from foedus.data.partition import iid
+        >>> examples = Examples.of([[0.1], [0.2], [0.3], [0.4]], [0, 1, 1, 0])
+        >>> Dataset("mine", examples, classes=("well", "ill")).partition(iid(2))
+        Clients(2 clients, 4 examples, resident)
     """
 
     name: str

@@ -94,8 +94,13 @@ def turbofan_condition(x: NDArray[Any]) -> NDArray[np.int64]:
 
     Args:
         x: [..., 24] as `turbofan` gives it.
+
     Returns:
         int64 [...].
+
+    Example:
+        >>> turbofan_condition(np.array([[0.1] * 24, [19.9] * 24, [42.0] * 24])).tolist()
+        [0, 2, 5]
     """
     nearest: NDArray[np.int64] = np.abs(x[..., 0, None] - _ALTITUDES).argmin(axis=-1)
     return nearest

@@ -61,6 +61,10 @@ def from_folder(
         DataCorrupt: naming a file that cannot be read.
         DataError: naming a file whose columns do not fit.
         MissingExtra: without pyarrow (CSV, Parquet).
+
+    Example:
+        >>> from_folder("sites", target="ill").ids  # doctest: +SKIP
+        ('aachen', 'bonn')
     """
     entries = _entries(Path(folder))
     if inputs is None:

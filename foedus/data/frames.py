@@ -54,6 +54,12 @@ def from_frame(
         DataError: naming the column: not there, text without categories, a client or target missing in some
             rows.
         MissingExtra: without narwhals.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"hospital": ["a", "b", "b"], "age": [61, 48, 70], "ill": [1, 0, 1]})
+        >>> from_frame(frame, client="hospital", target="ill").clients()
+        Clients(2 clients, 3 examples, resident)
     """
     table = _wrapped(frame)
     chosen = _chosen(table, target, client, inputs)
@@ -83,6 +89,12 @@ def values_by_client(frame: Frame, column: str, *, client: str) -> dict[ClientId
 
     Raises:
         DataError: for a column that is not there.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"hospital": ["a", "b", "b"], "pain": ["none", "typical", "none"]})
+        >>> values_by_client(frame, "pain", client="hospital")
+        {'a': ['none'], 'b': ['typical', 'none']}
     """
     table = _wrapped(frame)
     _check_columns(table, [column, client])

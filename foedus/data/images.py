@@ -53,6 +53,10 @@ def fashion_mnist() -> Dataset:
     Raises:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
+
+    Example:
+        >>> fashion_mnist().classes[0]  # doctest: +SKIP
+        'T-shirt/top'
     """
     return _idx_dataset(
         "fashion_mnist", _CLOTHES, "Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
@@ -75,6 +79,10 @@ def cifar10_jpeg(*, per_class: int | None = None) -> Dataset:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
         MissingExtra: without Pillow.
+
+    Example:
+        >>> cifar10_jpeg(per_class=100)  # doctest: +SKIP
+        Dataset(cifar10_jpeg: train Examples(1000: float32[3, 32, 32] -> int64), test 200)
     """
     images: dict[str, list[NDArray[np.uint8]]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}

@@ -77,6 +77,11 @@ def from_torch(
 
     Raises:
         DataError: it is no such dataset, naming the first item that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from_torch(torch.utils.data.TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2))
+        Dataset(own data: train Examples(6: float32[2] -> int64), test none)
     """
     train = _collected(dataset, "dataset")
     tests = None if test is None else _collected(test, "test")

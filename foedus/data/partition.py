@@ -79,6 +79,11 @@ def shards(nodes: int, *, shards_per_node: int = 2) -> Partition:
     two digits, mostly. Rows of one class keep their order; shards differ by one row at most.
 
     Source: McMahan et al. 2017, section 3.
+
+    Example:
+        >>> rule, y = shards(2, shards_per_node=1), np.array([1, 0, 1, 0])
+        >>> sorted(y[rows].tolist() for rows in rule.deal(y, {}, np.random.default_rng(0)).values())
+        [[0, 0], [1, 1]]
     """
     _check_nodes(nodes)
     if shards_per_node < 1:
@@ -106,6 +111,11 @@ def dirichlet(nodes: int, *, alpha: float, minimum: int = 1) -> Partition:
         minimum: rows that every node gets at least.
 
     Source: Yurochkin et al., ICML 2019 (per class over clients); Hsu et al. 2019, arXiv:1909.06335.
+
+    Example:
+        >>> rule, y = dirichlet(3, alpha=0.5), np.repeat([0, 1], 10)
+        >>> sum(len(rows) for rows in rule.deal(y, {}, np.random.default_rng(0)).values())
+        20
     """
     _check_nodes(nodes)
     _check_alpha(alpha)
@@ -191,6 +201,11 @@ def quantity_skew(nodes: int, *, alpha: float = 1.0, minimum: int = 1) -> Partit
     Every node first gets ``minimum`` rows; the rest is shared out. Small ``alpha``: few nodes have most.
 
     Source: Li et al. 2022, "Federated learning on non-IID data silos", section IV (quantity skew).
+
+    Example:
+        >>> rule, y = quantity_skew(3, alpha=0.5), np.zeros(20)
+        >>> sum(len(rows) for rows in rule.deal(y, {}, np.random.default_rng(0)).values())
+        20
     """
     _check_nodes(nodes)
     _check_alpha(alpha)

@@ -73,6 +73,10 @@ def tiny_shakespeare(*, window: int = 80, minimum_lines: int = 2) -> Dataset:
     Raises:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
+
+    Example:
+        >>> tiny_shakespeare().clients()  # doctest: +SKIP
+        Clients(268 clients, 10,354 examples, resident)
     """
     lines: dict[str, list[str]] = {}
     for speech in read("shakespeare/tinyshakespeare.txt").decode("ascii").split("\n\n"):

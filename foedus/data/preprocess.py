@@ -66,6 +66,11 @@ class Scaling(NamedTuple):
         input: which of the model's inputs is scaled.
         axis: the axis of that input whose entries are scaled each by itself, with the examples' as 0.
         regime: rows of the input [..., column] -> the row of ``mean`` to use, int64 [...]; None: always 0.
+
+    Example:
+        >>> scaling = Scaling(np.array([2.0]), np.array([4.0]))
+        >>> scaling.apply(Examples.of([[6.0]], [1])).inputs[0].tolist()
+        [[1.0]]
     """
 
     mean: Floats
@@ -92,6 +97,11 @@ class Filling(NamedTuple):
         values: float64 [column]; NaN leaves what is missing in that column as it is.
         input: which of the model's inputs is filled in.
         axis: the axis of that input that the columns lie on, with the examples' as 0.
+
+    Example:
+        >>> filling = Filling(np.array([4.0]))
+        >>> filling.apply(Examples.of([[1.0], [np.nan]], [0, 1])).inputs[0].tolist()
+        [[1.0], [4.0]]
     """
 
     values: Floats
@@ -147,6 +157,11 @@ def federated_mean_filling(
     """Fill in the mean of each column over all clients' training examples; 0 where nobody has any.
 
     Arguments and errors as for `federated_scaling`.
+
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [np.nan]], [0, 1]), "b": ([[5.0]], [1])})
+        >>> federated_mean_filling(clients).values.tolist()
+        [3.0]
     """
     moments = _moments(clients, _Columns(input, axis), _adder(aggregator))
     return Filling(moments.mean[0], input, axis)
@@ -169,6 +184,11 @@ def federated_median_filling(
     Args:
         quantile: in (0, 1): the smallest value with at least that share of values at or below it.
         input, axis, aggregator: as for `federated_scaling`.
+
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [np.nan]], [0, 1]), "b": ([[2.0], [9.0]], [1, 0])})
+        >>> federated_median_filling(clients).values.round(2).tolist()
+        [2.0]
     """
     if not 0 < quantile < 1:
         raise ConfigurationError(f"quantile must lie between 0 and 1, and is {quantile}.")
@@ -187,12 +207,24 @@ def federated_median_filling(
 
 
 def own_scaling(*, input: int = 0, axis: int = -1) -> Fit:
-    """Scaling within each client by its own training examples: ``clients.map_fitted(own_scaling())``."""
+    """Scaling within each client by its own training examples: ``clients.map_fitted(own_scaling())``.
+
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [3.0]], [0, 1]), "b": ([[50.0], [70.0]], [1, 0])})
+        >>> clients.map_fitted(own_scaling()).train(1).inputs[0].tolist()
+        [[-1.0], [1.0]]
+    """
     return partial(_fit_scaling, _Columns(input, axis))
 
 
 def own_mean_filling(*, input: int = 0, axis: int = -1) -> Fit:
-    """Filling in each client's own column means; 0 in columns of which it has no value at all."""
+    """Filling in each client's own column means; 0 in columns of which it has no value at all.
+
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [np.nan]], [0, 1])})
+        >>> clients.map_fitted(own_mean_filling()).train(0).inputs[0].tolist()
+        [[1.0], [1.0]]
+    """
     return partial(_fit_filling, _Columns(input, axis))
 
 

@@ -58,6 +58,11 @@ def data_folder() -> Path:
     """The folder that data files are looked for in, and downloaded to.
 
     FOEDUS_DATA if it is set, else ``foedus/data`` in the user's cache folder.
+
+    Example:
+        >>> os.environ["FOEDUS_DATA"] = "/data"  # doctest: +SKIP
+        >>> data_folder()  # doctest: +SKIP
+        PosixPath('/data')
     """
     if named := os.environ.get("FOEDUS_DATA"):
         return Path(named).expanduser()

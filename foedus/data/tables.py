@@ -49,6 +49,10 @@ def heart_disease() -> Dataset:
     Raises:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
+
+    Example:
+        >>> heart_disease().clients().ids  # doctest: +SKIP
+        ('cleveland', 'hungarian', 'switzerland', 'va')
     """
     tables = [_cells(read(f"heart_disease/processed.{name}.data")) for name in _HOSPITALS]
     numbers = _numbers(np.concatenate(tables))
@@ -78,6 +82,10 @@ def adult() -> Dataset:
     Raises:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
+
+    Example:
+        >>> adult().clients("education")  # doctest: +SKIP
+        Clients(16 clients, 32,561 examples, resident)
     """
     tables = [_cells(read(f"adult/adult.{part}.gz")) for part in ("data", "test")]
     (train, groups), (test, test_groups) = (_adult_examples(table) for table in tables)
@@ -106,6 +114,10 @@ def parkinsons(*, target: str = "motor_UPDRS") -> Dataset:
     Raises:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
+
+    Example:
+        >>> parkinsons().clients()  # doctest: +SKIP
+        Clients(42 clients, 5,875 examples, resident)
     """
     header, *cells = _cells(read("parkinsons/parkinsons_updrs.data.gz"))
     names = header.tolist()

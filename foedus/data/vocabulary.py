@@ -47,6 +47,10 @@ class Vocabulary(NamedTuple):
         words: the words.
         clients: how many clients have each of them; empty if the words were written down by hand.
         rows: how often each occurs in all.
+
+    Example:
+        >>> Vocabulary(("no", "yes")).spread(["yes", "perhaps"]).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
     """
 
     words: tuple[str, ...]
@@ -75,6 +79,10 @@ class OneHot(NamedTuple):
         categories: column -> its values, each of which gets a column, 0 or 1. A value that is not
             listed, or missing, is 0 in all of them.
         input: which of the model's inputs, [example, column].
+
+    Example:
+        >>> OneHot({0: (1.0, 2.0)}).apply(Examples.of([[2.0, 0.5]], [1])).inputs[0].tolist()
+        [[0.0, 1.0, 0.5]]
     """
 
     categories: Mapping[int, tuple[float, ...]]
@@ -152,6 +160,11 @@ def federated_mode_filling(
         columns: the columns to fill.
         input: which of the model's inputs, [example, column].
         aggregator: as for `federated_vocabulary`.
+
+    Example:
+        >>> clients = Clients.of({"a": ([[1.0], [np.nan]], [0, 1]), "b": ([[2.0], [2.0]], [1, 0])})
+        >>> federated_mode_filling(clients, [0]).values.tolist()
+        [2.0]
     """
     tables = [clients.train(i).inputs[input] for i in range(len(clients))]
     values = np.full(tables[0].shape[1], np.nan)

@@ -104,6 +104,9 @@ class TensorBoard:
 
     Args:
         folder: what ``tensorboard --logdir`` is given.
+
+    Example:
+        >>> export(run.record, TensorBoard("logs"))  # doctest: +SKIP
     """
 
     folder: str | Path = "tensorboard"
@@ -144,6 +147,9 @@ class MLflow:
             part, also a database (``"sqlite:///mlflow.db"``). By default what MLFLOW_TRACKING_URI names, else
             the folder ``mlruns``.
         experiment: the experiment's name.
+
+    Example:
+        >>> export(run.record, MLflow("http://localhost:5000", experiment="digits"))  # doctest: +SKIP
     """
 
     uri: str | Path | None = None

@@ -53,6 +53,10 @@ class Arms:
     Attributes:
         alone: how many clients are trained alone, drawn at random from those that have data.
         every: all are evaluated after each so many rounds (and after the last).
+
+    Example:
+        >>> Arms(alone=20, every=5)
+        Arms(alone=20, every=5)
     """
 
     alone: int = 8
@@ -72,6 +76,10 @@ class Comparison(NamedTuple):
         folder: where everything is.
         federated, centralised: their records.
         alone: client's id → record of its own training.
+
+    Example:
+        >>> found = compare(task, algorithm, clients, rounds=20)  # doctest: +SKIP
+        >>> found.plot("comparison.png")  # doctest: +SKIP
     """
 
     folder: Path

@@ -28,6 +28,10 @@ class Evaluation:
         clients: also evaluate on every client's own test examples (else validation, else training examples),
             and report mean, spread and worst decile.
         stop_at: stop as soon as a central figure is reached, e.g. ``{"accuracy": 0.97}``.
+
+    Example:
+        >>> Evaluation(every=5, clients=True, stop_at={"accuracy": 0.97}).every
+        5
     """
 
     every: int = 1
@@ -53,6 +57,10 @@ class LocalCurves:
     Attributes:
         every: after so many local steps each, and after the last.
         examples: what to evaluate on; by default the central test set.
+
+    Example:
+        >>> Settings(local_curves=LocalCurves(every=5)).local_curves.every
+        5
     """
 
     every: int = 1
@@ -80,6 +88,11 @@ class Settings:
         progress: show a progress bar and table.
         local_curves: see :class:`LocalCurves`.
         sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
+
+    Example:
+        >>> from foedus.sim import executors
+        >>> Settings(folder="runs/first", executor=executors.processes(workers=4)).checkpoint_seconds
+        10.0
     """
 
     executor: Executor | Auto = field(default_factory=auto)

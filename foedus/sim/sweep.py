@@ -63,6 +63,11 @@ class Sweep(NamedTuple):
         metric: what they are sorted by.
         target: the value of it that was wanted, if any: then they are sorted by the rounds it took.
         results: one per combination.
+
+    Example:
+        >>> found = sweep(variant, {"lr": [0.01, 0.1]})  # doctest: +SKIP
+        >>> found.best.values  # doctest: +SKIP
+        {'lr': 0.1}
     """
 
     folder: Path
