@@ -22,7 +22,7 @@ from foedus.core.client import LocalSGD
 from foedus.core.examples import Examples
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
-from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read, union
+from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, read, union
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,8 @@ class CompiledSession(Session):
 
         def part(slots: NDArray[np.int64]) -> Outcome:
             collector = Collector(self._job, orders, layouts)
-            for slot in slots.tolist():
-                collector.add_update(
-                    slot, results.updates[slot], results.buffers[slot],
-                    examples=int(sizes[slot]), steps=int(made.steps[slot]), loss=float(results.losses[slot]),
-                )  # fmt: skip
+            own = (results.updates, results.buffers, sizes, made.steps, results.losses)
+            collector.add_all(slots.tolist(), Gained(*([column[slot] for slot in slots] for column in own)))
             return collector.outcome
 
         cut = np.array_split(np.arange(len(orders.cohort)), len(self._devices))

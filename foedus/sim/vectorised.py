@@ -29,7 +29,7 @@ from foedus.core.packing import PADDING, blocks, calls
 from foedus.core.population import Clients, Examples
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
 from foedus.sim.debug import DebugSession
-from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read, union
+from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, read, union
 
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
 PROBE = 8  # examples that a model is tried out on
@@ -156,11 +156,8 @@ class VectorisedSession(Session):
         after = cohort.train(orders.start, pool, block)
         collector = Collector(job, orders, (cohort.layout, cohort.buffer_layout))
         updates, changes = after.vectors - orders.start.vector, after.buffers - block.buffers
-        for i, slot in enumerate(part.slots.tolist()):
-            collector.add_update(
-                slot, updates[i], changes[i], examples=int(part.sizes[i]), steps=int(own.steps[i]),
-                loss=float(after.losses[i]),
-            )  # fmt: skip
+        gained = Gained(updates, changes, part.sizes, own.steps, after.losses)
+        collector.add_all(part.slots.tolist(), gained)
         return collector.outcome
 
     def _rows(self, own: Plan, part: _Part, positions: Slots) -> Slots:

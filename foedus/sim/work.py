@@ -8,7 +8,7 @@ cohort is cut into shards cannot change a bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -129,6 +129,20 @@ class Executor(Protocol):
     def open(self, job: Job) -> Session: ...
 
 
+class Gained(NamedTuple):
+    """What many clients brought, one entry each: updates [parameter], changes of buffers [buffer], numbers of
+    examples and steps, mean losses."""
+
+    vectors: Sequence[Vector] | Vector
+    buffers: Sequence[Vector] | Vector
+    examples: Sequence[int] | NDArray[np.integer]
+    steps: Sequence[int] | NDArray[np.integer]
+    losses: Sequence[float] | NDArray[np.floating]
+
+
+ORDINARY = 2.0**40  # weighted updates below this are surely within the range of exact sums, one by one
+
+
 class Collector:
     """Gathers the results of a shard's clients into an :class:`Outcome`, refusing what is not finite."""
 
@@ -167,6 +181,32 @@ class Collector:
             out.buffers = merged(self._job.algorithm.buffers, out.buffers, change)
         elif buffers.size:
             out.kept[client] = self._orders.kept.get(client, self._orders.start.buffers) + buffers
+
+    def add_all(self, slots: Sequence[int], results: Gained) -> None:
+        """The updates of many clients at once: the same as adding one by one, bit for bit, only faster."""
+        aggregator, cohort = self._job.algorithm.aggregator, self._orders.cohort
+        if not self._at_once(aggregator, results):
+            for slot, *gained in zip(slots, *results, strict=True):
+                vector, buffers, examples, steps, loss = gained
+                self.add_update(slot, vector, buffers, examples=int(examples), steps=int(steps), loss=float(loss))
+            return
+        assert aggregator.encode_all is not None
+        clients = [int(cohort[slot]) for slot in slots]
+        contexts = [Context(self._job.seed, self._orders.round, client) for client in clients]
+        updates = [Update(v, float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
+        out = self.outcome
+        out.message = merged(aggregator, out.message, aggregator.encode_all(updates, contexts))
+        out.clients += clients
+        out.examples += [int(n) for n in results.examples]
+        out.steps += [int(n) for n in results.steps]
+        out.losses += [float(x) for x in results.losses]
+
+    def _at_once(self, aggregator: Aggregator, results: Gained) -> bool:
+        """Whether every update is one to be added, and there is nothing beside it."""
+        if aggregator.encode_all is None or not len(results.vectors) or results.buffers[0].size:
+            return False
+        pairs = zip(results.vectors, results.examples, strict=True)
+        return all(float(np.abs(v).max(initial=0.0)) * n < ORDINARY for v, n in pairs)  # False for NaN, too
 
     def _encoded(self, client: int, update: Update, buffers: Vector) -> tuple[Message, Message | None]:
         """The messages of the parameters and, where they are averaged, of the buffers."""

@@ -324,3 +324,24 @@ def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
     ]
     assert forward is not None
     assert same_bits(forward, fold(mean(), [h for h in halves if h is not None]) or {})
+
+
+@sums
+@given(cohorts(least=1))
+def test_encoding_all_at_once_is_encoding_one_by_one(member: Aggregator, cohort: list[Update]) -> None:
+    if member.encode_all is None:
+        return
+    contexts = [CONTEXT._replace(client=i) for i in range(len(cohort))]
+    total = fold(member, [lift(m) for m in encoded(member, cohort)])
+    assert total is not None
+    assert same_bits(total, member.encode_all(cohort, contexts))
+
+
+def test_encoding_all_at_once_in_many_blocks() -> None:
+    rng = np.random.default_rng(0)
+    cohort = [Update(rng.normal(size=40_000).astype("f4"), float(i + 1)) for i in range(11)]
+    member = mean()
+    assert member.encode_all is not None
+    total = fold(member, encoded(member, cohort))
+    assert total is not None
+    assert same_bits(total, member.encode_all(cohort, [CONTEXT] * 11))

@@ -108,3 +108,14 @@ def test_own_optimisers_are_refused() -> None:
     job = Job(fd.Task(net, F.cross_entropy), fd.fedavg(own), population([4]), seed=0)
     with pytest.raises(ConfigurationError, match="local_sgd"):
         Compiled().open(job)
+
+
+@pytest.mark.parametrize("bad", [0, 2, 3])
+def test_a_client_that_diverges_is_refused_by_name_and_nobody_else(bad: int) -> None:
+    draw = np.random.default_rng(0)
+    data = {f"c{i}": (draw.normal(size=(6, 5)).astype("f4"), draw.integers(0, 3, 6)) for i in range(4)}
+    data[f"c{bad}"][0][2, 1] = np.nan
+    job = Job(fd.Task(net, F.cross_entropy), fd.fedavg(fd.local_sgd(lr=0.1, batch_size=3)), fd.Clients.of(data), seed=0)
+    plain, fast = outcome(Debug(), job), outcome(Compiled(), job)
+    assert [r.client for r in fast.refused] == [r.client for r in plain.refused] == [bad]
+    np.testing.assert_allclose(decoded(job, fast), decoded(job, plain), rtol=1e-3, atol=1e-6)
