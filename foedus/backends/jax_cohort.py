@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class JaxCohort:
         self.memory = (1 if self.device == "cpu" else 8) * GIB
         self._room = 1
         step = partial(_together, trainer.step, steady(spec))
-        self._call = jax.jit(step, donate_argnums=0, static_argnames="width")
+        self._call = jax.jit(step, donate_argnums=0)
 
     def copy(self) -> JaxCohort:
         return self  # its programs may be called from many threads
@@ -67,7 +67,7 @@ class JaxCohort:
             state = self._begin(received, self._room)
             losses: list[tuple[NDArray[np.int64], Array]] = []
             for call in _pieces(block.calls):
-                state, loss = self._call(state, received, pool, *self._batch(call, block), width=call.width)
+                state, loss = self._call(state, received, pool, self._batch(call, block))
                 losses.append((call.members, loss))
             for members, loss in losses:
                 sums[members] += np.asarray(loss)
@@ -81,22 +81,32 @@ class JaxCohort:
         parameters = [jnp.repeat(w[None], room, 0) for w in received]
         return parameters, [jnp.zeros_like(w) for w in parameters] if self._spec.momentum else []
 
-    def _batch(self, call: Call, block: Block) -> tuple[Any, ...]:
-        """Members, rows [k, width], counts [k] or None, keys [k, 2] and the learning rate."""
+    def _batch(self, call: Call, block: Block) -> _Batch:
         plan, steps = block.plan, call.steps
         rows = plan.rows[steps, : call.width].astype(np.int32)
         count = plan.count[steps]
         padded = None if self.unpadded else count
-        return call.members.astype(np.int32), rows, padded, plan.keys[steps], block.lr
+        return _Batch(call.members.astype(np.int32), rows, padded, plan.keys[steps], block.lr)
+
+
+class _Batch(NamedTuple):
+    """What some clients train on in one step: ``members`` [k]; ``rows`` [k, width] of the pool, of which the first
+    ``count`` [k] are real (all of them if it is ``None``); ``keys`` [k, 2]; the learning rate."""
+
+    members: Array
+    rows: Array
+    count: Array | None
+    keys: Array
+    lr: Array
 
 
 def _together(
-    step: Step, spec: LocalSGD, state: State, received: list[Array], pool: Pool, members: Array, rows: Array,
-    count: Array | None, keys: Array, lr: Array, *, width: int,
-) -> tuple[State, Array]:  # fmt: skip
+    step: Step, spec: LocalSGD, state: State, received: list[Array], pool: Pool, chosen: _Batch
+) -> tuple[State, Array]:
     """One step of some clients: the state afterwards, and their losses [k]."""
+    members, rows, count, keys, lr = chosen
     *inputs, target = (x[rows] for x in pool)  # [k, width, ...]
-    mask = None if count is None else jnp.arange(width) < count[:, None]
+    mask = None if count is None else jnp.arange(rows.shape[1]) < count[:, None]
 
     def one(params: list[Array], memory: list[Array], batch: Any) -> Any:
         return advanced(step, spec, params, memory, received, batch, lr)
