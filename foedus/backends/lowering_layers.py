@@ -28,6 +28,8 @@ from torch.overrides import TorchFunctionMode
 from foedus.backends.lowering_rules import HIGHEST, Array, Out
 from foedus.errors import UnsupportedOperator
 
+Cell = Callable[..., tuple[Array, ...]]  # (gates of the input, gates of the state, states) -> new states
+
 _numbers = itertools.count()  # names each recurrent call, so that its gradient finds what the call kept
 
 
@@ -213,30 +215,54 @@ def recurrent(
 ) -> list[Array]:
     """One layer in one direction as a scan over time; keeps its own gradient for the backward rule."""
     reverse, number = rest
-    run = lambda x, state, weights: _scanned(kind, x, state, weights, reverse=reverse)  # noqa: E731
-    outputs, pull = jax.vjp(run, x, tuple(state), tuple(weights))
-    out.pulls[number] = pull
+    outputs, kept = _forward(_CELLS[kind], x, tuple(state), weights, reverse=reverse)
+    out.pulls[number] = lambda grads: _backward(_CELLS[kind], x, kept, weights, grads=grads, reverse=reverse)
     return list(outputs)
 
 
 def recurrent_backward(out: Out, grads: Sequence[Array], _inputs: Any, number: int) -> list[Array]:
-    x, state, weights = out.pulls[number](tuple(grads))
-    return [x, *state, *weights]
+    gradients: list[Array] = out.pulls[number](grads)
+    return gradients
 
 
-def _scanned(kind: str, x: Array, state: Any, weights: Any, *, reverse: bool) -> tuple[Array, ...]:
+def _forward(cell: Cell, x: Array, state: Any, weights: Sequence[Array], *, reverse: bool) -> tuple[Any, Any]:
+    """Outputs [T, B, H] and last states; and what every step saw: gates of input and state, state before."""
     w_input, w_hidden, *biases = weights
     b_input, b_hidden = biases or (0, 0)
-    inputs = jnp.einsum("tbi,gi->tbg", x, w_input, precision=HIGHEST) + b_input
-    cell = _CELLS[kind]
+    gates = jnp.einsum("tbi,gi->tbg", x, w_input, precision=HIGHEST) + b_input
 
-    def step(state: Any, gates: Array) -> Any:
-        hidden = jnp.matmul(state[0], w_hidden.T, precision=HIGHEST) + b_hidden
-        new = cell(gates, hidden, state)
-        return new, new[0]
+    def step(before: Any, of_input: Array) -> Any:
+        of_state = jnp.matmul(before[0], w_hidden.T, precision=HIGHEST) + b_hidden
+        after = cell(of_input, of_state, before)
+        return after, (after[0], of_state, before)
 
-    final, outputs = lax.scan(step, state, inputs, reverse=reverse)
-    return outputs, *final
+    final, (outputs, of_state, before) = lax.scan(step, state, gates, reverse=reverse)
+    return (outputs, *final), (gates, of_state, before)
+
+
+def _backward(
+    cell: Cell, x: Array, kept: Any, weights: Sequence[Array], *, grads: Sequence[Array], reverse: bool
+) -> list[Array]:
+    """Gradients of (x, states, weights). Those of the weights are one product over all of time at the end,
+    where differentiating the scan would add one up in every step."""
+    w_input, w_hidden, *biases = weights
+    of_outputs, *of_final = grads
+
+    def step(after: Any, seen: Any) -> Any:
+        of_output, *arguments = seen
+        pulled = jax.vjp(cell, *arguments)[1]((after[0] + of_output, *after[1:]))
+        of_input, of_state, before = pulled
+        through = jnp.matmul(of_state, w_hidden, precision=HIGHEST)
+        return (before[0] + through, *before[1:]), (of_input, of_state)
+
+    states, (of_input, of_state) = lax.scan(step, tuple(of_final), (of_outputs, *kept), reverse=not reverse)
+    return [
+        jnp.einsum("tbg,gi->tbi", of_input, w_input, precision=HIGHEST),
+        *states,
+        jnp.einsum("tbg,tbi->gi", of_input, x, precision=HIGHEST),
+        jnp.einsum("tbg,tbh->gh", of_state, kept[2][0], precision=HIGHEST),
+        *([of_input.sum((0, 1)), of_state.sum((0, 1))] if biases else []),
+    ]
 
 
 def _lstm_cell(x: Array, h: Array, state: Any) -> Any:
@@ -252,7 +278,7 @@ def _gru_cell(x: Array, h: Array, state: Any) -> Any:
     return ((1 - z) * n + z * state[0],)
 
 
-_CELLS: Final[dict[str, Callable[..., Any]]] = {
+_CELLS: Final[dict[str, Cell]] = {
     "lstm": _lstm_cell,
     "gru": _gru_cell,
     "rnn_tanh": lambda x, h, _: (jnp.tanh(x + h),),

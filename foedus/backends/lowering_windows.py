@@ -37,16 +37,15 @@ def convolved(x: Array, weight: Array, g: Geometry) -> Array:
     """x [B, C, ...] with weight [O, C/groups, ...] (transposed: [C, O/groups, ...])."""
     rank = x.ndim - 2
     stride, padding, dilation, extra = (_each(v, rank) for v in (g.stride, g.padding, g.dilation, g.output_padding))
-    if not g.transposed and math.prod(weight.shape[2:]) <= MANY_TAPS and jax.default_backend() == "cpu":
-        return _by_products(x, weight, Pool(list(weight.shape[2:]), stride, padding, dilation), g.groups)
     letters = "XYZ"[:rank]
     names = ("NC" + letters, "OI" + letters, "NC" + letters)
     if not g.transposed:
-        pads = [(p, p) for p in padding]
-        return lax.conv_general_dilated(
-            x, weight, stride, pads, rhs_dilation=dilation, dimension_numbers=names,
-            feature_group_count=g.groups, precision=HIGHEST,
+        names = ("N" + letters + "C", letters + "IO", "N" + letters + "C")  # the order XLA is fast in on a CPU
+        y = lax.conv_general_dilated(
+            jnp.moveaxis(x, 1, -1), jnp.moveaxis(weight, (0, 1), (-1, -2)), stride, [(p, p) for p in padding],
+            rhs_dilation=dilation, dimension_numbers=names, feature_group_count=g.groups, precision=HIGHEST,
         )  # fmt: skip
+        return jnp.moveaxis(y, -1, 1)
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     pads = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
     return lax.conv_general_dilated(
@@ -55,12 +54,15 @@ def convolved(x: Array, weight: Array, g: Geometry) -> Array:
     )  # fmt: skip
 
 
-def _by_products(x: Array, weight: Array, pool: Pool, groups: int) -> Array:
-    """A convolution as one matrix product per place in the window, summed; channels last in between.
+def convolved_by_products(x: Array, weight: Array, g: Geometry) -> Array:
+    """The same as one matrix product per place in the window, summed; channels last in between.
 
-    XLA's own convolutions on a CPU are up to thirty times slower inside loops, their gradients above all.
+    For its gradients: those of XLA's own convolution are up to fifty times slower on a CPU.
     """
-    outputs = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, (k, s, p, d) in zip(x.shape[2:], zip(*pool), strict=True)]
+    rank, groups = x.ndim - 2, g.groups
+    pool = Pool(list(weight.shape[2:]), *(_each(v, rank) for v in (g.stride, g.padding, g.dilation)))
+    sizes = zip(x.shape[2:], *pool, strict=True)
+    outputs = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     kernel = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, O / groups, C / groups, ...]
     last = jnp.moveaxis(x, 1, -1)
     total: Array = 0.0
@@ -72,6 +74,11 @@ def _by_products(x: Array, weight: Array, pool: Pool, groups: int) -> Array:
         parts = view.reshape(*view.shape[:-1], groups, -1)
         total = total + jnp.einsum("...gc,goc->...go", parts, tap, precision=HIGHEST)
     return jnp.moveaxis(total.reshape(x.shape[0], *outputs, -1), -1, 1)
+
+
+def _few(weight: Array, g: Geometry) -> bool:
+    """Whether products by place are the quicker way."""
+    return not g.transposed and math.prod(weight.shape[2:]) <= MANY_TAPS and jax.default_backend() == "cpu"
 
 
 def _turned(weight: Array, groups: int) -> Array:
@@ -87,15 +94,18 @@ def _each(value: Any, rank: int) -> list[int]:
 
 
 def convolution(out: Out, x: Array, weight: Array, bias: Any, *geometry: Any) -> Array:
-    batched = x.ndim == weight.ndim
-    y = convolved(x if batched else x[None], weight, Geometry(*geometry))
-    y = y if bias is None else y + bias.reshape(-1, *[1] * (y.ndim - 2))
-    return y if batched else y[0]
+    g = Geometry(*geometry)
+    # XLA's convolution of groups or with gaps is slow in itself.
+    form = convolved_by_products if _few(weight, g) and (g.groups > 1 or set(g.dilation) != {1}) else convolved
+    y = form(x, weight, g)
+    return y if bias is None else y + bias.reshape(-1, *[1] * (y.ndim - 2))
 
 
 def convolution_backward(out: Out, grad: Array, x: Array, weight: Array, bias_sizes: Any, *rest: Any) -> Any:
     *geometry, wanted = rest
-    pull = jax.vjp(lambda x, w: convolved(x, w, Geometry(*geometry)), x, weight)[1]
+    g = Geometry(*geometry)
+    form = convolved_by_products if _few(weight, g) else convolved
+    pull = jax.vjp(lambda x, w: form(x, w, g), x, weight)[1]
     inputs, weights = pull(grad)
     sums = grad.sum((0, *range(2, grad.ndim))) if wanted[2] else None
     return inputs if wanted[0] else None, weights if wanted[1] else None, sums
