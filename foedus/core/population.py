@@ -41,7 +41,7 @@ from foedus.core.parts import (
     mapped,
     resident,
 )
-from foedus.errors import ConfigurationError, DataError
+from foedus.errors import ConfigurationError, DataError, FoedusError
 
 __all__ = ["ClientId", "Clients", "Examples", "Pair", "Part", "Rows", "check_targets"]
 
@@ -321,7 +321,14 @@ class Clients:
 
 
 def _ask(function: Callable[[Any], Pair], ids: Sequence[ClientId], position: int) -> Examples:
-    return _examples(function(ids[position]), f"the function for client {ids[position]!r}")
+    client = ids[position]
+    try:
+        made = function(client)
+    except FoedusError:
+        raise
+    except Exception as error:
+        raise DataError(f"The data of client {client!r} could not be read: {type(error).__name__}: {error}") from error
+    return _examples(made, f"the function for client {client!r}")
 
 
 def _dealt(ids: Sequence[ClientId], pool: Examples, rows: Iterable[ArrayLike]) -> Part:

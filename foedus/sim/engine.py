@@ -26,7 +26,7 @@ from foedus.core.population import Clients
 from foedus.core.select import Population, Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.values import Context, Update
-from foedus.errors import CheckpointError, ConfigurationError, NothingToAggregate
+from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
 from foedus.record.folder import METRICS, TIMINGS
 from foedus.record.folder import read as read_record
@@ -81,6 +81,7 @@ def simulate(
     _check_kinds(task, algorithm, clients)
     _check_how(evaluation, settings)
     _check_counts(rounds, seed)
+    _check_data(clients)
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
     trainer = open_trainer(task, seed=seed, device=settings.device)
@@ -406,6 +407,11 @@ def _check_kinds(task: Any, algorithm: Any, clients: Any) -> None:
                 f"simulate(task, algorithm, clients): the {place} must be a foedus.{kind.__name__}, and is of type "
                 f"{type(value).__name__}{_HINTS.get(type(value).__name__, '')}"
             )
+
+
+def _check_data(clients: Clients) -> None:
+    if clients.sizes is not None and not clients.sizes.any():
+        raise DataError(f"none of the {len(clients)} clients has a single training example")
 
 
 def _check_how(evaluation: Any, settings: Any) -> None:

@@ -11,7 +11,7 @@ from foedus.backends import Trainer, Weights
 from foedus.core.examples import Examples
 from foedus.core.population import Clients
 from foedus.core.task import Metric
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, FoedusError, TrainingError
 from foedus.sim.state import RunState
 from foedus.sim.work import Job
 
@@ -22,16 +22,29 @@ def figures(job: Job, trainer: Trainer, state: RunState, *, clients: bool) -> di
     """``{"central": {...}, "clients": {...}}``, as far as there is data for it."""
     found: dict[str, Any] = {}
     if job.clients.central_test is not None:
-        found["central"] = trainer.evaluate(state.weights, job.clients.central_test)
+        found["central"] = _of(trainer, state.weights, job.clients.central_test, "the central test set")
     if clients:
         rows = []
         for position in range(len(job.clients)):
             examples = held_out(job.clients, position)
             if len(examples):
                 kept = state.kept.get(position, state.weights.buffers)
-                rows.append(trainer.evaluate(Weights(state.weights.vector, kept), examples))
+                whose = f"the data of client {job.clients.ids[position]!r}"
+                rows.append(_of(trainer, Weights(state.weights.vector, kept), examples, whose))
         found["clients"] = spread(rows, job.task.metrics)
     return found
+
+
+def _of(trainer: Trainer, weights: Weights, examples: Examples, whose: str) -> dict[str, float]:
+    try:
+        return trainer.evaluate(weights, examples)
+    except FoedusError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"evaluation on {whose} failed: {type(error).__name__}: {error}; the examples are {examples!r}",
+            batch=(list(examples.inputs), examples.targets),
+        ) from error
 
 
 def held_out(clients: Clients, position: int) -> Examples:

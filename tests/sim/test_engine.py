@@ -148,8 +148,8 @@ def test_a_cohort_that_turns_out_empty_leaves_the_model_as_it_is(tmp_path: Path)
 # --- going on -----------------------------------------------------------------------------------------------
 
 
-class Stop(Exception):
-    pass
+class Stop(BaseException):
+    """Nothing catches it."""
 
 
 def interrupted(after: int, error: type[BaseException]) -> Callable[..., Any]:
