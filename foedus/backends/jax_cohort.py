@@ -95,7 +95,7 @@ class _Batch(NamedTuple):
 
     members: Array
     rows: Array
-    count: Array | None
+    real: Array | None
     keys: Array
     lr: Array
 
@@ -104,9 +104,9 @@ def _together(
     step: Step, spec: LocalSGD, state: State, received: list[Array], pool: Pool, chosen: _Batch
 ) -> tuple[State, Array]:
     """One step of some clients: the state afterwards, and their losses [k]."""
-    members, rows, count, keys, lr = chosen
+    members, rows, real, keys, lr = chosen
     *inputs, target = (x[rows] for x in pool)  # [k, width, ...]
-    mask = None if count is None else jnp.arange(rows.shape[1]) < count[:, None]
+    mask = None if real is None else jnp.arange(rows.shape[1]) < real[:, None]
 
     def one(params: list[Array], memory: list[Array], batch: Any) -> Any:
         return advanced(step, spec, params, memory, received, batch, lr)
