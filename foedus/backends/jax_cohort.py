@@ -91,7 +91,7 @@ class JaxCohort:
 
 class _Batch(NamedTuple):
     """What some clients train on in one step: ``members`` [k]; ``rows`` [k, width] of the pool, of which the first
-    ``count`` [k] are real (all of them if it is ``None``); ``keys`` [k, 2]; the learning rate."""
+    ``real`` [k] are no padding (all of them if it is ``None``); ``keys`` [k, 2]; the learning rate."""
 
     members: Array
     rows: Array
