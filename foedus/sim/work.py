@@ -23,7 +23,7 @@ from foedus.core.examples import Examples
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import Context, Message, Update
-from foedus.errors import ConfigurationError, SumOverflow
+from foedus.errors import ConfigurationError, FoedusError, SumOverflow
 from foedus.tree import Layout, Vector
 
 
@@ -268,6 +268,8 @@ def read(clients: Clients, position: int) -> Examples:
     """A client's training examples; an error says whose they are."""
     try:
         return clients.train(position)
+    except FoedusError:
+        raise
     except Exception as error:
         raise ConfigurationError(
             f"the data of client {clients.ids[position]!r} could not be read: {type(error).__name__}: {error}"
