@@ -1,0 +1,202 @@
+"""What executors bring: refused or merged, in shards or at once, with the same bits."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+import foedus as fd
+from foedus.backends import Weights
+from foedus.core.linear import logistic
+from foedus.errors import ConfigurationError, DataError
+from foedus.sim.state import COSTS, RunState
+from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, read, shards, union
+from foedus.tree import Layout
+
+LAYOUTS = (Layout(("w", "v"), ((3,), (2,)), ("float32",) * 2), Layout((), (), ()))
+WITH_BUFFERS = (LAYOUTS[0], Layout(("mean",), ((2,),), ("float32",)))
+X = np.ones((4, 5), np.float32)
+CLIENTS = fd.Clients.of({i: (X, [0, 1, 0, 1]) for i in range(12)})
+NOTHING = np.empty(0, np.float32)
+
+
+def job(**changes: object) -> Job:
+    algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=changes.pop("aggregator", None))  # type: ignore[arg-type]
+    return Job(fd.Task(logistic(5, 2), **changes), algorithm, CLIENTS, seed=0)  # type: ignore[arg-type]
+
+
+def orders(buffers: int = 0) -> Orders:
+    start = Weights(np.zeros(5, np.float32), np.zeros(buffers, np.float32))
+    return Orders(1, start, np.array([11, 2, 5, 7, 0, 3, 8], np.int64))
+
+
+def updates(seed: int) -> list[np.ndarray]:
+    """One for each of the cohort; some are not finite, some have run away."""
+    rng = np.random.default_rng(seed)
+    found = [v.astype(np.float32) for v in rng.normal(size=(7, 5)) * 10.0 ** rng.integers(-9, 6, (7, 1))]
+    for i in np.flatnonzero(rng.random(7) < 0.2):
+        found[i][rng.integers(5)] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+    return found
+
+
+def collected(this: Job, given: list[np.ndarray], slots: list[int], *, at_once: bool = False) -> Outcome:
+    collector = Collector(this, orders(), LAYOUTS)
+    if at_once:
+        count = len(slots)
+        vectors = [given[s] for s in slots]
+        collector.add_all(
+            slots, Gained(vectors, [NOTHING] * count, [s + 1 for s in slots], [2] * count, [0.5] * count)
+        )
+    else:
+        for slot in slots:
+            collector.add_update(slot, given[slot], NOTHING, examples=slot + 1, steps=2, loss=0.5)
+    return collector.outcome
+
+
+def same(a: Outcome, b: Outcome) -> bool:
+    told = ("clients", "examples", "steps", "losses", "refused")
+    if (a.message is None) != (b.message is None) or any(getattr(a, n) != getattr(b, n) for n in told):
+        return False
+    if a.message is None or b.message is None:
+        return True
+    one, two = (fd.mean().decode({}, m)[0] for m in (a.message, b.message))
+    return one.tobytes() == two.tobytes()
+
+
+@given(st.integers(0, 2**32))
+@pytest.mark.parametrize(
+    "rule", [fd.mean(), fd.mean(weighted=False), fd.chain(fd.clip(1.0), fd.mean())], ids=lambda r: r.label
+)
+def test_how_a_cohort_is_cut_changes_nothing(rule: fd.Aggregator, seed: int) -> None:
+    this, given_ = job(aggregator=rule), updates(seed)
+    rng = np.random.default_rng(seed)
+    whole = union(this, [collected(this, given_, list(range(7)))])
+    cut = np.split(rng.permutation(7), np.sort(rng.integers(0, 8, 3)))
+    parts = [collected(this, given_, p.tolist(), at_once=bool(rng.integers(2))) for p in cut]
+    assert same(whole, union(this, parts))
+    assert whole.clients == sorted(orders().cohort.tolist())
+
+
+@given(st.integers(0, 2**32))
+def test_only_what_is_finite_and_in_range_is_let_in(seed: int) -> None:
+    this, given_ = job(aggregator=fd.mean(weighted=False)), updates(seed)
+    found = collected(this, given_, list(range(7)))
+    good = [i for i, v in enumerate(given_) if np.isfinite(v).all() and np.abs(v).max() < 2.0**42]
+    cohort = orders().cohort
+    assert sorted(r.client for r in found.refused) == sorted(
+        int(cohort[i]) for i in range(7) if i not in good
+    )
+    if good:
+        assert found.message is not None
+        wanted = np.mean([given_[i].astype(np.float64) for i in good], axis=0)
+        np.testing.assert_allclose(fd.mean().decode({}, found.message)[0], wanted, rtol=1e-9, atol=1e-9)
+    else:
+        assert found.message is None
+
+
+@pytest.mark.parametrize(
+    ("vector", "buffers", "reason"),
+    [
+        ([0, 0, 0, np.nan, np.nan], [0, 0], r"parameter 'v' is nan (2 values not finite)"),
+        ([0, -np.inf, 0, 0, 0], [0, 0], r"parameter 'w' is -inf (1 values not finite)"),
+        ([0] * 5, [0, np.inf], r"buffer 'mean' is inf (1 values not finite)"),
+    ],
+)
+def test_a_refusal_names_the_array(vector: list[float], buffers: list[float], reason: str) -> None:
+    collector = Collector(job(), orders(2), WITH_BUFFERS)
+    collector.add_update(
+        2, np.array(vector, np.float32), np.array(buffers, np.float32), examples=3, steps=1, loss=1.0
+    )
+    assert collector.outcome.refused == [(5, reason)]
+    assert collector.outcome.message is None
+    assert collector.outcome.kept == {}
+
+
+def test_numbers_whose_sum_overflows_are_finite_all_the_same() -> None:
+    collector = Collector(job(aggregator=fd.chain(fd.clip(1.0), fd.mean())), orders(), LAYOUTS)
+    collector.add_update(0, np.full(5, 3e38, np.float32), NOTHING, examples=1, steps=1, loss=1.0)
+    assert collector.outcome.refused == []
+    assert collector.outcome.message is not None
+    np.testing.assert_allclose(collector.outcome.message["values"], np.full(5, 5**-0.5), rtol=1e-6)
+
+
+def test_buffers_are_averaged_or_kept() -> None:
+    for average in (True, False):
+        collector = Collector(job(average_buffers=average), orders(2), WITH_BUFFERS)
+        start = orders(2).start
+        for slot, value in ((0, 1.0), (1, 5.0)):
+            after = Weights(start.vector + 1, np.full(2, value, np.float32))
+            collector.add(slot, after, examples=[30, 10][slot], steps=1, loss=0.0)
+        out = collector.outcome
+        if average:
+            assert out.buffers is not None
+            assert fd.mean().decode({}, out.buffers)[0].tolist() == [2.0, 2.0]
+            assert out.kept == {}
+        else:
+            assert out.buffers is None
+            assert {c: b.tolist() for c, b in out.kept.items()} == {11: [1.0, 1.0], 2: [5.0, 5.0]}
+
+
+@given(st.lists(st.integers(0, 100), max_size=30), st.integers(1, 6))
+def test_shards_hold_every_slot_once_and_are_about_equal(sizes: list[int], count: int) -> None:
+    parts = shards(np.array(sizes, np.int64), count)
+    assert sorted(s for p in parts for s in p.tolist()) == list(range(len(sizes)))
+    assert len(parts) <= count
+    assert all((np.diff(p) > 0).all() for p in parts)
+    if len(parts) > 1:
+        loads = [sum(sizes[s] + 1 for s in p) for p in parts]
+        assert max(loads) - min(loads) <= max(sizes) + 1
+
+
+def test_orders_for_some_slots() -> None:
+    whole = Orders(3, Weights(np.zeros(1), np.zeros(1)), np.array([4, 9, 2]), {9: np.ones(1), 2: np.zeros(1)})
+    part = whole.only(np.array([2, 0]))
+    assert part.cohort.tolist() == [2, 4]
+    assert list(part.kept) == [2]
+    assert part.round == 3
+
+
+def test_errors_of_the_data_say_whose_it_is() -> None:
+    with pytest.raises(DataError, match="client 1 could not be read: KeyError"):
+        read(fd.Clients.generated(lambda i: {0: (X, [0] * 4)}[i], 2), 1)
+    broken = CLIENTS.subset([3]).map(lambda examples: examples)
+    assert len(read(broken, 0)) == 4
+    lazy = fd.Clients.generated(lambda i: (X, [0] * 4), 2).map(lambda examples: examples.nothing)  # type: ignore[attr-defined]
+    with pytest.raises((ConfigurationError, DataError), match="client 0 could not be read: AttributeError"):
+        read(lazy, 0)
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32))
+def test_a_state_comes_back_from_its_checkpoint(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs = rng.random((12, len(COSTS))) * (rng.random((12, 1)) < 0.5)
+    state = RunState(
+        round=int(rng.integers(1000)),
+        weights=Weights(rng.normal(size=5), rng.normal(size=3)),
+        server={"m": rng.normal(size=5), "v": rng.normal(size=5)},
+        aggregator={"norm": np.asarray(rng.normal())},
+        buffers={},
+        kept={int(c): rng.normal(size=3) for c in rng.integers(0, 12, 3)},
+        costs=costs,
+        simulated_seconds=float(rng.random()),
+        stopped="accuracy reached" if rng.random() < 0.5 else None,
+    )
+    saved = state.checkpoint("identity", "debug")
+    again = RunState.restored(saved, 12)
+    assert (again.round, again.simulated_seconds, again.stopped) == (
+        state.round,
+        state.simulated_seconds,
+        state.stopped,
+    )
+    np.testing.assert_array_equal(again.costs, costs)
+    for name in ("server", "aggregator", "buffers", "kept"):
+        one, two = getattr(state, name), getattr(again, name)
+        assert {k: (a.shape, a.tobytes()) for k, a in one.items()} == {
+            k: (a.shape, a.tobytes()) for k, a in two.items()
+        }
+    assert [a.tobytes() for a in again.weights] == [a.tobytes() for a in state.weights]
