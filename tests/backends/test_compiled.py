@@ -241,7 +241,7 @@ def test_roomy_adds_at_most_a_quarter(count: int) -> None:
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_stacked_keeps_every_client(sizes: list[int]) -> None:
-    parts = [Examples((np.random.rand(n, 3), np.arange(n)), np.arange(n)) for n in sizes]
+    parts = [Examples((np.full((n, 3), float(i)), np.arange(n)), np.arange(n)) for i, n in enumerate(sizes)]
     whole, begin = stacked(parts)
     assert len(whole) >= sum(sizes)
     for part, at in zip(parts, begin, strict=True):

@@ -89,8 +89,10 @@ class Assigned(nn.Module):
 
 def recurrent(kind: Any, **options: Any) -> nn.Module:
     both = 2 if options.get("bidirectional") else 1
-    parts = {"table": nn.Embedding(11, 6), "body": kind(6, 8, batch_first=True, **options), "head": nn.Linear(8 * both, 4)}
-    return Function(lambda m, words: m.head(m.body(m.table(words))[0][:, -1]), **parts)
+    return Function(
+        lambda m, words: m.head(m.body(m.table(words))[0][:, -1]),
+        table=nn.Embedding(11, 6), body=kind(6, 8, batch_first=True, **options), head=nn.Linear(8 * both, 4),
+    )  # fmt: skip
 
 
 def conv(rank: int, **options: Any) -> nn.Module:
@@ -138,7 +140,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv_circular": (lambda: conv(2, padding=1, padding_mode="circular"), image),
     "conv_transposed": (
         lambda: nn.Sequential(
-            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), nn.Flatten(), nn.LazyLinear(4)
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), nn.Flatten(),
+            nn.LazyLinear(4),
         ),
         lambda: image(2, 5),
     ),
@@ -149,7 +152,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "max_pool3d": (lambda: pooled(nn.MaxPool3d(2), 3), lambda: image(3)),
     "avg_pool": (lambda: pooled(nn.AvgPool2d(2)), image),
     "avg_pool_padded": (lambda: pooled(nn.AvgPool2d(3, 2, padding=1, ceil_mode=True)), image),
-    "avg_pool_uncounted": (lambda: pooled(nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False)), image),
+    "avg_pool_uncounted": (
+        lambda: pooled(nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False)), image
+    ),
     "avg_pool1d": (lambda: pooled(nn.AvgPool1d(3, 2), 1), lambda: image(1)),
     "adaptive_avg_pool": (lambda: pooled(nn.AdaptiveAvgPool2d((3, 2))), image),
     "adaptive_avg_pool_1": (lambda: pooled(nn.AdaptiveAvgPool2d(1)), image),
@@ -174,22 +179,28 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)), image
     ),
     "batch_norm_bare": (
-        lambda: nn.Sequential(nn.Linear(7, 8), nn.BatchNorm1d(8, affine=False, track_running_stats=False), nn.Linear(8, 4)),
+        lambda: nn.Sequential(
+            nn.Linear(7, 8), nn.BatchNorm1d(8, affine=False, track_running_stats=False), nn.Linear(8, 4)
+        ),
         wide,
     ),
     "instance_norm": (
         lambda: nn.Sequential(
-            nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6, affine=True, track_running_stats=True), nn.Flatten(), nn.LazyLinear(4)
+            nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6, affine=True, track_running_stats=True), nn.Flatten(),
+            nn.LazyLinear(4),
         ),
         image,
     ),
     "embedding": (
-        lambda: Function(lambda m, x: m.head(m.table(x).sum(1)), table=nn.Embedding(11, 6, padding_idx=2), head=nn.Linear(6, 4)),
+        lambda: Function(
+            lambda m, x: m.head(m.table(x).sum(1)), table=nn.Embedding(11, 6, padding_idx=2), head=nn.Linear(6, 4)
+        ),
         words,
     ),
     "embedding_large": (
         lambda: Function(
-            lambda m, x: m.head(m.table(x).sum(1)), table=nn.Embedding(2000, 3, scale_grad_by_freq=True), head=nn.Linear(3, 4)
+            lambda m, x: m.head(m.table(x).sum(1)),
+            table=nn.Embedding(2000, 3, scale_grad_by_freq=True), head=nn.Linear(3, 4),
         ),
         words,
     ),
@@ -216,21 +227,27 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     ),
     "transformer": (
         lambda: nn.Sequential(
-            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True, activation="gelu"), nn.Flatten(), nn.Linear(48, 4)
+            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True, activation="gelu"), nn.Flatten(),
+            nn.Linear(48, 4),
         ),
         sequence,
     ),
     "transformer_decoder": (
         lambda: Function(
             lambda m, x: m.head(m.body(x, x * 2).mean(1)),
-            body=nn.TransformerDecoderLayer(8, 2, 16, dropout=0.1, batch_first=True, norm_first=True), head=nn.Linear(8, 4),
+            body=nn.TransformerDecoderLayer(8, 2, 16, dropout=0.1, batch_first=True, norm_first=True),
+            head=nn.Linear(8, 4),
         ),
         sequence,
     ),
-    "dropout": (lambda: nn.Sequential(nn.Linear(7, 30), nn.Dropout(0.3), nn.Linear(30, 4), nn.Dropout(0.1, inplace=True)), wide),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(7, 30), nn.Dropout(0.3), nn.Linear(30, 4), nn.Dropout(0.1, inplace=True)), wide
+    ),
     "dropout2d": (lambda: nn.Sequential(nn.Conv2d(4, 9, 3), nn.Dropout2d(0.4), nn.Flatten(), nn.LazyLinear(4)), image),
     "alpha_dropout": (lambda: nn.Sequential(nn.Linear(7, 30), nn.AlphaDropout(0.3), nn.Linear(30, 4)), wide),
-    "noise": (lambda: Function(lambda m, x: m.head(x + 0.1 * torch.randn_like(x) * torch.rand_like(x)), head=nn.Linear(7, 4)), wide),
+    "noise": (
+        lambda: Function(lambda m, x: m.head(x + torch.randn_like(x) * torch.rand_like(x)), head=nn.Linear(7, 4)), wide
+    ),
     "tied": (Tied, words),
     "frozen": (Frozen, wide),
     "buffers": (Assigned, wide),
@@ -263,9 +280,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
             lambda m, x: m.head(
                 torch.stack(
                     [
-                        (y := m.body(x)).amax(1), y.max(1).values, y.std(1), y.logsumexp(1), y.norm(dim=1), y.cumsum(1)[:, 3],
-                        y.prod(1), y.sort(1).values[:, 2], y.topk(2, 1).values[:, 1], y.median(1).values, y.var(1, False),
-                        y.min(1)[0],
+                        (y := m.body(x)).amax(1), y.max(1).values, y.std(1), y.logsumexp(1), y.norm(dim=1),
+                        y.cumsum(1)[:, 3], y.prod(1), y.sort(1).values[:, 2], y.topk(2, 1).values[:, 1],
+                        y.median(1).values, y.var(1, False), y.min(1)[0],
                     ],
                     1,
                 )
@@ -482,7 +499,8 @@ def test_a_shape_that_depends_on_data_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("draw", "name"), [(lambda x: torch.multinomial(x.abs(), 1), "multinomial"), (lambda x: x.exponential_(), "exponential_")]
+    ("draw", "name"),
+    [(lambda x: torch.multinomial(x.abs(), 1), "multinomial"), (lambda x: x.exponential_(), "exponential_")],
 )
 def test_uncounted_randomness_is_refused(draw: Callable[[Tensor], Tensor], name: str) -> None:
     _, batch = example("logistic", torch.float32)
