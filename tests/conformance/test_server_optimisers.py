@@ -141,7 +141,8 @@ def test_second_moments_of_tiny_updates_do_not_underflow() -> None:
     "build",
     [
         lambda: sgd(lr=0), lambda: sgd(lr=-1), lambda: sgd(lr=float("nan")), lambda: momentum(beta=1),
-        lambda: adam(lr=0), lambda: adam(beta1=1.0), lambda: adam(beta2=-0.1), lambda: yogi(tau=0), lambda: adagrad(beta1=1),
+        lambda: adam(lr=0), lambda: adam(beta1=1.0), lambda: adam(beta2=-0.1), lambda: yogi(tau=0),
+        lambda: adagrad(beta1=1),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(build: Any) -> None:
