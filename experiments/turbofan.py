@@ -10,6 +10,7 @@ Per sub-set FD001 to FD004:
 * *federated*: federated averaging over the engines with momentum on the server; sensors are scaled by federated
   means and deviations, for each of the six operating conditions by itself (FD001 and FD003 have only one);
 * *federated, one scale*: FD002 and FD004 scaled without regard to the condition, to show what that costs;
+* *federated, 300 rounds*: FD002 and FD004 have more than twice as many engines, of which a round sees 20;
 * *pooled*: the same network on all windows in one place, stopped after the passes that suit it;
 * *one engine*: trained on a single engine; ten of them, the mean of their errors.
 
@@ -44,6 +45,7 @@ WINDOW, CAP = 30, 125
 ROUNDS, COHORT, BATCH, LR, SERVER = 120, 20, 32, 0.05, fd.momentum(1.0, beta=0.9)
 POOLED = {"rounds": 5, "batch": 128}
 ALONE = {"rounds": 20, "engines": 10}
+LENGTHS = {"pooled": POOLED["rounds"], "one engine": ALONE["rounds"], "federated, 300 rounds": 300}
 PUBLISHED = {  # RMSE, centralised, life capped at 125
     "FD001": {"LSTM, Zheng et al. 2017": 16.14, "LSTM, arXiv 2604.27234": 14.93, "CNN, arXiv 2604.27234": 16.97},
     "FD003": {
@@ -72,6 +74,7 @@ JOBS = (
     *(Job(way, (k,)) for k in (2, 4) for way in ("federated", "pooled", "federated, one scale")),
     *(Job(way, pair) for pair in ((1, 3), (1, 2), (2, 4), (3, 4)) for way in ("federated", "pooled")),
     *(Job("one engine", (k,), seed) for k in (2, 4) for seed in range(ALONE["engines"])),
+    *(Job("federated, 300 rounds", (k,)) for k in (2, 4)),
     *(Job(way, (k,), seed) for seed in (1, 2) for k in (2, 4) for way in ("federated", "pooled")),
 )
 
@@ -141,7 +144,7 @@ def population(job: Job, scale: fd.data.Scaling) -> fd.Clients:
 
 def train(job: Job, scale: fd.data.Scaling, executor: str) -> nn.Module:
     """Train, or read what was trained before."""
-    rounds = {"pooled": POOLED["rounds"], "one engine": ALONE["rounds"]}.get(job.way, ROUNDS)
+    rounds = LENGTHS.get(job.way, ROUNDS)
     clients, shared = population(job, scale), job.way.startswith("federated")
     client = fd.local_sgd(
         lr=falling(rounds), epochs=1, batch_size=POOLED["batch"] if job.way == "pooled" else BATCH,
@@ -193,38 +196,51 @@ def summary(jobs: list[Job]) -> dict[str, Any]:
             for subset, values in measure(job, "").items():
                 found.setdefault(f"{job.name} | {subset}", []).append(values)
     return {
-        name: {"runs": len(v)}
-        | {k: [round(float(f([e[k] for e in v])), 3) for f in (np.mean, np.std)] for k in v[0]}
-        for name, v in found.items()
+        name: {"runs": len(v)} | {k: spread([e[k] for e in v]) for k in v[0]} for name, v in found.items()
     }
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    figures = {"mean": np.mean(values), "std": np.std(values), "median": np.median(values)}
+    return {name: round(float(value), 3) for name, value in figures.items()}
+
+
 def lines(found: dict[str, Any]) -> list[list[Any]]:
-    cell = lambda v: f"{v[0]:.2f} ± {v[1]:.2f}" if v[0] < 1000 else f"{v[0]:,.0f} ± {v[1]:,.0f}"  # noqa: E731
+    """The table's rows; scores are medians, since a single bad run can make a mean of them say nothing."""
     rows = []
     for name, values in sorted(found.items(), key=lambda item: item[0].split(" | ")[::-1]):
         trained, tested = name.split(" | ")
-        figures = [cell(values[f"{e} {c}"]) for c in ("capped", "uncapped") for e in ("rmse", "score")]
+        figures = []
+        for cap in ("capped", "uncapped"):
+            error, score = values[f"rmse {cap}"], values[f"score {cap}"]
+            width = f" ± {error['std']:.1f}" if values["runs"] > 1 else ""
+            figures += [f"{error['mean']:.1f}{width}", f"{score['median']:,.0f}"]
         rows.append([tested, trained, values["runs"], *figures])
     return rows
+
+
+def short(name: str, subset: str) -> str:
+    """``FD001+FD003 pooled`` tested on FD003 -> ``pooled, with FD001``."""
+    trained, way = name.split(" | ")[0].split(" ", 1)
+    others = [k for k in trained.split("+") if k != subset]
+    return f"{way}, with {others[0]}" if others else way
 
 
 def draw(found: dict[str, Any]) -> None:
     """RMSE (capped) per sub-set: one bar per way to train; lines mark published centralised figures."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(12, 4.6))
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.8))
     for axis, subset in zip(axes, ("FD001", "FD002", "FD003", "FD004"), strict=True):
-        here = {n.split(" | ")[0]: v for n, v in sorted(found.items()) if n.endswith(subset)}
-        names = [n.replace(f"{subset} ", "") for n in here]
-        means, spreads = np.array([v["rmse capped"] for v in here.values()]).reshape(-1, 2).T
-        colours = [{"federated": "C2", "pooled": "C0", "one engine": "C1"}.get(n, "0.6") for n in names]
+        here = {short(n, subset): v["rmse capped"] for n, v in found.items() if n.endswith(subset)}
+        names = sorted(here, key=lambda n: ("with" in n, len(n)), reverse=True)
+        means, spreads = [here[n]["mean"] for n in names], [here[n]["std"] for n in names]
+        colours = ["C1" if "engine" in n else "C0" if "pooled" in n else "C2" for n in names]
         axis.barh(range(len(names)), means, xerr=spreads, color=colours)
         for value in PUBLISHED.get(subset, {}).values():
             axis.axvline(value, color="k", ls=":", lw=0.9)
         axis.set(title=subset, xlabel="RMSE, cycles")
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-        axis.tick_params(labelleft=True)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
     figure.tight_layout()
     figure.savefig(figure_path("turbofan"), dpi=75)
 
