@@ -59,7 +59,7 @@ def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     )
 
 
-def spread(data: Any) -> fd.Clients:
+def spread(data: fd.data.Dataset) -> fd.Clients:
     """One client per hospital; categories to one column each, where a missing one is 0 in all of them."""
     numbers = {data.columns.index(name): values for name, values in CATEGORIES.items()}
     return data.clients().map(fd.data.one_hot(numbers).apply)
@@ -91,11 +91,13 @@ def fit(name: str, clients: fd.Clients, who: str, split: int) -> nn.Module:
             executor=fd.executors.debug(), folder=run_folder("heart", name, f"{who} {split}"), progress=False
         ),
     )  # fmt: skip
-    return run.model
+    model: nn.Module = run.model
+    return model
 
 
-def score(model: nn.Module, examples: fd.Examples) -> float:
+def score(model: nn.Module, examples: fd.Examples | None) -> float:
     """AUROC; NaN if only one class is there."""
+    assert examples is not None
     with torch.no_grad():
         output = model(torch.from_numpy(examples.inputs[0])).numpy()
     return float(fd.auroc.value(output, examples.targets))

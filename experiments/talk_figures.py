@@ -27,8 +27,15 @@ from foedus.report.local import plot_local
 
 NODES, SEED = 10, 0
 BATCH = 20
-ONE = {"share": 0.9, "lr": 0.05, "rounds": 24, "steps": 25, "every": 5, "test": 2000}  # figure one
-TWO = {"rounds": 30, "lr": 0.05}  # figure two; one epoch a round
+ONE: dict[str, Any] = {
+    "share": 0.9,
+    "lr": 0.05,
+    "rounds": 24,
+    "steps": 25,
+    "every": 5,
+    "test": 2000,
+}  # figure one
+TWO: dict[str, Any] = {"rounds": 30, "lr": 0.05}  # figure two; one epoch a round
 PARTITIONS = {
     "uniform": fd.data.by_class(NODES, share=1 / NODES),
     "90 % of one class on each node": fd.data.by_class(NODES, share=0.9),

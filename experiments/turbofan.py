@@ -91,7 +91,8 @@ class Prognosis(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return CAP * self.layers(x.transpose(1, 2)).squeeze(1)
+        output: torch.Tensor = CAP * self.layers(x.transpose(1, 2)).squeeze(1)
+        return output
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -121,7 +122,9 @@ def together(parts: list[fd.Clients]) -> fd.Clients:
     """The clients of several sub-sets in one population."""
     if len(parts) == 1:
         return parts[0]
-    named = {f"{i}/{c.ids[k]}": c.train(k) for i, c in enumerate(parts) for k in range(len(c))}
+    named: dict[int | str, Any] = {
+        f"{i}/{c.ids[k]}": c.train(k) for i, c in enumerate(parts) for k in range(len(c))
+    }
     return fd.Clients.of(named)
 
 
@@ -155,7 +158,8 @@ def train(job: Job, scale: fd.data.Scaling, executor: str) -> nn.Module:
         cohort=COHORT * len(job.train) if shared else None, evaluation=fd.Evaluation(every=0),
         settings=fd.Settings(executor=fd.executors.by_name(executor), folder=folder(job), progress=False),
     )  # fmt: skip
-    return run.model
+    model: nn.Module = run.model
+    return model
 
 
 def folder(job: Job) -> Any:
@@ -165,6 +169,7 @@ def folder(job: Job) -> Any:
 def errors(model: nn.Module, subset: int, scale: fd.data.Scaling) -> dict[str, float]:
     """RMSE and NASA's score on the test engines, with NASA's figures capped and as they are."""
     test = engines(subset).central_test
+    assert test is not None
     with torch.no_grad():
         predicted = model(torch.from_numpy(scale.apply(test).inputs[0])).numpy().astype(np.float64)
     found = {}
