@@ -12,6 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from foedus.core.task import Task
 from foedus.core.values import Context, Update
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
+from foedus.record.files import storage
 from foedus.record.folder import METRICS, TIMINGS
 from foedus.record.folder import read as read_record
 from foedus.sim import evaluate, start
@@ -495,7 +497,8 @@ def _folder(settings: Settings) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in range(1, 1000):
         path = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
-        if not path.exists():
+        with storage(path), suppress(FileExistsError):  # of another run that began in the same second
+            path.mkdir(parents=True)
             return path
     raise ConfigurationError("no free name for a run folder under runs/; give Settings(folder=...)")
 

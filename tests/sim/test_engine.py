@@ -388,3 +388,11 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="Permission denied"):
         run(tmp_path / "run")
+
+
+def test_runs_without_a_folder_get_one_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = fd.Settings(progress=False, executor=fd.executors.debug())
+    folders = [fd.simulate(TASK, ALGORITHM, CLIENTS, rounds=1, settings=settings).folder for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert {f.parent for f in folders} == {Path("runs")}
