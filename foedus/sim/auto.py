@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foedus.errors import ConfigurationError, FoedusError, UnsupportedOperator
+from foedus.errors import ConfigurationError, FoedusError, LoweringMismatch, UnsupportedOperator
 from foedus.sim.work import Executor, Job, Orders, Session
 
 STEPS = 8  # local steps of each client in a rehearsal, at most
@@ -81,7 +81,7 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
             session = candidate.open(job)
             sample = sample if measured else _affordable(session, sample)
             seconds = _measure(auto.timer, session, sample)
-        except (UnsupportedOperator, ConfigurationError) as error:
+        except (UnsupportedOperator, LoweringMismatch, ConfigurationError) as error:
             if session is not None:
                 session.close()
             errors.append(error)

@@ -10,7 +10,7 @@ import torch
 
 import foedus as fd
 from foedus.backends import open_trainer
-from foedus.errors import ConfigurationError, UnsupportedOperator
+from foedus.errors import ConfigurationError, LoweringMismatch, UnsupportedOperator
 from foedus.sim.auto import Auto, choose
 from foedus.sim.debug import Debug, DebugSession
 from foedus.sim.work import Job, Orders, Session
@@ -68,6 +68,14 @@ def test_an_unknown_operator_is_named_and_passed_by() -> None:
         assert s.name == "debug"
     assert "compiled passed by" in said[0]
     assert "aten.median.dim" in said[0]
+
+
+def test_a_compiled_step_that_differs_from_torch_is_passed_by() -> None:
+    said: list[str] = []
+    candidates = (Renamed("compiled", LoweringMismatch("the loss", 0.1, 1e-4)), Renamed("debug"))
+    with choose(Auto(candidates, lambda name, rehearsal: 1.0), job(), orders(job()), rounds=1, say=said.append) as s:
+        assert s.name == "debug"
+    assert "differs from eager torch in the loss" in said[0]
 
 
 def test_when_none_can_run_the_first_reason_is_raised() -> None:
