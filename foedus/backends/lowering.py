@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foedus.backends.jax_devices import cpu_devices
+from foedus.backends.jax_devices import cpu_devices, keep_programs
 from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
 from foedus.backends.lowering_ops import OPERATORS
 from foedus.backends.lowering_rules import Out
 from foedus.backends.torch_random import counted
-from foedus.errors import LoweringMismatch, UnsupportedOperator
+from foedus.errors import FoedusError, LoweringMismatch, UnsupportedOperator
 
 __all__ = ["Batch", "Lowered", "lower", "verify"]
 
@@ -113,11 +113,12 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
         ['aten.detach.default', 'aten.detach.default', 'aten.t.default']
     """
     cpu_devices()  # one per core, before jax is used below
+    keep_programs()
     params, frozen, buffers = tensors_of(module)
     arguments = (params, frozen, buffers, batch.inputs, batch.target, batch.mask, batch.key)
     recorder = Recorder()
     inputs = recorder.known(arguments)
-    with _plain_kernels(), recorder:
+    with _plain_kernels(), _refusing("this model, whose training step could not be recorded"), recorder:
         results = _functionally(_step_of(module, objective), arguments)
     outputs = recorder.known(results)
     instructions = _live(recorder.instructions, outputs)
@@ -195,7 +196,8 @@ class Instruction(NamedTuple):
         first = next(iter(self.dtypes.values()), "float32")
         out = Out(self.shape, jnp.dtype(first), pulls)
         kwargs = {k: _substituted(v, values) for k, v in self.kwargs.items()}
-        _bind(self.results, RULES[self.operator](out, *_substituted(self.args, values), **kwargs), values)
+        with _refusing(self.within):
+            _bind(self.results, RULES[self.operator](out, *_substituted(self.args, values), **kwargs), values)
         for number, dtype in self.dtypes.items():
             values[number] = values[number].astype(dtype)
         if self.dtypes and (found := values[next(iter(self.dtypes))].shape) != self.shape:
@@ -297,6 +299,17 @@ def _decompositions() -> Mapping[Any, Callable[..., Any]]:
 
 
 @contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Faults of recording and of rules are no faults of the model: another executor may run it."""
+    try:
+        yield
+    except FoedusError:
+        raise
+    except Exception as error:
+        raise UnsupportedOperator(f"{what} ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
 def _plain_kernels() -> Iterator[None]:
     """Without oneDNN, whose fused kernels would be recorded instead of core operators."""
     before = torch._C._get_mkldnn_enabled()
@@ -374,36 +387,46 @@ def _name(dtype: torch.dtype) -> str:
 def verify(
     lowered: Lowered, module: torch.nn.Module, objective: Objective, *, batch: Batch, tolerance: float = 1e-4
 ) -> None:
-    """Compare one lowered step with eager torch on the same batch: loss, gradients and buffers.
+    """Compare one lowered step with eager torch: loss, gradients and buffers.
 
-    If some rows are padding, torch sees the real rows only, so that a model in which padding leaks into the
-    result is found out.
+    Weights, rows and key are changed a little first, so that a value of the example batch that got stuck in the
+    recording is found out. If some rows are padding, torch sees the real rows only, so that a model in which
+    padding leaks into the result is found out, too.
 
     Raises:
         LoweringMismatch: something differs by more than ``tolerance``, relative to its norm.
     """
-    loss, grads, buffers = _eager(module, objective, batch)
-    arguments = (*tensors_of(module), batch.inputs, batch.target, batch.mask, batch.key)
+    params, frozen, buffers = tensors_of(module)
+    params, batch = {n: p * 1.0625 for n, p in params.items()}, _turned(batch)
+    loss, grads, after = _eager(module, objective, (params, frozen, buffers), batch=batch)
     with jax.enable_x64(True):
-        ours = jax.jit(lowered.step)(*_mapped(arguments, _array))
+        ours = jax.jit(lowered.step)(*_mapped((params, frozen, buffers, *batch), _array))
         ours = jax.tree.map(np.asarray, ours)
     size = float(np.sqrt(sum(float(np.square(g).sum()) for g in grads.values())))
     _compare("the loss", ours[0], loss, floor=tolerance, tolerance=tolerance)
     for name, grad in grads.items():
         _compare(f"the gradient of {name!r}", ours[1][name], grad, floor=1e-2 * size, tolerance=tolerance)
-    for name, buffer in buffers.items():
+    for name, buffer in after.items():
         _compare(f"the buffer {name!r}", ours[2][name], buffer, floor=tolerance, tolerance=tolerance)
 
 
-def _eager(module: torch.nn.Module, objective: Objective, batch: Batch) -> Any:
+def _turned(batch: Batch) -> Batch:
+    """Another batch of the same rows; padding stays where it is."""
+    order, real = torch.arange(len(batch.mask)), batch.mask > 0
+    order[real] = order[real].roll(1)
+    return Batch(tuple(x[order] for x in batch.inputs), batch.target[order], batch.mask, batch.key ^ 0x5A5A)
+
+
+def _eager(module: torch.nn.Module, objective: Objective, state: Any, *, batch: Batch) -> Any:
     """(loss, gradients, new buffers) by torch, over the real rows only, as numpy."""
+    params, frozen, buffers = state
     real = batch.mask > 0
     inputs, target, mask = tuple(x[real] for x in batch.inputs), batch.target[real], batch.mask[real]
-    params, frozen, buffers = tensors_of(module)
     leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
-    state = {f"module.{n}": t for n, t in {**leaves, **frozen, **{k: b.clone() for k, b in buffers.items()}}.items()}
+    named = {**leaves, **frozen, **{n: b.clone() for n, b in buffers.items()}}
     with counted(batch.key):
-        output, after = torch.func.functional_call(_Harness(module), state, inputs)
+        harnessed = {f"module.{n}": t for n, t in named.items()}
+        output, after = torch.func.functional_call(_Harness(module), harnessed, inputs)
         loss = objective(output, target, mask)
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return _mapped((loss, dict(zip(leaves, grads, strict=True)), after), _array)

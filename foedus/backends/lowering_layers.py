@@ -46,6 +46,8 @@ class Rewritten(TorchFunctionMode):
             return rule(self.mask, *args, **kwargs)
         if (kind := _KINDS.get(func)) is not None:
             return _recurrent(kind, args)
+        if func in _LEAVING:
+            raise UnsupportedOperator(f"torch.Tensor.{func.__name__} (values that leave torch cannot be compiled)")
         return func(*args, **kwargs)
 
 
@@ -300,6 +302,8 @@ _REWRITES: Final[dict[Any, Callable[..., Any]]] = {
     functional.scaled_dot_product_attention: _attention,
     functional.one_hot: _one_hot,
 }
+
+_LEAVING: Final = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr})
 
 LAYER_OPERATORS: Final[dict[str, Callable[..., Any]]] = {
     "foedus.recurrent.default": recurrent,

@@ -433,6 +433,7 @@ def run(lowered: Lowered, module: nn.Module, batch: Batch) -> Any:
         return jax.tree.map(np.asarray, jax.jit(lowered.step)(*arguments))
 
 
+@pytest.mark.slow
 def test_dtypes_are_torchs() -> None:
     module, batch = example("batch_norm", torch.float32)
     loss, grads, buffers = run(lower(module, cross_entropy, batch), module, batch)
@@ -442,6 +443,7 @@ def test_dtypes_are_torchs() -> None:
     assert int(buffers["1.num_batches_tracked"]) == int(module[1].num_batches_tracked) + 1
 
 
+@pytest.mark.slow
 def test_other_keys_other_masks() -> None:
     module, batch = example("dropout", torch.float32)
     lowered = lower(module, cross_entropy, batch)
@@ -467,6 +469,7 @@ def test_a_word_out_of_range_gives_nan() -> None:
     assert np.isnan(run(lowered, module, batch._replace(inputs=(batch.inputs[0] + 6,)))[0])
 
 
+@pytest.mark.slow
 def test_unknown_operators_are_all_named() -> None:
     def forward(module: Function, x: Tensor) -> Tensor:
         y = module.head(x)
@@ -509,6 +512,37 @@ def test_uncounted_randomness_is_refused(draw: Callable[[Tensor], Tensor], name:
         lower(module, cross_entropy, batch)
 
 
+def test_a_model_that_leaves_torch_is_refused() -> None:
+    module = Function(lambda m, x: m.head(x + torch.from_numpy(np.sin(x.numpy()))), head=nn.Linear(7, 4))
+    _, batch = example("logistic", torch.float32)
+    with pytest.raises(UnsupportedOperator, match=r"torch\.Tensor\.numpy"):
+        lower(module, cross_entropy, batch)
+
+
+def test_a_model_that_cannot_be_recorded_is_refused() -> None:
+    def forward(module: Function, x: Tensor) -> Tensor:
+        raise RuntimeError("not on my watch")
+
+    _, batch = example("logistic", torch.float32)
+    with pytest.raises(UnsupportedOperator, match=r"could not be recorded .*not on my watch"):
+        lower(Function(forward, head=nn.Linear(7, 4)), cross_entropy, batch)
+
+
+def test_verify_finds_what_got_stuck_in_the_recording() -> None:
+    """A number that Python computed from the example's weights, behind the recorder's back."""
+    kept: list[float] = []
+
+    def forward(module: Function, x: Tensor) -> Tensor:
+        kept.append(0.5 + len(kept))
+        return module.head(x) * kept[0 if len(kept) == 1 else 1]
+
+    module = Function(forward, head=nn.Linear(7, 4))
+    _, batch = example("logistic", torch.float32)
+    lowered = lower(module, cross_entropy, batch)
+    with pytest.raises(LoweringMismatch):
+        verify(lowered, module, cross_entropy, batch=batch)
+
+
 def test_packed_sequences_are_refused() -> None:
     def forward(module: Function, x: Tensor) -> Tensor:
         packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 5, 4, 3, 2]), batch_first=True)
@@ -537,6 +571,7 @@ def test_verify_finds_a_wrong_gradient() -> None:
         verify(lowered, module, other, batch=batch)
 
 
+@pytest.mark.slow
 def test_verify_finds_rows_that_influence_each_other() -> None:
     module = Function(lambda m, x: m.head(x - x.mean(0)), head=nn.Linear(7, 4))
     _, batch = example("logistic", torch.float32)
