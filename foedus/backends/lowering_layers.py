@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from foedus.backends.lowering_rules import HIGHEST, Array, Out
+from foedus.backends.torch_random import Attention, attended
 from foedus.errors import UnsupportedOperator
 
 Cell = Callable[..., tuple[Array, ...]]  # (gates of the input, gates of the state, states) -> new states
@@ -54,20 +55,27 @@ class Rewritten(TorchFunctionMode):
 # --- normalisation over the batch -------------------------------------------------------------------------------
 
 
-def _batch_norm(
-    mask: Tensor, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Any = None,
-    bias: Any = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    axes = (0, *range(2, x.ndim))
-    if training:
-        mean, var, count = _masked_moments(mask, x, axes)
-        _update(running_mean, mean, momentum)
-        _update(running_var, var * (count / (count - 1)), momentum)
-    else:
-        assert running_mean is not None
-        assert running_var is not None
-        mean, var = running_mean, running_var
-    return _normalised(x, mean, var, eps=eps, scale=(weight, bias))
+class Norm(NamedTuple):
+    """The options of torch's batch and instance norm, in the order of ``torch.nn.functional``."""
+
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    by_batch: bool = False  # "training" of one, "use_input_stats" of the other
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+def _batch_norm(mask: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    if norm.by_batch:
+        mean, var, count = _masked_moments(mask, x, (0, *range(2, x.ndim)))
+        _update(norm.running_mean, mean, norm.momentum)
+        _update(norm.running_var, var * (count / (count - 1)), norm.momentum)
+        return _normalised(x, mean, var, norm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return _normalised(x, norm.running_mean, norm.running_var, norm)
 
 
 def _masked_moments(mask: Tensor, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,19 +91,15 @@ def _masked_moments(mask: Tensor, x: Tensor, axes: tuple[int, ...]) -> tuple[Ten
     return mean, (off * off).sum(axes) / count, count
 
 
-def _instance_norm(
-    mask: Tensor, x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
-    weight: Any = None, bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    if not use_input_stats:
-        return _batch_norm(mask, x, running_mean, running_var, weight, bias, eps=eps)
+def _instance_norm(mask: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    if not norm.by_batch:
+        return _batch_norm(mask, x, norm)
     axes, area = tuple(range(2, x.ndim)), math.prod(x.shape[2:])
-    mean = x.mean(axes)
-    var = x.var(axes, correction=0)
+    mean, var = x.mean(axes), x.var(axes, correction=0)
     share = (mask / mask.sum()).to(x.dtype).view(-1, 1)
-    _update(running_mean, (mean * share).sum(0), momentum)
-    _update(running_var, (var * share).sum(0) * (area / max(area - 1, 1)), momentum)
-    return _normalised(x, mean, var, eps=eps, scale=(weight, bias))
+    _update(norm.running_mean, (mean * share).sum(0), norm.momentum)
+    _update(norm.running_var, (var * share).sum(0) * (area / max(area - 1, 1)), norm.momentum)
+    return _normalised(x, mean, var, norm)
 
 
 def _update(running: Tensor | None, value: Tensor, momentum: float) -> None:
@@ -103,35 +107,44 @@ def _update(running: Tensor | None, value: Tensor, momentum: float) -> None:
         running.mul_(1 - momentum).add_(momentum * value.detach().to(running.dtype))
 
 
-def _normalised(x: Tensor, mean: Tensor, var: Tensor, *, eps: float, scale: tuple[Any, Any]) -> Tensor:
+def _normalised(x: Tensor, mean: Tensor, var: Tensor, norm: Norm) -> Tensor:
     """(x − mean) / √(var + eps), then weight and bias per channel; statistics are [C] or [B, C]."""
     ones = [1] * (x.ndim - 2)
     lead = (-1,) if mean.ndim == 2 else (1,)
-    y = (x - mean.view(*lead, x.shape[1], *ones)) * (var + eps).rsqrt().view(*lead, x.shape[1], *ones)
-    weight, bias = scale
-    y = y if weight is None else y * weight.view(1, -1, *ones)
-    return y if bias is None else y + bias.view(1, -1, *ones)
+    y = (x - mean.view(*lead, x.shape[1], *ones)) * (var + norm.eps).rsqrt().view(*lead, x.shape[1], *ones)
+    y = y if norm.weight is None else y * norm.weight.view(1, -1, *ones)
+    return y if norm.bias is None else y + norm.bias.view(1, -1, *ones)
+
+
+def _functional(rule: Callable[[Tensor, Tensor, Norm], Tensor], **defaults: Any) -> Callable[..., Tensor]:
+    """``rule`` with the arguments of ``torch.nn.functional``."""
+    names = {"training": "by_batch", "use_input_stats": "by_batch"}
+
+    def called(mask: Tensor, x: Tensor, *args: Any, **named: Any) -> Tensor:
+        given = dict(zip(Norm._fields, args, strict=False)) | {names.get(n, n): v for n, v in named.items()}
+        return rule(mask, x, Norm(**(defaults | given)))
+
+    return called
+
+
+def _kernel(rule: Callable[[Tensor, Tensor, Norm], Tensor]) -> Callable[..., Tensor]:
+    """``rule`` with the arguments of torch's kernel, which has weight and bias first."""
+
+    def called(mask: Tensor, x: Tensor, *args: Any) -> Tensor:
+        weight, bias, mean, var, *rest = args
+        return rule(mask, x, Norm(mean, var, weight, bias, *rest[:3]))
+
+    return called
 
 
 # --- attention --------------------------------------------------------------------------------------------------
 
 
-def _attention(
-    _mask: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+def _attention(_mask: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **named: Any) -> Tensor:
     """Without dropout: that is drawn by ``torch_random``, which never lets it come here."""
-    assert not dropout_p
-    if enable_gqa:
-        key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        # A row that may look nowhere gives 0, as torch's own kernels do.
-        weights = torch.where(attn_mask, scores, -math.inf).softmax(-1)
-        return torch.where(attn_mask.any(-1, keepdim=True), weights, 0.0) @ value
-    return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
+    options = Attention(*args, **named)
+    assert not options.dropout_p
+    return attended(query, key, value, options=options, drop=lambda weights: weights)
 
 
 def _one_hot(_mask: Tensor, target: Tensor, num_classes: int = -1) -> Tensor:
@@ -205,11 +218,11 @@ for _schema in (
     "recurrent_backward(Tensor[] grads, Tensor[] inputs, int number) -> Tensor[]",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
-for _name, _kernel in (
+for _name, _shapes in (
     ("recurrent", _zeros),
     ("recurrent_backward", lambda grads, inputs, number: [torch.zeros_like(t) for t in inputs]),
 ):
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _library.impl(_name, _shapes, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def recurrent(
@@ -295,10 +308,10 @@ _KINDS: Final[dict[Any, str]] = {
 }
 
 _REWRITES: Final[dict[Any, Callable[..., Any]]] = {
-    functional.batch_norm: _batch_norm,
-    torch.batch_norm: lambda mask, x, w, b, m, v, *rest: _batch_norm(mask, x, m, v, w, b, *rest[:3]),
-    functional.instance_norm: _instance_norm,
-    torch.instance_norm: lambda mask, x, w, b, m, v, *rest: _instance_norm(mask, x, m, v, w, b, *rest[:3]),
+    functional.batch_norm: _functional(_batch_norm),
+    functional.instance_norm: _functional(_instance_norm, by_batch=True),
+    torch.batch_norm: _kernel(_batch_norm),
+    torch.instance_norm: _kernel(_instance_norm),
     functional.scaled_dot_product_attention: _attention,
     functional.one_hot: _one_hot,
 }

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from foedus.errors import UnsupportedOperator
 
-__all__ = ["counted"]
+__all__ = ["Attention", "attended", "counted"]
 
 Rule = Callable[..., Any]
 
@@ -187,25 +187,39 @@ def _features(x: Tensor) -> tuple[int, ...]:
     return (*x.shape[:2], *[1] * (x.ndim - 2))
 
 
-def _attention(
-    draw: counted, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """Scaled dot-product attention, written out where its weights are dropped."""
-    if not dropout_p:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    if enable_gqa:
+class Attention(NamedTuple):
+    """The options of torch's scaled dot-product attention, in its order."""
+
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, *, options: Attention, drop: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Scaled dot-product attention written out; ``drop`` is applied to the weights [..., query, key]."""
+    if options.enable_gqa:
         key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = torch.where(attn_mask, scores, -math.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return _dropout(draw, scores.softmax(-1), dropout_p) @ value
+    scale = 1 / math.sqrt(query.size(-1)) if options.scale is None else options.scale
+    scores, mask = query @ key.transpose(-2, -1) * scale, options.attn_mask
+    if options.is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None or mask.dtype != torch.bool:
+        return drop((scores if mask is None else scores + mask).softmax(-1)) @ value
+    # A row that may look nowhere gives 0, as torch's own kernels do.
+    somewhere = mask.any(-1, keepdim=True)
+    weights = torch.where(mask | ~somewhere, scores, -math.inf).softmax(-1)
+    return drop(torch.where(somewhere, weights, 0.0)) @ value
+
+
+def _attention(draw: counted, query: Tensor, key: Tensor, value: Tensor, *args: Any, **named: Any) -> Tensor:
+    options = Attention(*args, **named)
+    if not options.dropout_p:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, *args, **named)
+    return attended(query, key, value, options=options, drop=lambda weights: _dropout(draw, weights, options.dropout_p))
 
 
 def _recurrent(draw: counted, func: Rule, args: Any) -> Any:
