@@ -151,7 +151,8 @@ def pass_round(
         np.array([getattr(d, f) for d in devices], np.float64) for f in Device._fields
     )  # each [client]
     training = load.examples / speed
-    finish = load.down / download + training + load.up / upload
+    received = load.down / download
+    finish = received + training + load.up / upload
     draws = [generator(seed, "fate", round, int(c)).random(2) for c in clients]
     fate, moment = np.array(draws, np.float64).reshape(-1, 2).T
     dropped = fate < chance
@@ -162,9 +163,9 @@ def pass_round(
     counted = answers <= closing
     counted &= np.cumsum(counted[order := np.argsort(answers, kind="stable")])[np.argsort(order)] <= goal
     stopped = np.minimum(ended, closing)
-    compute = np.clip(stopped - load.down / download, 0, training)
-    up = np.where(counted, load.up, np.clip((stopped - load.down / download - training) * upload, 0, load.up))
-    down = np.minimum(load.down, stopped * download)
+    compute = np.clip(stopped - received, 0, training)
+    up = np.where(counted, load.up, np.clip((stopped - received - training) * upload, 0, load.up))
+    down = np.where(stopped >= received, load.down, np.minimum(load.down, stopped * download))
     return Passage(
         counted, dropped, ~counted & ~dropped, closing, compute,
         compute * watts + (up + down) * per_byte, up.astype(np.int64), down.astype(np.int64),

@@ -27,7 +27,7 @@ from foedus.core.compose import fedavg
 from foedus.core.linear import logistic
 from foedus.core.population import Clients, Examples
 from foedus.core.task import Task
-from foedus.errors import ConfigurationError, TrainingError, WorkerDied
+from foedus.errors import ConfigurationError, DataError, TrainingError, WorkerDied
 from foedus.sim.debug import Debug
 from foedus.sim.processes import Processes, cores
 from foedus.sim.work import Executor, Job, Orders, Outcome
@@ -242,7 +242,7 @@ def test_an_exception_of_the_users_own_is_the_cause() -> None:
 
     this = numpy_job(Clients.generated(read, 5))
     with Processes(2).open(this) as session:
-        with pytest.raises(ConfigurationError, match=r"client 3 could not be read: Unlucky") as caught:
+        with pytest.raises(DataError, match=r"client 3 could not be read: Unlucky") as caught:
             session.run(orders(this, [0, 1, 2, 3, 4]))
         assert isinstance(caught.value.__cause__, Unlucky)
         assert session.run(orders(this, [0, 1, 2, 4])).clients == [0, 1, 2, 4]
