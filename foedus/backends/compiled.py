@@ -195,7 +195,9 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
             fault = jnp.where(jnp.isnan(loss), jnp.nan, 0)
             moved = {n: params[n] - received[n] + fault for n in params}
             updates = _written(recipe.layout, updates, slot, moved)
-            changes = _written(recipe.buffer_layout, changes, slot, {n: after[n] - before[n] for n in after})
+            # Equal infinities (a mask of −∞) have not changed.
+            grown = {n: jnp.where(after[n] == before[n], 0, after[n] - before[n]) for n in after}
+            changes = _written(recipe.buffer_layout, changes, slot, grown)
             return updates, changes, losses.at[slot].set(loss)
 
         room = bounds.shape[0] - 2

@@ -76,6 +76,7 @@ class TorchTrainer:
             )
         self.layout = _layout(self.parameters)
         self.buffer_layout = _layout(self.buffers)
+        _check_exact(self.buffer_layout, self.buffers)
         self._initial = self.read()
         self._draws = False  # whether the model was ever seen to draw random numbers in training
         self._generators = _generators(torch.device(device))
@@ -220,7 +221,6 @@ class TorchTrainer:
         parts = [output.cpu().numpy() for output, _ in self._outputs(examples)]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
-    @torch.no_grad()
     def _outputs(self, examples: Examples) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         self._module.eval()
         inputs, targets = self.tensors(examples)
@@ -313,6 +313,18 @@ def _layout(tensors: dict[str, Any]) -> Layout:
     shapes = tuple(tuple(t.shape) for t in tensors.values())
     dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors.values())
     return Layout(tuple(tensors), shapes, dtypes)
+
+
+def _check_exact(layout: Layout, buffers: dict[str, torch.Tensor]) -> None:
+    """Refuse whole numbers that the flat vector of buffers would round."""
+    bits = np.finfo(layout.dtype).nmant + 1
+    whole = {n: b for n, b in buffers.items() if b.numel() and not (b.is_floating_point() or b.dtype == torch.bool)}
+    if wrong := [n for n, b in whole.items() if max(int(b.max()), -int(b.min())) > 2**bits]:
+        raise ConfigurationError(
+            f"the buffer {wrong[0]!r} holds whole numbers beyond 2**{bits}, which would be rounded on their way to the "
+            f"clients: buffers travel as {layout.dtype}. If it never changes, make it a plain attribute of the module "
+            "instead of a registered buffer"
+        )
 
 
 @torch.no_grad()

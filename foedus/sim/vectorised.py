@@ -29,7 +29,7 @@ from foedus.core.packing import PADDING, blocks, calls
 from foedus.core.population import Clients, Examples
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
 from foedus.sim.debug import DebugSession
-from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, read, union
+from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, changed, read, union
 
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
 PROBE = 8  # examples that a model is tried out on
@@ -155,7 +155,7 @@ class VectorisedSession(Session):
         block = Block(own, arranged, np.stack(before), spec.rate(orders.round))
         after = cohort.train(orders.start, pool, block)
         collector = Collector(job, orders, (cohort.layout, cohort.buffer_layout))
-        updates, changes = after.vectors - orders.start.vector, after.buffers - block.buffers
+        updates, changes = after.vectors - orders.start.vector, changed(after.buffers, block.buffers)
         gained = Gained(updates, changes, part.sizes, own.steps, after.losses)
         collector.add_all(part.slots.tolist(), gained)
         return collector.outcome
@@ -244,9 +244,10 @@ def _probe(clients: Clients) -> tuple[int, Examples]:
 
 def _alike(a: Weights, b: Weights, start: Weights) -> bool:
     for x, y, z in zip(a, b, start, strict=True):
-        tolerance = AGREEMENT * float(np.linalg.norm(y - z)) + 1e-6 * float(np.linalg.norm(z))
-        if not np.isfinite(y).all():
+        moved = changed(y, z)
+        tolerance = AGREEMENT * float(np.linalg.norm(moved)) + 1e-6 * float(np.linalg.norm(z[np.isfinite(z)]))
+        if not np.isfinite(moved).all():
             continue  # it diverges at once, batched or not; its update will be refused by name
-        if not float(np.linalg.norm(x - y)) <= tolerance:
+        if not float(np.linalg.norm(changed(x, y))) <= tolerance:
             return False
     return True

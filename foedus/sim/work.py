@@ -156,7 +156,7 @@ class Collector:
         client = int(self._orders.cohort[slot])
         before = self._orders.kept.get(client, start.buffers)
         self.add_update(
-            slot, after.vector - start.vector, after.buffers - before, examples=examples, steps=steps, loss=loss
+            slot, after.vector - start.vector, changed(after.buffers, before), examples=examples, steps=steps, loss=loss
         )
 
     def add_update(
@@ -225,6 +225,11 @@ class Collector:
                 first = int(np.argmin(finite))
                 return f"{what} {layout.name_at(first)!r} is {values[first]} ({int((~finite).sum())} values not finite)"
         return None
+
+
+def changed(after: Vector, before: Vector) -> Vector:
+    """``after − before``, which is 0 where they are equal: a buffer may hold infinities, as masks of −∞ do."""
+    return np.subtract(after, before, out=np.zeros_like(after), where=after != before)
 
 
 def merged(aggregator: Aggregator, a: Message | None, b: Message | None) -> Message | None:

@@ -349,6 +349,53 @@ def test_batch_norm_cannot_train_on_one_example_and_says_for_whom(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("average", [True, False], ids=["averaged", "kept"])
+@pytest.mark.parametrize("executor", ["debug", *FAST])
+def test_rule_infinities_in_a_buffer_that_stays_as_it_is_are_no_fault(
+    tmp_path: Path, executor: str, average: bool
+) -> None:
+    import torch
+
+    class Masked(torch.nn.Module):
+        def __init__(self, buffer: bool = True) -> None:
+            super().__init__()
+            self.scores = torch.nn.Linear(4, 2)
+            mask = torch.full((4, 4), float("-inf")).triu(1)
+            if buffer:
+                self.register_buffer("mask", mask)
+            else:
+                self.mask = mask
+
+        def forward(self, x: Any) -> Any:
+            return self.scores(torch.softmax(x[:, None, :] + self.mask, -1).sum(1))
+
+    found = []
+    for name, make in (("buffer", Masked), ("plain", partial(Masked, buffer=False))):
+        task = fd.Task(make, torch.nn.functional.cross_entropy, average_buffers=average)
+        found.append(simulate(tmp_path / name, three(), task, executor=fd.executors.by_name(executor)))
+    assert not any("refused" in m for m in found[0].metrics)
+    np.testing.assert_allclose(found[0].weights.vector, found[1].weights.vector, rtol=1e-5)
+    assert torch.equal(found[0].model.mask, Masked().mask)
+
+
+@pytest.mark.slow
+def test_whole_numbers_that_would_be_rounded_on_their_way_are_refused(tmp_path: Path) -> None:
+    import torch
+
+    class Numbered(torch.nn.Linear):
+        def __init__(self, number: int) -> None:
+            super().__init__(4, 2)
+            self.register_buffer("numbers", torch.tensor([0, number]))
+
+    for number in (2**24, -(2**24)):
+        kept = simulate(tmp_path / str(number), three(), torch_task(partial(Numbered, number)))
+        assert kept.model.numbers.tolist() == [0, number]
+        wrong = torch_task(partial(Numbered, number + (1 if number > 0 else -1)))
+        with pytest.raises(ConfigurationError, match=r"buffer 'numbers' holds whole numbers beyond 2\*\*24"):
+            simulate(tmp_path / "wrong", three(), wrong)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["debug", "auto", *FAST])
 def test_one_client_of_nan_in_torch(tmp_path: Path, executor: str) -> None:
     import torch
