@@ -189,6 +189,8 @@ def local_training(
     _check_function("optimiser", optimiser)
     _check_function("loop", loop)
     epochs = _amount(epochs, steps, batch_size)
+    if lr is not None and not callable(lr):
+        check_number("lr", lr, also=", a function of the round, or None for the optimiser's own")
     return LocalTraining(
         optimiser=optimiser, loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr
     )  # fmt: skip
@@ -250,12 +252,18 @@ def _amount(epochs: int | None, steps: int | None, batch_size: int | None) -> in
 
 
 def _rate(lr: float | Schedule, round: int) -> float:
-    value = float(lr(round)) if callable(lr) else float(lr)
-    if not 0 <= value < float("inf"):
+    if not callable(lr):
+        return float(lr)
+    value: Any = lr(round)
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = float("nan")
+    if not 0 <= rate < float("inf"):
         raise ConfigurationError(
-            f"the learning-rate schedule gives {value} in round {round}; it must be at least 0"
+            f"the learning-rate schedule gives {value!r} in round {round}; it must be a number of at least 0"
         )
-    return value
+    return rate
 
 
 def _label(verb: str, spec: Any, hide: tuple[str, ...]) -> str:

@@ -158,19 +158,18 @@ class Clients:
                 part, perhaps in another process, and must answer the same every time.
             ids: how many clients (ids 0, 1, ...), or their ids; ``range(1_000_000)`` costs nothing.
             validation, test: the same for those parts.
-            sizes: examples per client [client], if known; saves time where clients are weighted by size.
+            sizes: examples per client [client], if known; saves time where clients are weighted by size. A
+                function that gives another number of examples is refused when asked.
             central_test: examples for the server to evaluate on.
 
         Example:
             >>> Clients.generated(lambda i: ([[float(i)]], [i % 2]), 1_000_000).train(999_999).inputs[0]
             array([[999999.]], dtype=float32)
         """
-        names = _check_ids(range(ids) if isinstance(ids, int) else ids)
-        known = None if sizes is None else np.asarray(sizes, np.int64)
-        if known is not None:
-            _same_count(names, known)
+        names = _check_ids(range(int(ids)) if isinstance(ids, int | np.integer) else ids)
+        known = None if sizes is None else _check_sizes(names, sizes)
         parts = [None if f is None else Part(partial(_ask, f, names)) for f in (function, validation, test)]
-        training = Part(partial(_ask, function, names), known)
+        training = Part(partial(_ask, function, names, sizes=known), known)
         return cls(names, training, parts[1], parts[2], _central(central_test))
 
     def train(self, position: int) -> Examples:
@@ -320,7 +319,13 @@ class Clients:
                 )
 
 
-def _ask(function: Callable[[Any], Pair], ids: Sequence[ClientId], position: int) -> Examples:
+def _ask(
+    function: Callable[[Any], Pair],
+    ids: Sequence[ClientId],
+    position: int,
+    *,
+    sizes: NDArray[np.int64] | None = None,
+) -> Examples:
     client = ids[position]
     try:
         made = function(client)
@@ -328,7 +333,13 @@ def _ask(function: Callable[[Any], Pair], ids: Sequence[ClientId], position: int
         raise
     except Exception as error:
         raise DataError(f"The data of client {client!r} could not be read: {type(error).__name__}: {error}") from error
-    return _examples(made, f"the function for client {client!r}")
+    examples = _examples(made, f"the function for client {client!r}")
+    if sizes is not None and len(examples) != sizes[position]:
+        raise DataError(
+            f"The function for client {client!r} gave {len(examples)} examples, and sizes says {sizes[position]}. "
+            "Correct the sizes, or leave them out."
+        )
+    return examples
 
 
 def _dealt(ids: Sequence[ClientId], pool: Examples, rows: Iterable[ArrayLike]) -> Part:
@@ -401,6 +412,14 @@ def _doubles(ids: Sequence[ClientId]) -> str:
 def _same_count(ids: Sequence[ClientId], given: Sequence[Any] | Array) -> None:
     if len(ids) != len(given):
         raise DataError(f"There are {len(ids)} client ids for the data of {len(given)} clients.")
+
+
+def _check_sizes(ids: Sequence[ClientId], sizes: ArrayLike) -> NDArray[np.int64]:
+    known = np.asarray(sizes)
+    if known.ndim != 1 or known.dtype.kind not in "iu" or (known < 0).any():
+        raise DataError("sizes is a list of whole numbers of at least 0, one per client.")
+    _same_count(ids, known)
+    return known.astype(np.int64)
 
 
 def _check_rows(rows: Rows, length: int, ids: Sequence[ClientId]) -> None:

@@ -7,11 +7,12 @@ cohort wherever the run happens. Its cost does not grow with the population wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.checks import check_number
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -74,7 +75,8 @@ def poisson(rate: float) -> Sampler:
         >>> poisson(0.1).expected(Population(1000, None))
         100.0
     """
-    if not 0 < rate <= 1:
+    check_number("rate", rate, above=True)
+    if rate > 1:
         raise ConfigurationError(f"poisson(rate) needs a rate in (0, 1], not {rate}")
 
     def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
@@ -128,7 +130,7 @@ def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> 
     """
 
     def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
-        there = np.unique(np.asarray(trace(round), np.int64))
+        there = _positions(trace(round), round)
         if len(there) and not (0 <= there[0] and there[-1] < population.count):
             raise ConfigurationError(
                 f"the availability trace names client {int(there[-1] if there[0] >= 0 else there[0])} in round "
@@ -140,6 +142,17 @@ def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> 
         return there[sampler.sample(present, seed, round)]
 
     return Sampler(sample, sampler.expected, f"available(<trace>, {sampler.label})")
+
+
+def _positions(named: Any, round: int) -> Int64[Positions, " client"]:
+    """What a trace gave, without repeats, in order."""
+    found = np.asarray(named)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ConfigurationError(
+            f"an availability trace gives a list of positions, and in round {round} it gave {found.dtype}"
+            f"{list(found.shape)}. For a mask, write np.flatnonzero(mask)"
+        )
+    return np.unique(found.astype(np.int64))
 
 
 def _draw(seed: int, round: int) -> np.random.Generator:

@@ -245,7 +245,15 @@ def federated_sum(
         >>> federated_sum(clients, lambda e: np.array([len(e), e.targets.sum()], float))
         array([3., 2.])
     """
-    return added((statistic(clients.train(i)) for i in range(len(clients))), aggregator)
+    return added((_asked(clients, statistic, i) for i in range(len(clients))), aggregator)
+
+
+def _asked(clients: Clients, statistic: Callable[[Examples], Floats], position: int) -> Floats:
+    examples = clients.train(position)
+    try:
+        return statistic(examples)
+    except DataError as error:
+        raise DataError(f"In the data of client {clients.ids[position]!r}: {error}") from None
 
 
 def added(vectors: Iterable[Floats], aggregator: Aggregator | None = None) -> Floats:

@@ -2,7 +2,7 @@
 
     run.json            configuration, versions, executor, status
     metrics.jsonl       one line per round; no clocks in it, so that equal runs have equal bytes
-    timings.jsonl       one line per round: seconds by phase, memory
+    timings.jsonl       one line per round: seconds by phase
     local.jsonl         if asked for: one line per round, client and local step: the client's own model, evaluated
     checkpoint.safetensors   what a resumed run needs
     costs.jsonl         one line per client that took part: rounds, bytes, compute, energy

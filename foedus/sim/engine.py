@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import reprlib
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -86,6 +87,7 @@ def simulate(
     _check_data(clients)
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
+    _check_minimum(settings, most=wanted or len(clients))
     trainer = open_trainer(task, seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings)
@@ -110,6 +112,18 @@ class _Plan(NamedTuple):
     @property
     def population(self) -> Population:
         return Population(len(self.job.clients), self.job.clients.sizes)
+
+    def cohort(self, number: int) -> NDArray[np.int64]:
+        """Who is asked in a round: positions, each once."""
+        population = self.population
+        asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
+        sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
+        if not sound or len(np.unique(asked)) < len(asked) or ((asked < 0) | (asked >= population.count)).any():
+            raise ConfigurationError(
+                f"the sampler {self.sampler.label} must give different positions from 0 to {population.count - 1}, "
+                f"and gave {reprlib.repr(asked.tolist())} in round {number}"
+            )
+        return asked.astype(np.int64, copy=False)
 
     def identity(self) -> str:
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
@@ -224,7 +238,7 @@ class _Engine:
         settings = self.plan.settings
         if settings.local_curves is not None:
             return attach(settings.local_curves, self.plan.job, self.plan.trainer, self.folder)
-        probe = self.plan.sampler.sample(self.plan.population, self.plan.job.seed, self.state.round + 1)
+        probe = self.plan.cohort(self.state.round + 1)
         orders = Orders(self.state.round + 1, self.state.weights, probe)
         left = self.plan.rounds - self.state.round
         return open_session(
@@ -265,7 +279,7 @@ class _Engine:
         clock = _Clock()
         state, plan = self.state, self.plan
         number = state.round + 1
-        asked = plan.sampler.sample(plan.population, plan.job.seed, number)
+        asked = plan.cohort(number)
         load = self._load(asked)
         passage = self._passage(asked, load, number)
         cohort = asked if passage is None else asked[passage.counted]
@@ -414,6 +428,15 @@ def _check_kinds(task: Any, algorithm: Any, clients: Any) -> None:
 def _check_data(clients: Clients) -> None:
     if clients.sizes is not None and not clients.sizes.any():
         raise DataError(f"none of the {len(clients)} clients has a single training example")
+
+
+def _check_minimum(settings: Settings, *, most: int) -> None:
+    """Refuse a world in which no round can ever count."""
+    if _minimum(settings) > most:
+        raise ConfigurationError(
+            f"World(minimum={_minimum(settings)}): no round can have so many answers, since at most {most} clients are "
+            "wanted; the model would never change"
+        )
 
 
 def _check_how(evaluation: Any, settings: Any) -> None:

@@ -45,6 +45,9 @@ class Evaluation:
             raise ConfigurationError(
                 f"stop_at names a figure and its value, e.g. stop_at={{'accuracy': 0.97}}; not {self.stop_at!r}"
             )
+        for name, value in (self.stop_at or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise ConfigurationError(f"stop_at[{name!r}] must be a number, not {value!r}")
         if self.stop_at and not self.every:
             raise ConfigurationError("stop_at needs evaluation: write every=1, or another number of rounds")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.checks import check_number
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -69,12 +70,13 @@ class World:
                 "device is a function from a random generator to a Device, e.g. foedus.sim.world.phone, so that every "
                 f"client has one of its own; not {self.device!r}"
             )
-        if not 1 <= self.over_selection < np.inf:
+        check_number("over_selection", self.over_selection)
+        if self.over_selection < 1:
             raise ConfigurationError(f"over_selection must be a number of at least 1, not {self.over_selection}")
-        if self.deadline is not None and not self.deadline > 0:
-            raise ConfigurationError(f"deadline is a number of seconds above 0, or None; not {self.deadline}")
-        if self.minimum < 1:
-            raise ConfigurationError(f"minimum must be at least 1, not {self.minimum}")
+        if self.deadline is not None:
+            check_number("deadline", self.deadline, also=", in seconds, or None", above=True)
+        if not isinstance(self.minimum, int | np.integer) or self.minimum < 1:
+            raise ConfigurationError(f"minimum must be a whole number of at least 1, not {self.minimum!r}")
 
     @property
     def label(self) -> str:

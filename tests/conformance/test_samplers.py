@@ -137,6 +137,12 @@ def test_a_cohort_of_a_million_costs_what_one_of_ten_thousand_costs(make: Callab
         ),
         (lambda: poisson(0.0), "rate"),
         (lambda: poisson(1.1), "rate"),
+        (lambda: poisson("0.1"), "rate must be a number"),  # type: ignore[arg-type]
+        (
+            lambda: available(lambda r: np.arange(40) > 30, uniform(1)).sample(POPULATION, 0, 4),
+            r"in round 4 it gave bool\[40\]. For a mask, write np.flatnonzero",
+        ),
+        (lambda: available(lambda r: [2.5], uniform(1)).sample(POPULATION, 0, 4), "a list of positions"),  # type: ignore[arg-type,return-value]
         (lambda: by_data(3).sample(Population(5, None), 0, 1), "sizes"),
         (lambda: by_data(3).sample(Population(5, np.array([0, 0, 0, 1, 1])), 0, 1), "population of 2"),
         (

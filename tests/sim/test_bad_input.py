@@ -14,6 +14,7 @@ import pytest
 
 import foedus as fd
 from foedus.core.linear import linear, logistic
+from foedus.core.select import Sampler
 from foedus.errors import (
     ConfigurationError,
     DataError,
@@ -22,12 +23,14 @@ from foedus.errors import (
     NothingToAggregate,
     TrainingError,
 )
+from foedus.sim.world import phone
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4))
 Y = (X.sum(1) > 0).astype(int)
 TASK = fd.Task(logistic(4, 2), metrics=[fd.accuracy])
 LOCAL = fd.local_sgd(lr=0.1, batch_size=4)
+CROWDED = fd.Settings(world=fd.World(device=phone, minimum=3))
 
 
 def simulate(
@@ -102,6 +105,29 @@ def test_a_cohort_larger_than_the_population_is_refused(tmp_path: Path, cohort: 
 def test_a_cohort_that_is_no_number_of_clients_is_refused(tmp_path: Path, cohort: Any) -> None:
     with pytest.raises(ConfigurationError, match="cohort"):
         simulate(tmp_path, three(), cohort=cohort)
+
+
+@pytest.mark.parametrize("drawn", [[0, 0, 1], [0, 3], [-1, 1], [0.5], [True, False, True], [[0], [1]]])
+def test_a_sampler_that_gives_no_different_positions_is_refused(tmp_path: Path, drawn: Any) -> None:
+    sampler = Sampler(lambda population, seed, round: np.array(drawn), lambda population: 2.0, "mine()")
+    with pytest.raises(ConfigurationError, match=r"sampler mine\(\) must give different positions from 0 to 2"):
+        simulate(tmp_path, three(), cohort=sampler)
+
+
+@pytest.mark.parametrize("rate", [None, "fast", float("nan"), -0.1])
+def test_a_schedule_that_gives_no_rate_says_in_which_round(tmp_path: Path, rate: Any) -> None:
+    local = fd.local_sgd(lr=lambda round: 0.1 if round == 1 else rate)
+    with pytest.raises(ConfigurationError, match=rf"schedule gives {rate!r} in round 2; it must be a number"):
+        simulate(tmp_path, three(), local=local)
+
+
+def test_sizes_that_cannot_be_or_are_not_true_are_refused(tmp_path: Path) -> None:
+    for sizes in ([-1, 60, 60], [0.5, 60, 60]):
+        with pytest.raises(DataError, match="whole numbers of at least 0"):
+            fd.Clients.generated(lambda i: (X, Y), 3, sizes=sizes)
+    wrong = fd.Clients.generated(lambda i: (X, Y), 3, sizes=[60, 0, 60])
+    with pytest.raises(DataError, match="client 1 gave 60 examples, and sizes says 0"):
+        simulate(tmp_path, wrong)
 
 
 def test_clients_of_different_shapes_are_refused_by_name() -> None:
@@ -259,6 +285,12 @@ def test_first_weights_in_a_file_of_something_else(tmp_path: Path) -> None:
         (lambda: fd.simulate(TASK, fd.fedavg(LOCAL), three(), rounds=1, seed="one"), "seed must be"),  # type: ignore[arg-type]
         (lambda: fd.Evaluation(every=-1), "every"),
         (lambda: fd.Evaluation(every=0, stop_at={"loss": 1}), "stop_at needs evaluation"),
+        (lambda: fd.Evaluation(stop_at={"loss": "1"}), r"stop_at\['loss'\] must be a number"),  # type: ignore[dict-item]
+        (lambda: fd.local_training(loop=print, lr="0.1"), "lr must be a number"),  # type: ignore[arg-type]
+        (
+            lambda: fd.simulate(TASK, fd.fedavg(LOCAL), three(), rounds=1, cohort=2, settings=CROWDED),
+            r"World\(minimum=3\): no round can have so many answers, since at most 2",
+        ),
         (lambda: fd.executors.by_name("warp"), "no executor is named 'warp'; there are: auto"),
         (lambda: fd.executors.processes(workers=0), "workers"),
         (lambda: fd.Task(logistic(2, 2), metrics=[fd.accuracy, fd.accuracy]), "differ from each other"),

@@ -177,7 +177,10 @@ def test_dropouts_come_as_often_as_they_should() -> None:
         (lambda: World(device=phone, over_selection=0.5), "over_selection"),
         (lambda: World(device=phone, over_selection=float("nan")), "over_selection"),
         (lambda: World(device=phone, deadline=0.0), "deadline"),
+        (lambda: World(device=phone, deadline="1 h"), "deadline must be a number .*, in seconds"),  # type: ignore[arg-type]
+        (lambda: World(device=phone, over_selection="2"), "over_selection"),  # type: ignore[arg-type]
         (lambda: World(device=phone, minimum=0), "minimum"),
+        (lambda: World(device=phone, minimum=1.5), "minimum"),  # type: ignore[arg-type]
         (lambda: World(device=FAST), "function"),  # type: ignore[arg-type]
         (
             lambda: passed(World(device=fixed(FAST._replace(speed=0.0))), [1], 1),
