@@ -39,6 +39,8 @@ HIGH_BITS = 20  # the high limb counts units of 2**-20
 LOW_BITS = 40  # the low limb counts units of 2**-(20 + 40)
 WEIGHT_BITS = 20  # weights are rounded to 2**-20
 _LIMIT = 2.0**62
+_SNAP = 1.5 * 2.0**52  # floats of this size are 1 apart
+_SNAP_BITS = np.float64(_SNAP).view(np.int64)
 _CHUNK = 1 << 14  # entries per pass: the temporaries of one pass stay in the processor's cache
 
 
@@ -263,14 +265,30 @@ def _added(total: Message, vectors: Sequence[Vector], units: Sequence[int]) -> M
         for at in range(0, size, _CHUNK):
             part = slice(at, at + _CHUNK)
             exact = np.stack([v[part] for v in vectors[row : row + rows]]) * scales[row : row + rows]
-            whole = np.rint(exact)
-            total["high"][part] += whole.astype(np.int64).sum(0)
+            whole, integers = _whole(exact, grown["bound"] * 2.0**HIGH_BITS)
+            total["high"][part] += integers
             exact -= whole
             exact *= 2.0**LOW_BITS
-            total["low"][part] += np.rint(exact, out=exact).astype(np.int64).sum(0)
+            total["low"][part] += _whole(exact, 2.0**LOW_BITS)[1]
     for name, more in grown.items():
         total[name] += more
     return total
+
+
+def _whole(values: NDArray[np.float64], bound: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Values [row, parameter], none above ``bound``, rounded to whole numbers; and their sum as integers [parameter].
+
+    A sum with 1.5 · 2⁵² has the rounded value as an integer in its last bits: that is 2.5 times as fast as
+    rounding and converting, which processors do one by one.
+    """
+    if bound >= 2.0**51:
+        whole = np.rint(values)
+        integers = whole.astype(np.int64)
+    else:
+        whole = values + _SNAP
+        integers = whole.view(np.int64) - _SNAP_BITS
+        whole -= _SNAP
+    return whole, integers[0] if len(integers) == 1 else integers.sum(0)
 
 
 def _bound(values: Float[Vector, " parameter"], units: int) -> float:
