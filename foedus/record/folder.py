@@ -24,6 +24,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -161,6 +162,21 @@ class RunFolder:
         for file in self._files.values():
             with suppress(OSError):
                 file.close()
+
+
+def new_folder(kind: str = "") -> Path:
+    """A new folder under ``runs/``, named after its kind and the time; nobody else has it.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    stamp = f"{kind}{datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1, 1000):
+        path = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
+        with files.storage(path), suppress(FileExistsError):  # of another run that began in the same second
+            path.mkdir(parents=True)
+            return path
+    raise ConfigurationError("no free name for a run folder under runs/; choose one: folder=...")
 
 
 def read(path: str | Path) -> Record:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from foedus.core.select import Sampler
 from foedus.core.task import Task
 from foedus.errors import ConfigurationError, NothingToAggregate
 from foedus.record import Record, files
-from foedus.record.folder import read
+from foedus.record.folder import new_folder, read
 from foedus.report.comparison import Arm, comparison_table, plot_comparison, verdict
 from foedus.report.tables import plain
 from foedus.sim.auto import Auto
@@ -141,7 +140,7 @@ def compare(
     study = _Study(
         task,
         seed,
-        replace(settings, folder=_folder(settings), local_curves=None),
+        replace(settings, folder=settings.folder or new_folder("compare-"), local_curves=None),
         Evaluation(every=arms.every),
     )
     announce(settings.progress, f"Federated: {len(clients):,} clients")
@@ -272,9 +271,3 @@ def _told(record: Record) -> str:
         (line["central"] for line in reversed(record.metrics) if "central" in line), {}
     )
     return ", ".join(f"{name} {value:.4g}" for name, value in final.items() if value is not None)
-
-
-def _folder(settings: Settings) -> Path:
-    if settings.folder is not None:
-        return Path(settings.folder)
-    return Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"

@@ -13,7 +13,6 @@ import math
 import reprlib
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +29,7 @@ from foedus.core.task import Task
 from foedus.core.values import Context, Update
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
-from foedus.record.files import storage
-from foedus.record.folder import METRICS, TIMINGS
+from foedus.record.folder import METRICS, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
 from foedus.sim import evaluate, start
 from foedus.sim.executors import open_session
@@ -515,15 +513,7 @@ def _minimum(settings: Settings) -> int:
 
 
 def _folder(settings: Settings) -> Path:
-    if settings.folder is not None:
-        return Path(settings.folder)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for number in range(1, 1000):
-        path = Path("runs") / (stamp if number == 1 else f"{stamp}-{number}")
-        with storage(path), suppress(FileExistsError):  # of another run that began in the same second
-            path.mkdir(parents=True)
-            return path
-    raise ConfigurationError("no free name for a run folder under runs/; give Settings(folder=...)")
+    return new_folder() if settings.folder is None else Path(settings.folder)
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

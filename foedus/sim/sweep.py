@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from foedus.errors import ConfigurationError, NothingToAggregate
 from foedus.record import Record, files
-from foedus.record.folder import read
+from foedus.record.folder import new_folder, read
 from foedus.report.curves import better, curve, plot_runs, rounds_to
 from foedus.report.tables import plain, table
 from foedus.sim.federation import Federation, run_federation
@@ -146,7 +145,7 @@ def sweep(
         >>> sweep(variant, {"lr": [0.01, 0.1], "epochs": [1, 5]}).table()  # doctest: +SKIP
     """
     combinations = _combinations(grid)
-    place = Path(folder) if folder else Path("runs") / f"sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    place = Path(folder) if folder else new_folder("sweep-")
     records: list[tuple[dict[str, Any], Record]] = []
     with steps(progress, len(combinations), "runs") as done:
         for number, values in enumerate(combinations, 1):

@@ -112,7 +112,7 @@ class TestScaling:
             )
 
     def test_infinite_and_absurd_values_are_refused(self):
-        with pytest.raises(DataError, match="client 0.: An input has infinite"):
+        with pytest.raises(DataError, match=r"client .*: An input has infinite"):
             federated_scaling(population([np.array([[np.inf]])]))
         with pytest.raises(DataError, match="1e\\+300"):
             federated_scaling(population([np.array([[1e300]])]))

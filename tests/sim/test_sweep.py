@@ -147,3 +147,10 @@ def test_the_figure_has_a_curve_per_combination(tmp_path: Path) -> None:
     figure = swept(tmp_path).plot()
     assert len(figure.axes[0].lines) == 4
     assert (tmp_path / "figures" / "sweep.png").exists()
+
+
+def test_sweeps_without_a_folder_get_one_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {fd.sweep(variant, {"lr": [0.3]}, progress=False).folder for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.name.startswith("sweep-") for folder in folders)
