@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foedus.backends.trainer import Assignment, Trained, Trainer, Weights
 from foedus.core.task import JaxModel, NumpyModel, Task
-from foedus.errors import MissingExtra
+from foedus.errors import ConfigurationError, MissingExtra
 
 __all__ = ["Assignment", "Trained", "Trainer", "Weights", "open_trainer"]
 
@@ -24,6 +24,8 @@ def open_trainer(task: Task, *, seed: int, device: str | None = None) -> Trainer
     if isinstance(task.model, NumpyModel):
         from foedus.backends import numpy_backend
 
+        if device not in (None, "cpu"):
+            raise ConfigurationError(f"a NumpyModel is computed on the CPU; there is no device {device!r} for it")
         return numpy_backend.build(task, seed=seed)
     if isinstance(task.model, JaxModel):
         try:

@@ -141,7 +141,7 @@ def load(target: str) -> Federation:
         found = found()
     if not isinstance(found, Federation):
         raise ConfigurationError(
-            f"{target} is a {type(found).__name__}, and foedus runs a foedus.Federation. Write in {place}: "
+            f"{target} is of type {type(found).__name__}, and foedus runs a foedus.Federation. Write in {place}: "
             f"{name} = foedus.Federation(task=task, algorithm=algorithm, clients=clients, rounds=20)"
         )
     return found

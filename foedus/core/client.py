@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from foedus.core.checks import check_number
 from foedus.errors import ConfigurationError
 
@@ -140,7 +142,7 @@ def local_sgd(
         >>> local_sgd(lr=0.1, epochs=5, batch_size=10).label
         'local_sgd(lr=0.1, epochs=5, batch_size=10)'
     """
-    epochs = _amount(epochs, steps, batch_size)
+    epochs, steps, batch_size = _amounts(epochs, steps, batch_size)
     if not callable(lr):
         check_number("lr", lr, also=", or a function of the round")
     check_number("momentum", momentum, below=1)
@@ -188,7 +190,7 @@ def local_training(
         )
     _check_function("optimiser", optimiser)
     _check_function("loop", loop)
-    epochs = _amount(epochs, steps, batch_size)
+    epochs, steps, batch_size = _amounts(epochs, steps, batch_size)
     if lr is not None and not callable(lr):
         check_number("lr", lr, also=", a function of the round, or None for the optimiser's own")
     return LocalTraining(
@@ -240,15 +242,17 @@ def _check_function(name: str, value: Any) -> None:
         )
 
 
-def _amount(epochs: int | None, steps: int | None, batch_size: int | None) -> int | None:
+def _amounts(epochs: int | None, steps: int | None, batch_size: int | None) -> tuple[int | None, ...]:
+    """The three as Python's own numbers, so that equal ones look alike wherever they came from."""
     if epochs is not None and steps is not None:
         raise ConfigurationError(f"give epochs or steps, not both (epochs={epochs}, steps={steps})")
     if epochs is None and steps is None:
         epochs = 1
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
             raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return epochs
+    return tuple(None if value is None else int(value) for value in (epochs, steps, batch_size))
 
 
 def _rate(lr: float | Schedule, round: int) -> float:
@@ -275,4 +279,6 @@ def _label(verb: str, spec: Any, hide: tuple[str, ...]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, Penalty):
         return value.label
+    if isinstance(value, np.generic):
+        value = value.item()
     return f"<{getattr(value, '__name__', 'function')}>" if callable(value) else repr(value)

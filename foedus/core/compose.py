@@ -56,7 +56,8 @@ class Algorithm:
 
     @property
     def label(self) -> str:
-        return f"{self.client.label}, {self.aggregator.label}, server {self.server.label}"
+        buffers = "" if self.buffers.label == mean().label else f", buffers {self.buffers.label}"
+        return f"{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}"
 
 
 def _told(value: Any) -> str:

@@ -191,7 +191,14 @@ def _array(name: str, values: Any, keep_dtype: bool) -> Array:
         ) from None
     _check_numbers(name, array)
     if array.dtype.kind == "f" and not keep_dtype:
-        array = array.astype(np.float32, copy=False)
+        try:
+            with np.errstate(over="raise"):
+                array = array.astype(np.float32, copy=False)
+        except FloatingPointError:
+            raise DataError(
+                f"There are numbers in the {name} beyond 3.4e38, which float32 cannot hold. Scale them, or write "
+                "Examples.of(x, y, keep_dtype=True) and train in float64."
+            ) from None
     return np.ascontiguousarray(array)
 
 

@@ -180,7 +180,9 @@ def _hits(output: NDArray[Any], target: NDArray[Any]) -> Any:
     if output.shape == target.shape or output.shape == (*target.shape, 1):
         return np.asarray((output.reshape(target.shape) > 0) == (target > 0.5))
     # A negative label (torch's losses leave −100 out) marks padding, which is neither right nor wrong.
-    return np.ma.array(output.argmax(_class_axis(output, target)) == target, mask=target < 0)
+    axis = _class_axis(output, target)
+    right = (output.argmax(axis) == target) & ~np.isnan(output).any(axis)  # argmax takes NaN for the greatest
+    return np.ma.array(right, mask=target < 0)
 
 
 def _class_axis(output: NDArray[Any], target: NDArray[Any]) -> int:
@@ -205,8 +207,8 @@ def _scores(output: NDArray[Any], target: NDArray[Any]) -> float:
         )
     positive = target.reshape(-1) > 0.5
     above, below = int(positive.sum()), int((~positive).sum())
-    if not above or not below:
-        return float("nan")  # of one class only: undefined
+    if not above or not below or np.isnan(score).any():
+        return float("nan")  # of one class only, or a model that gives no scores: undefined
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]
     return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
@@ -235,7 +237,7 @@ accuracy = Metric("accuracy", _hits)
 negative (padding, by torch's −100) nothing is counted."""
 
 auroc = Metric("auroc", _scores, whole=True)
-"""Area under the ROC curve of a two-class model; NaN where only one class occurs."""
+"""Area under the ROC curve of a two-class model; NaN where only one class occurs, or an output is NaN."""
 
 rmse = Metric("rmse", _squares, finish=lambda mean: float(np.sqrt(mean)), better=min)
 """Root of the mean squared error."""

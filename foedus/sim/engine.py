@@ -82,6 +82,7 @@ def simulate(
     _check_kinds(task, algorithm, clients)
     _check_how(evaluation, settings)
     _check_counts(rounds, seed)
+    rounds, seed = int(rounds), int(seed)  # numpy's own do not fit into JSON
     _check_data(clients)
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)

@@ -114,6 +114,34 @@ def test_a_sampler_that_gives_no_different_positions_is_refused(tmp_path: Path, 
         simulate(tmp_path, three(), cohort=sampler)
 
 
+def test_rule_numbers_of_numpy_are_like_pythons_own(tmp_path: Path) -> None:
+    numbers = (np.float64(0.1), np.int64(2), np.int64(4), np.int64(3), np.int64(5))
+    found = []
+    for lr, epochs, batch, rounds, seed in (numbers, [n.item() for n in numbers]):
+        local = fd.local_sgd(lr=lr, epochs=epochs, batch_size=batch)
+        found.append(simulate(tmp_path, three(), local=local, rounds=rounds, seed=seed))  # the second: loaded
+    assert found[0].metrics == found[1].metrics
+    assert len(found[0].metrics) == 3
+
+
+def test_another_rule_for_buffers_is_another_run() -> None:
+    for buffers in (fd.mean(), fd.mean(weighted=False)):
+        algorithm = fd.Algorithm(client=LOCAL, buffers=buffers)
+        assert ("buffers" in algorithm.label) == ("weighted" in buffers.label)
+
+
+def test_predictions_that_are_no_numbers_are_never_right() -> None:
+    wrong = np.full((4, 2), np.nan)
+    assert not fd.accuracy.value(wrong, np.array([0, 0, 1, 0])).any()
+    assert np.isnan(fd.auroc.value(np.array([np.nan, 1.0, 0.0]), np.array([1, 1, 0])))
+
+
+def test_numbers_beyond_float32_are_refused() -> None:
+    with pytest.raises(DataError, match=r"numbers in the input beyond 3\.4e38"):
+        fd.Examples.of([[1e300]], [0])
+    assert fd.Examples.of([[1e300]], [0], keep_dtype=True).inputs[0].item() == 1e300
+
+
 @pytest.mark.parametrize("rate", [None, "fast", float("nan"), -0.1])
 def test_a_schedule_that_gives_no_rate_says_in_which_round(tmp_path: Path, rate: Any) -> None:
     local = fd.local_sgd(lr=lambda round: 0.1 if round == 1 else rate)
@@ -287,6 +315,11 @@ def test_first_weights_in_a_file_of_something_else(tmp_path: Path) -> None:
         (lambda: fd.Evaluation(every=0, stop_at={"loss": 1}), "stop_at needs evaluation"),
         (lambda: fd.Evaluation(stop_at={"loss": "1"}), r"stop_at\['loss'\] must be a number"),  # type: ignore[dict-item]
         (lambda: fd.local_training(loop=print, lr="0.1"), "lr must be a number"),  # type: ignore[arg-type]
+        (lambda: fd.local_sgd(lr=0.1, epochs=True), "epochs must be a whole number"),
+        (
+            lambda: fd.simulate(TASK, fd.fedavg(LOCAL), three(), rounds=1, settings=fd.Settings(device="cuda")),
+            "computed on the CPU; there is no device 'cuda'",
+        ),
         (
             lambda: fd.simulate(TASK, fd.fedavg(LOCAL), three(), rounds=1, cohort=2, settings=CROWDED),
             r"World\(minimum=3\): no round can have so many answers, since at most 2",
