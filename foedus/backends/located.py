@@ -30,10 +30,12 @@ def located(
     told = f"; inputs {shapes}; targets {tuple(target.shape)} {target.dtype}" if target is not None else ""
     what = str(error) if isinstance(error, FoedusError) else f"{type(error).__name__}: {error}".rstrip(".")
     told += advice(str(error), arrays, as_numpy(target))
+    told += ". The batch is on this exception as .batch" if arrays else ""
     return TrainingError(
         f"local training failed for client {work.client!r} in round {work.round}"
-        f"{'' if step is None else f', step {step}'}: {what}{told}. The batch is on this exception as .batch",
-        client=work.client, round=work.round, step=step, batch=(arrays, as_numpy(target)),
+        f"{'' if step is None else f', step {step}'}: {what}{told}",
+        client=work.client, round=work.round, step=step,
+        batch=(arrays, as_numpy(target)) if arrays else None,
     )  # fmt: skip
 
 
@@ -68,7 +70,8 @@ _ADVICE = (
     ("index out of range in self", "A number among the inputs is not below the size of the model's embedding"),
     (
         "must have the same dtype",
-        "The inputs are {kinds}, and the model computes in another type: write x.astype('float32')",
+        "The inputs are {kinds}, and the model computes in another type. Floats become float32 unless they are given as "
+        "Examples.of(x, y, keep_dtype=True); whole numbers stay what they are: write x.astype('float32')",
     ),
     ("cannot be multiplied", "The model is made for examples of another shape than {shapes}"),
     ("positional argument", "The data has {count} input(s), and the model is called with each as one argument"),
