@@ -70,8 +70,8 @@ _ADVICE = (
     ("index out of range in self", "A number among the inputs is not below the size of the model's embedding"),
     (
         "must have the same dtype",
-        "The inputs are {kinds}, and the model computes in another type. Floats become float32 unless they are given as "
-        "Examples.of(x, y, keep_dtype=True); whole numbers stay what they are: write x.astype('float32')",
+        "The inputs are {kinds}, and the model computes in another type. Floats become float32 unless they are given "
+        "as Examples.of(x, y, keep_dtype=True); whole numbers stay what they are: write x.astype('float32')",
     ),
     ("cannot be multiplied", "The model is made for examples of another shape than {shapes}"),
     ("positional argument", "The data has {count} input(s), and the model is called with each as one argument"),

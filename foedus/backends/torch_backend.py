@@ -65,6 +65,7 @@ class TorchTrainer:
     backend = "torch"
 
     def __init__(self, task: Task, module: torch.nn.Module, device: str) -> None:
+        _check_shaped(module)
         self._task, self._module, self.device = task, module.to(device), device
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.buffers = {n: b for n, b in module.named_buffers() if b is not None}
@@ -313,6 +314,16 @@ def _layout(tensors: dict[str, Any]) -> Layout:
     shapes = tuple(tuple(t.shape) for t in tensors.values())
     dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors.values())
     return Layout(tuple(tensors), shapes, dtypes)
+
+
+def _check_shaped(module: torch.nn.Module) -> None:
+    """Refuse a module whose parameters have no shapes yet (``LazyLinear`` and the like)."""
+    both = (*module.named_parameters(), *module.named_buffers())
+    if lazy := [name for name, tensor in both if torch.nn.parameter.is_lazy(tensor)]:
+        raise ConfigurationError(
+            f"{type(module).__name__} does not know the shape of {lazy[0]!r} before its first call. Let the function "
+            "that makes it call it once on an example: net = Net(); net(torch.zeros(1, 64)); return net"
+        )
 
 
 def _check_exact(layout: Layout, buffers: dict[str, torch.Tensor]) -> None:

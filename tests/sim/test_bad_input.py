@@ -444,6 +444,21 @@ def test_rule_infinities_in_a_buffer_that_stays_as_it_is_are_no_fault(
 
 
 @pytest.mark.slow
+def test_a_module_without_shapes_says_how_to_give_it_some(tmp_path: Path) -> None:
+    import torch
+
+    with pytest.raises(ConfigurationError, match=r"does not know the shape of 'weight'.*call it once"):
+        simulate(tmp_path, three(), torch_task(lambda: torch.nn.LazyLinear(2)))
+
+    def called() -> Any:
+        net = torch.nn.LazyLinear(2)
+        net(torch.zeros(1, 4))
+        return net
+
+    assert len(simulate(tmp_path, three(), torch_task(called)).metrics) == 3
+
+
+@pytest.mark.slow
 def test_whole_numbers_that_would_be_rounded_on_their_way_are_refused(tmp_path: Path) -> None:
     import torch
 
