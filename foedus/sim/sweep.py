@@ -151,6 +151,7 @@ def sweep(
         for number, values in enumerate(combinations, 1):
             record = _run(variant, values, place)
             records.append((values, record))
+            _check_evaluated(record)
             metric = metric or next(iter(record.configuration["metrics"]), "loss")
             done(f"{number}/{len(combinations)} {_told(_result(values, record, metric, target), metric)}")
     assert metric is not None
@@ -181,6 +182,15 @@ def _run(variant: Callable[..., Federation], values: dict[str, Any], place: Path
         return run_federation(replace(federation, settings=settings)).record
     except NothingToAggregate:  # diverged: a result as well
         return read(own)
+
+
+def _check_evaluated(record: Record) -> None:
+    finished = record.configuration.get("status") == "finished"  # if not, it diverged, perhaps before the first time
+    if finished and record.metrics and not any("central" in line for line in record.metrics):
+        raise ConfigurationError(
+            "sweep() sorts by a central figure, and nothing was evaluated centrally: give the clients a test set, "
+            "clients.with_test((x, y)), and let Evaluation(every=...) be a number of rounds"
+        )
 
 
 def _result(values: dict[str, Any], record: Record, metric: str, target: float | None) -> Result:

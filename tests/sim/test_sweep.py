@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,13 @@ def test_sweeps_without_a_folder_get_one_each(tmp_path: Path, monkeypatch: pytes
     folders = {fd.sweep(variant, {"lr": [0.3]}, progress=False).folder for _ in range(3)}
     assert len(folders) == 3
     assert all(folder.name.startswith("sweep-") for folder in folders)
+
+
+def test_a_sweep_in_which_nothing_is_evaluated_is_refused_after_the_first_run(tmp_path: Path) -> None:
+    def blind(lr: float) -> fd.Federation:
+        federation = variant(lr)
+        return replace(federation, clients=federation.clients.with_test(None))
+
+    with pytest.raises(ConfigurationError, match=r"nothing was evaluated centrally.*with_test"):
+        fd.sweep(blind, {"lr": [0.1, 0.2]}, folder=tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["lr=0.1"]
