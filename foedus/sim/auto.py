@@ -27,6 +27,8 @@ BUDGET = 0.5  # seconds that a rehearsal by the plain loop may take: fewer steps
 GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
 STARTING = 6.0  # seconds that starting workers takes, about; they must save more than that
 
+UNSUITED = (UnsupportedOperator, LoweringMismatch, ConfigurationError)  # this executor cannot run the job; others may
+
 Timer = Callable[[str, Callable[[], None]], float]  # (executor's name, rehearsal) → seconds
 
 
@@ -70,7 +72,7 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
     """
     best: Session | None = None
     measured: list[Measured] = []
-    errors: list[FoedusError] = []
+    errors: list[Exception] = []
     sample, total = _sample(job, orders), rounds * _steps(job, orders)
     for candidate in auto.candidates:
         if doubt := _hopeless(candidate, measured, auto, total):
@@ -81,9 +83,11 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
             session = candidate.open(job)
             sample = sample if measured else _affordable(session, sample)
             seconds = _measure(auto.timer, session, sample)
-        except (UnsupportedOperator, LoweringMismatch, ConfigurationError) as error:
+        except Exception as error:
             if session is not None:
                 session.close()
+            if best is None and not isinstance(error, UNSUITED):
+                raise  # a fault of the model or the data: no executor could train it
             errors.append(error)
             measured.append(Measured(candidate.name, None, _first_line(error)))
             continue
@@ -162,4 +166,5 @@ def _steps(job: Job, orders: Orders) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
+    told = str(error).split("\n")[0]
+    return told if isinstance(error, FoedusError) else f"{type(error).__name__}: {told}"

@@ -61,7 +61,11 @@ class Run:
 
     def rounds_to(self, metric: str, target: float) -> float | None:
         """Rounds until a central metric reached a target: the curve made monotone by its best value so far
-        and interpolated (McMahan et al. 2017, section 3); ``None`` if it never did."""
+        and interpolated (McMahan et al. 2017, section 3); ``None`` if it never did.
+
+        Raises:
+            ConfigurationError: the metric was never evaluated.
+        """
         from foedus.report.curves import better, rounds_to
 
         return rounds_to(self.metrics, metric, target, better=better(self.record, metric))

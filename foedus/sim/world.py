@@ -116,7 +116,8 @@ class Passage(NamedTuple):
 
     Attributes:
         counted: bool [C], whose update is in the sum.
-        dropped, late: bool [C], who was lost, and who came after the deadline or after the goal was reached.
+        dropped, late: bool [C], who was lost, and who came after the deadline or after the goal was reached. A
+            client without data is none of the three: it sends nothing.
         seconds: how long the round took.
         compute: float [C], seconds of computation of each client, wasted ones included.
         energy: float [C], joules.
@@ -158,18 +159,19 @@ def pass_round(
     draws = [generator(seed, "fate", round, int(c)).random(2) for c in clients]
     fate, moment = np.array(draws, np.float64).reshape(-1, 2).T
     dropped = fate < chance
+    idle = load.examples == 0  # nothing to train on: such a client sends nothing, and does not count as an answer
     # A lost client stops at a random moment of its work; a late one stops when the round closes.
     ended = np.where(dropped, moment * finish, finish)
-    answers = np.where(dropped, np.inf, finish)
+    answers = np.where(dropped | idle, np.inf, finish)
     closing = _closing(answers, goal, world.deadline, last=float(ended.max(initial=0.0)))
     counted = answers <= closing
     counted &= np.cumsum(counted[order := np.argsort(answers, kind="stable")])[np.argsort(order)] <= goal
     stopped = np.minimum(ended, closing)
     compute = np.clip(stopped - received, 0, training)
-    up = np.where(counted, load.up, np.clip((stopped - received - training) * upload, 0, load.up))
+    up = np.where(counted, load.up, np.clip((stopped - received - training) * upload, 0, load.up)) * ~idle
     down = np.where(stopped >= received, load.down, np.minimum(load.down, stopped * download))
     return Passage(
-        counted, dropped, ~counted & ~dropped, closing, compute,
+        counted, dropped, ~counted & ~dropped & ~idle, closing, compute,
         compute * watts + (up + down) * per_byte, up.astype(np.int64), down.astype(np.int64),
     )  # fmt: skip
 

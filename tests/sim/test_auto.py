@@ -117,3 +117,11 @@ def test_the_rehearsal_takes_only_first_steps() -> None:
     choose(Auto((Counting("debug"),)), many, orders(many), rounds=1, say=lambda text: None).close()
     assert counted
     assert max(counted) == 8
+
+
+def test_a_fault_inside_a_fast_path_is_passed_by_if_another_can_run() -> None:
+    said: list[str] = []
+    candidates = (Renamed("debug"), Renamed("compiled", MemoryError("XLA ran out of it")))
+    with choose(Auto(candidates), job(), orders(job()), rounds=1, say=said.append) as session:
+        assert session.name == "debug"
+    assert "compiled passed by: MemoryError: XLA ran out of it" in said[0]

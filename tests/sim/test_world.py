@@ -57,8 +57,10 @@ def test_laws_of_a_round(case: tuple[World, np.ndarray, Load, dict[str, int]]) -
     assert found.counted.sum() <= how["goal"]
     assert 0 <= found.seconds < np.inf
     assert world.deadline is None or found.seconds <= world.deadline
-    # everyone is exactly one of counted, dropped, late
-    assert (found.counted.astype(int) + found.dropped + found.late == 1).all()
+    # everyone is exactly one of counted, dropped, late, or has nothing to train on, and then sends nothing
+    idle = (load.examples == 0) & ~found.dropped
+    assert (found.counted.astype(int) + found.dropped + found.late + idle == 1).all()
+    assert (found.up[load.examples == 0] == 0).all()
     # what is counted was sent whole, and nobody sends or receives more than there is
     assert (found.up[found.counted] == load.up).all()
     assert (found.down[found.counted] == load.down).all()
@@ -68,6 +70,14 @@ def test_laws_of_a_round(case: tuple[World, np.ndarray, Load, dict[str, int]]) -
     assert ((found.compute >= 0) & (found.compute <= found.seconds * (1 + 1e-9) + 1e-9)).all()
     assert (found.energy >= 0).all()
     assert np.isfinite(found.energy).all()
+
+
+def test_clients_without_data_do_not_fill_a_round() -> None:
+    world = World(device=lambda draw: Device(10.0, 1e6, 1e6), over_selection=3.0)
+    load = Load(1000, 1000, np.array([0, 0, 50, 0, 0, 0]))
+    found = pass_round(world, np.arange(6), load, goal=2, seed=0, round=1)
+    assert found.counted.tolist() == [False, False, True, False, False, False]
+    assert not found.late.any()
 
 
 @given(rounds())
