@@ -52,7 +52,7 @@ class Aggregator(NamedTuple):
     * ``merge(a, b) -> message``: associative and commutative to the bit. May reuse the memory of ``a``.
     * ``decode(state, message) -> (vector, state)``: on the server, the update of the global model.
     * ``encode_all(updates, contexts) -> message``: if given, what encoding all of them and merging the messages
-      would give, only faster; simulated cohorts use it.
+      would give, only faster; simulated cohorts use it. Replace it together with ``encode``, or by ``None``.
     * ``additive``: whether merging is an addition of numbers. A rule that needs every single update (a
       median) merges by collecting, says ``False``, and cannot run under secure aggregation.
 
