@@ -121,7 +121,7 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
     with _plain_kernels(), _refusing("this model, whose training step could not be recorded"), recorder:
         results = _functionally(_step_of(module, objective), arguments)
     outputs = recorder.known(results)
-    instructions = _live(recorder.instructions, outputs)
+    instructions = _live(_contracted(recorder.instructions), outputs)
     if unknown := recorder.leaks + [i.within for i in instructions if i.operator not in RULES]:
         raise UnsupportedOperator(*sorted(set(unknown)))
     lowered = Lowered(tuple(instructions), recorder.constants, inputs, outputs)
@@ -318,6 +318,27 @@ def _plain_kernels() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)
+
+
+def _contracted(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Products of transposed matrices as products of the matrices as they lie."""
+    sources: dict[Any, Ref] = {}
+    result = []
+    for each in instructions:
+        if each.operator in _TURNING and len(each.shape) == 2 and each.args[1:] in ([], [[1, 0]], [0, 1], [1, 0]):
+            sources[each.results] = each.args[0]
+        if each.operator in _PRODUCTS:
+            *first, a, b = each.args
+            turned = {"turned": (a in sources, b in sources)}
+            args = [*first, sources.get(a, a), sources.get(b, b)]
+            result.append(each._replace(args=args, kwargs=each.kwargs | turned))
+        else:
+            result.append(each)
+    return result
+
+
+_TURNING: Final = ("aten.t.default", "aten.permute.default", "aten.transpose.int")
+_PRODUCTS: Final = ("aten.mm.default", "aten.addmm.default")
 
 
 def _live(instructions: Sequence[Instruction], outputs: Any) -> list[Instruction]:

@@ -136,15 +136,20 @@ def masked_fill(out: Out, x: Array, mask: Array, value: Any) -> Array:
 # --- products -----------------------------------------------------------------------------------------------
 
 
-def product(a: Array, b: Array) -> Array:
-    """a [M, K] · b [K, N]. Gradients of weights sum few outer products, which XLA fuses into the update."""
-    terms = a.shape[1]
-    if 0 < terms <= FEW_ROWS and 2048 <= a.shape[0] * b.shape[1] <= IN_CACHE and jax.default_backend() == "cpu":
-        total = a[:, 0, None] * b[0]
-        for k in range(1, terms):
-            total = total + a[:, k, None] * b[k]
+def product(a: Array, b: Array, turned: tuple[bool, bool] = (False, False)) -> Array:
+    """a [M, K] · b [K, N], where ``turned`` says which of them is given transposed: contracted as they lie.
+
+    Gradients of weights sum few outer products, which XLA fuses into the update.
+    """
+    of_a, of_b = (0 if turned[0] else 1), (1 if turned[1] else 0)
+    terms, size = a.shape[of_a], a.shape[1 - of_a] * b.shape[1 - of_b]
+    if 0 < terms <= FEW_ROWS and 2048 <= size <= IN_CACHE and jax.default_backend() == "cpu":
+        total: Array = 0
+        for k in range(terms):
+            column = lax.index_in_dim(a, k, of_a, keepdims=False)
+            total = total + column[:, None] * lax.index_in_dim(b, k, of_b, keepdims=False)
         return total
-    return jnp.matmul(a, b, precision=HIGHEST)
+    return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=HIGHEST)
 
 
 def scaled_sum(x: Array, y: Array, beta: float, alpha: float) -> Array:
@@ -152,8 +157,8 @@ def scaled_sum(x: Array, y: Array, beta: float, alpha: float) -> Array:
     return y + (x if beta == 1 else beta * x) if beta else y
 
 
-def addmm(out: Out, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1) -> Array:
-    return scaled_sum(bias, product(a, b), beta, alpha)
+def addmm(out: Out, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1, **turned: Any) -> Array:
+    return scaled_sum(bias, product(a, b, **turned), beta, alpha)
 
 
 def add_matmul(out: Out, bias: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1) -> Array:
