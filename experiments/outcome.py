@@ -33,6 +33,12 @@ def store(name: str, values: Mapping[str, Any]) -> Path:
     return path
 
 
+def stored(name: str) -> dict[str, Any]:
+    """What ``results/<name>.json`` holds; empty if it is not there."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
 def figure_path(name: str) -> Path:
     """Where a figure of the docs belongs."""
     DOCS.mkdir(parents=True, exist_ok=True)
