@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foedus import data as data
     from foedus.core.aggregate import Aggregator as Aggregator
-    from foedus.core.aggregate import Stage as Stage
-    from foedus.core.aggregate import chain as chain
-    from foedus.core.aggregate import clip as clip
+    from foedus.core.stage import Stage as Stage
+    from foedus.core.stage import chain as chain
+    from foedus.core.stage import clip as clip
     from foedus.core.aggregate import mean as mean
     from foedus.core.client import local_sgd as local_sgd
     from foedus.core.client import local_training as local_training
@@ -78,7 +78,7 @@ _HOMES = {
     "NumpyModel": "foedus.core.task",
     "Run": "foedus.sim.run",
     "Settings": "foedus.sim.settings",
-    "Stage": "foedus.core.aggregate",
+    "Stage": "foedus.core.stage",
     "Sweep": "foedus.sim.sweep",
     "Task": "foedus.core.task",
     "TensorBoard": "foedus.record.export",
@@ -89,8 +89,8 @@ _HOMES = {
     "auroc": "foedus.core.task",
     "available": "foedus.core.select",
     "by_data": "foedus.core.select",
-    "chain": "foedus.core.aggregate",
-    "clip": "foedus.core.aggregate",
+    "chain": "foedus.core.stage",
+    "clip": "foedus.core.stage",
     "compare": "foedus.sim.compare",
     "everybody": "foedus.core.select",
     "fedavg": "foedus.core.compose",

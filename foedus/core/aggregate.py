@@ -15,7 +15,7 @@ an update that alone would leave it is refused at ``encode``, whichever others t
 A message is a dict of numpy arrays. A client's message holds ``values`` as floats (what would travel);
 ``merge`` lifts it to limbs on first contact, so that encoding costs no bytes on the wire.
 
-Not here: defences that need every update (``core/robust.py`` to come), compression, privacy.
+Not here: what stands before an aggregator (``core/stage.py``), rules that need every update (``core/robust.py``).
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.checks import check_number
-from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
+from foedus.core.values import SERVER, Context, Message, State, Update
+from foedus.errors import ConfigurationError, SumOverflow
 from foedus.tree import Layout, Vector
 
 if TYPE_CHECKING:
@@ -48,16 +47,21 @@ class Aggregator(NamedTuple):
     """How updates become one update. A value: pure functions, state passed in and out.
 
     * ``init(layout) -> state``: what the server keeps between rounds.
-    * ``encode(update, context) -> message``: on the client; ``context`` has round, client and seed.
+    * ``encode(update, context) -> message``: on the client; what travels.
+    * ``admit(message, context) -> message``: on the server (or an edge), when one client's message has arrived and
+      before it is merged: undoes what cannot be undone after merging. By default nothing.
     * ``merge(a, b) -> message``: associative and commutative to the bit. May reuse the memory of ``a``.
-    * ``decode(state, message) -> (vector, state)``: on the server, the update of the global model.
-    * ``encode_all(updates, contexts) -> message``: if given, what encoding all of them and merging the messages
-      would give, only faster; simulated cohorts use it. Replace it together with ``encode``, or by ``None``.
+    * ``decode(state, message, context) -> (vector, state)``: on the server, the update of the global model.
     * ``additive``: whether merging is an addition of numbers. A rule that needs every single update (a
       median) merges by collecting, says ``False``, and cannot run under secure aggregation.
+    * ``encode_all(updates, contexts) -> message``: if given, what encoding and admitting all of them and merging
+      the messages would give, only faster; simulated cohorts use it. Replace it together with ``encode``, or by
+      ``None``.
+    * ``remember(update, message, context) -> state``: if given, what the client keeps for its next encoding, which
+      finds it in ``context.kept`` (what a lossy message left out, say).
 
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
-    ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit.
+    ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit, of admitted messages.
 
     Example, whole: of every parameter the largest change that any client made:
 
@@ -65,39 +69,24 @@ class Aggregator(NamedTuple):
         ...     init=lambda layout: {},
         ...     encode=lambda update, context: {"values": update.vector},
         ...     merge=lambda a, b: {"values": np.maximum(a["values"], b["values"])},
-        ...     decode=lambda state, message: (message["values"], state),
+        ...     decode=lambda state, message, context: (message["values"], state),
         ...     additive=False,
         ...     label="largest()",
         ... )
         >>> a, b = ({"values": np.array(v)} for v in ([1.0, 5.0], [2.0, 3.0]))
-        >>> largest.decode({}, largest.merge(a, b))[0].tolist()
+        >>> largest.decode({}, largest.merge(a, b), Context(seed=0, round=1, client=SERVER))[0].tolist()
         [2.0, 5.0]
     """
 
     init: Callable[[Layout], State]
     encode: Callable[[Update, Context], Message]
     merge: Callable[[Message, Message], Message]
-    decode: Callable[[State, Message], tuple[Vector, State]]
+    decode: Callable[[State, Message, Context], tuple[Vector, State]]
     additive: bool
     label: str
     encode_all: Callable[[Sequence[Update], Sequence[Context]], Message] | None = None
-
-
-class Stage(NamedTuple):
-    """A transformation around an aggregator: applied on the client, undone on the server.
-
-    * ``encode(update, context) -> update``
-    * ``decode(vector) -> vector``
-
-    Example:
-        >>> double = Stage(lambda u, context: u._replace(vector=2 * u.vector), lambda vector: vector / 2, "double()")
-        >>> chain(double, mean()).label
-        'chain(double(), mean())'
-    """
-
-    encode: Callable[[Update, Context], Update]
-    decode: Callable[[Vector], Vector]
-    label: str
+    admit: Callable[[Message, Context], Message] = lambda message, context: message
+    remember: Callable[[Update, Message, Context], State] | None = None
 
 
 def mean(*, weighted: bool = True) -> Aggregator:
@@ -113,7 +102,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
         >>> m = mean()
         >>> c = Context(seed=0, round=1, client=0)
         >>> parts = [m.encode(Update(np.full(2, x, "f4"), weight=w), c) for x, w in [(1.0, 30), (5.0, 10)]]
-        >>> m.decode({}, m.merge(*parts))[0].tolist()
+        >>> m.decode({}, m.merge(*parts), c)[0].tolist()
         [2.0, 2.0]
     """
 
@@ -132,71 +121,13 @@ def mean(*, weighted: bool = True) -> Aggregator:
         vectors = [u.vector for u in updates]
         return _added(_zero(vectors[0].shape[0]), vectors, list(map(units, updates, contexts)))
 
-    def decode(state: State, message: Message) -> tuple[Vector, State]:
+    def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
         total = lift(message)
         weight = int(total["weight"][0]) / 2.0**WEIGHT_BITS
         return unlift(total) / weight, state
 
     label = "mean()" if weighted else "mean(weighted=False)"
     return Aggregator(lambda layout: {}, encode, add, decode, additive=True, label=label, encode_all=encode_all)
-
-
-def chain(*stages: Stage | Aggregator) -> Aggregator:
-    """Stages around an aggregator, applied left to right on the client and undone in reverse on the server.
-
-    Args:
-        stages: any number of :class:`Stage`, then exactly one :class:`Aggregator`.
-
-    Raises:
-        IncompatibleStages: the last part is not an aggregator, or an earlier one is.
-
-    Example:
-        >>> chain(clip(1.0), mean()).label
-        'chain(clip(1.0), mean())'
-    """
-    inner, outer = stages[-1] if stages else None, [s for s in stages if isinstance(s, Stage)]
-    if not isinstance(inner, Aggregator):
-        raise IncompatibleStages("chain() ends with an aggregator, e.g. chain(clip(1.0), mean())")
-    if strangers := [s for s in stages[:-1] if not isinstance(s, Stage | Aggregator)]:
-        raise IncompatibleStages(f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}")
-    if wrong := [s.label for s in stages[:-1] if isinstance(s, Aggregator)]:
-        raise IncompatibleStages(
-            f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
-        )
-
-    def encode(update: Update, context: Context) -> Message:
-        for stage in outer:
-            update = stage.encode(update, context)
-        return inner.encode(update, context)
-
-    def decode(state: State, message: Message) -> tuple[Vector, State]:
-        vector, state = inner.decode(state, message)
-        for stage in reversed(outer):
-            vector = stage.decode(vector)
-        return vector, state
-
-    label = f"chain({', '.join(s.label for s in stages)})"
-    return inner._replace(encode=encode, decode=decode, label=label, encode_all=None if outer else inner.encode_all)
-
-
-def clip(norm: float) -> Stage:
-    """Scale an update down so that its Euclidean norm is at most ``norm``; a shorter one stays as it is.
-
-    Example:
-        >>> clip(1.0).encode(Update(np.array([3.0, 4.0]), weight=1), Context(0, 1, 0)).vector.tolist()
-        [0.6000000000000001, 0.8]
-    """
-    check_number("norm", norm, above=True)
-
-    def encode(update: Update, context: Context) -> Update:
-        length = float(np.linalg.norm(update.vector.astype(np.float64)))
-        if not np.isfinite(length):
-            raise SumOverflow("an update that is not finite cannot be clipped")
-        if length <= norm:
-            return update
-        return update._replace(vector=update.vector * update.vector.dtype.type(norm / length))
-
-    return Stage(encode, lambda vector: vector, f"clip({norm})")
 
 
 # --- exact sums ---------------------------------------------------------------------------------------------
@@ -320,7 +251,7 @@ def message_bytes(message: Message) -> int:
 
 
 def fold(aggregator: Aggregator, messages: list[Message]) -> Message | None:
-    """All messages merged into one; ``None`` if there is none."""
+    """All admitted messages merged into one; ``None`` if there is none."""
     total: Message | None = None
     for message in messages:
         total = message if total is None else aggregator.merge(total, message)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.parts import Fit, Function
 from foedus.core.population import Clients, Examples
-from foedus.core.values import Context, Update
+from foedus.core.values import Context, SERVER, Update
 from foedus.errors import ConfigurationError, DataError
 from foedus.tree import Layout
 
@@ -261,13 +261,14 @@ def added(vectors: Iterable[Floats], aggregator: Aggregator | None = None) -> Fl
     adder = _adder(aggregator)
     context, total, count, size = Context(seed=0, round=0, client=0), None, 0, 0
     for vector in vectors:
-        message = adder.encode(Update(vector, 1.0), context._replace(client=count))
+        context = context._replace(client=count, size=len(vector))
+        message = adder.admit(adder.encode(Update(vector, 1.0), context), context)
         total = message if total is None else adder.merge(total, message)
         count, size = count + 1, len(vector)
     if total is None:
         raise DataError("There is no client to sum over.")
     state = adder.init(Layout.of({"statistics": np.zeros(size)}))
-    average, _ = adder.decode(state, total)
+    average, _ = adder.decode(state, total, context._replace(client=SERVER))
     return np.asarray(average, np.float64) * count
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Stage, add, chain, clip, fold, lift, mean, message_bytes
+from foedus.core.aggregate import Aggregator, add, fold, lift, mean, message_bytes
+from foedus.core.stage import Stage, chain, clip
 from foedus.core.values import Context, Message, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
 from foedus.tree import Layout
@@ -28,7 +29,7 @@ def median() -> Aggregator:
         init=lambda layout: {},
         encode=lambda update, context: {"values": update.vector},
         merge=merge,
-        decode=lambda state, message: (np.median(np.atleast_2d(message["values"]), axis=0), state),
+        decode=lambda state, message, context: (np.median(np.atleast_2d(message["values"]), axis=0), state),
         additive=False,
         label="median()",
     )
@@ -61,7 +62,8 @@ def cohorts(draw: st.DrawFn, least: int = 1) -> list[Update]:
 
 
 def encoded(member: Aggregator, cohort: list[Update]) -> list[Message]:
-    return [member.encode(u, CONTEXT._replace(client=i)) for i, u in enumerate(cohort)]
+    contexts = [CONTEXT._replace(client=i, size=len(u.vector)) for i, u in enumerate(cohort)]
+    return [member.admit(member.encode(u, c), c) for u, c in zip(cohort, contexts, strict=True)]
 
 
 def copies(messages: list[Message]) -> list[Message]:
@@ -94,7 +96,8 @@ def test_neither_order_nor_place_of_merging_changes_a_bit(
     one, other = (merged_in_some_order(member, messages, rng) for _ in range(2))
     assert same_bits(one, other)
     state = member.init(Layout(("p",), ((len(cohort[0].vector),),), ("float32",)))
-    assert member.decode(state, one)[0].tobytes() == member.decode(state, other)[0].tobytes()
+    context = CONTEXT._replace(size=len(cohort[0].vector))
+    assert member.decode(state, one, context)[0].tobytes() == member.decode(state, other, context)[0].tobytes()
 
 
 @every
@@ -115,9 +118,10 @@ def test_encoding_and_decoding_change_none_of_their_arguments(
 ) -> None:
     state = member.init(Layout(("p",), ((len(cohort[0].vector),),), ("float32",)))
     before, kept = cohort[0].vector.copy(), {n: a.copy() for n, a in state.items()}
-    message = member.encode(cohort[0], CONTEXT)
+    context = CONTEXT._replace(size=len(cohort[0].vector))
+    message = member.admit(member.encode(cohort[0], context), context)
     (sent,) = copies([message])
-    member.decode(state, message)
+    member.decode(state, message, context)
     assert cohort[0].vector.tobytes() == before.tobytes()
     assert same_bits(state, kept)
     assert same_bits(message, sent)
@@ -135,7 +139,7 @@ def test_what_all_clients_agree_on_is_what_comes_out(member: Aggregator, cohort:
     vector = cohort[0].vector
     total = fold(member, encoded(member, [Update(vector, u.weight) for u in cohort]))
     assert total is not None
-    found, _ = member.decode({}, total)
+    found, _ = member.decode({}, total, CONTEXT)
     smallest = min(u.weight for u in cohort)
     np.testing.assert_allclose(found, vector, rtol=1e-13, atol=2.0**-59 / min(smallest, 1))
 
@@ -161,7 +165,7 @@ def test_a_message_holds_arrays_only_and_is_no_larger_than_it_must_be(member: Ag
 def test_the_mean_is_the_exact_one_of_rational_arithmetic(member: Aggregator, cohort: list[Update]) -> None:
     total = fold(member, encoded(member, cohort))
     assert total is not None
-    found, _ = member.decode({}, total)
+    found, _ = member.decode({}, total, CONTEXT)
     units = [round(u.weight * 2**20) if member.label == "mean()" else 2**20 for u in cohort]
     exact_weights = [Fraction(n, 2**20) for n in units]
     for i, value in enumerate(found):
@@ -230,7 +234,7 @@ def test_no_sum_that_is_let_in_wraps_around() -> None:
     rule, edge = mean(weighted=False), np.array([2.0**40, -(2.0**40), 2.0**-60])
     total = fold(rule, [rule.encode(Update(edge, 1.0), CONTEXT) for _ in range(3)])
     assert total is not None
-    assert rule.decode({}, total)[0].tolist() == edge.tolist()
+    assert rule.decode({}, total, CONTEXT)[0].tolist() == edge.tolist()
 
 
 def test_the_number_of_contributors_is_bounded() -> None:
@@ -264,7 +268,7 @@ def test_a_stage_keeps_shape_dtype_weight_and_its_argument(stage: Stage, cohort:
     assert found.vector.dtype == update.vector.dtype
     assert found.weight == update.weight
     assert update.vector.tobytes() == before.tobytes()
-    assert stage.decode(np.asarray(found.vector)).shape == update.vector.shape
+    assert stage.decode(found, CONTEXT).vector.shape == update.vector.shape
 
 
 @given(cohorts(), st.floats(1e-6, 1e6))
@@ -283,14 +287,14 @@ def test_stages_apply_from_left_to_right_and_are_undone_in_reverse() -> None:
     def scale(factor: float) -> Stage:
         return Stage(
             lambda u, c: u._replace(vector=u.vector * factor + 1),
-            lambda v: (v - 1) / factor,
+            lambda u, c: u._replace(vector=(u.vector - 1) / factor),
             f"scale({factor})",
         )
 
     rule = chain(scale(2.0), scale(10.0), mean())
     message = rule.encode(Update(np.array([3.0]), 1.0), CONTEXT)
     assert message["values"].tolist() == [(3.0 * 2 + 1) * 10 + 1]
-    assert rule.decode({}, message)[0].tolist() == [3.0]
+    assert rule.decode({}, rule.admit(message, CONTEXT), CONTEXT)[0].tolist() == [3.0]
     assert rule.label == "chain(scale(2.0), scale(10.0), mean())"
     assert rule.additive
 

@@ -12,6 +12,7 @@ from foedus.core.compose import Algorithm, fedavg, fedsgd
 from foedus.core.linear import linear, logistic
 from foedus.core.population import Clients, Examples
 from foedus.core.task import NumpyModel, Task
+from foedus.core.values import SERVER, Context
 from foedus.sim.debug import Debug
 from foedus.sim.work import Executor, Job, Orders
 
@@ -47,7 +48,7 @@ def federated(
             outcome = session.run(Orders(round, start, np.arange(len(clients))))
             assert outcome.message is not None
             assert not outcome.refused
-            update, own = algorithm.aggregator.decode(own, outcome.message)
+            update, own = algorithm.aggregator.decode(own, outcome.message, Context(0, 1, SERVER))
             vector, state = algorithm.server.step(state, vector, update, round)
             vectors.append(vector)
     return vectors

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import foedus as fd
+from foedus.core.values import SERVER, Context
 from foedus.backends import open_trainer
 from foedus.core.client import LocalSGD
 from foedus.errors import ConfigurationError, TrainingError
@@ -38,7 +39,7 @@ def outcome(executor: Executor, job: Job) -> Outcome:
 
 def decoded(job: Job, out: Outcome) -> np.ndarray:
     assert out.message is not None
-    return job.algorithm.aggregator.decode({}, out.message)[0]
+    return job.algorithm.aggregator.decode({}, out.message, Context(0, 1, SERVER))[0]
 
 
 def close(job: Job, tolerance: float) -> None:

@@ -18,6 +18,7 @@ from foedus.core.compose import Algorithm, fedavg
 from foedus.core.linear import linear, logistic
 from foedus.core.population import Clients, Examples
 from foedus.core.task import NumpyModel, Task
+from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
 from foedus.sim.debug import Debug
 from foedus.sim.vectorised import Vectorised
@@ -406,7 +407,7 @@ def test_the_mean_does_not_depend_on_the_executor_for_a_cohort_that_repeats_no_o
         with executor.open(Job(task, Algorithm(client=ROUND), clients, seed=3)) as session:
             outcome = session.run(Orders(1, Weights(*start), np.array([6, 0, 3])))
             assert outcome.message is not None
-            found.append(mean().decode({}, outcome.message)[0])
+            found.append(mean().decode({}, outcome.message, Context(0, 1, SERVER))[0])
     np.testing.assert_allclose(*found, rtol=1e-9, atol=1e-14)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 import foedus as fd
+from foedus.core.values import SERVER, Context
 from foedus.backends import Weights
 from foedus.core.linear import logistic
 from foedus.errors import ConfigurationError, DataError
@@ -61,7 +62,7 @@ def same(a: Outcome, b: Outcome) -> bool:
         return False
     if a.message is None or b.message is None:
         return True
-    one, two = (fd.mean().decode({}, m)[0] for m in (a.message, b.message))
+    one, two = (fd.mean().decode({}, m, Context(0, 1, SERVER))[0] for m in (a.message, b.message))
     return one.tobytes() == two.tobytes()
 
 
@@ -91,7 +92,7 @@ def test_only_what_is_finite_and_in_range_is_let_in(seed: int) -> None:
     if good:
         assert found.message is not None
         wanted = np.mean([given_[i].astype(np.float64) for i in good], axis=0)
-        np.testing.assert_allclose(fd.mean().decode({}, found.message)[0], wanted, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(fd.mean().decode({}, found.message, Context(0, 1, SERVER))[0], wanted, rtol=1e-9, atol=1e-9)
     else:
         assert found.message is None
 
@@ -132,7 +133,7 @@ def test_buffers_are_averaged_or_kept() -> None:
         out = collector.outcome
         if average:
             assert out.buffers is not None
-            assert fd.mean().decode({}, out.buffers)[0].tolist() == [2.0, 2.0]
+            assert fd.mean().decode({}, out.buffers, Context(0, 1, SERVER))[0].tolist() == [2.0, 2.0]
             assert out.kept == {}
         else:
             assert out.buffers is None

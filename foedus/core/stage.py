@@ -1,0 +1,261 @@
+"""Stages: what is done to an update on its way, and undone on the server.
+
+A :class:`Stage` stands before an aggregator in a :func:`chain`. Two kinds differ in *when* they are undone:
+
+* a **linear** stage (a rotation that all clients share, a shared random mask, codes on a common scale) is one whose
+  decoding commutes with taking means: it is undone once, after the merging, and works where nothing but the mean is
+  ever seen (secure aggregation);
+* any other (a scale or codebook of each client's own) is undone for every message when it arrives, before merging.
+
+A chain is refused when it is built if its parts cannot work together: see :class:`Kind`.
+
+Not here: the stages that compress (``core/compress.py``), rules that need every update (``core/robust.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.core.aggregate import Aggregator
+from foedus.core.checks import check_number
+from foedus.core.values import NOTHING, Context, Message, State, Update
+from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
+from foedus.tree import Layout, Vector
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+
+class Kind(IntEnum):
+    """What an update's vector holds: a stage says what it takes and what it gives."""
+
+    REALS = 0  # floating-point numbers
+    CODES = 1  # whole numbers of a few bits: what quantisation gives
+    BYTES = 2  # compressed bytes, uint8, of no known length
+
+
+class Stage(NamedTuple):
+    """A transformation before an aggregator: applied on the client, undone on the server.
+
+    * ``encode(update, context) -> update``: pure; all randomness is a function of the context.
+    * ``decode(update, context) -> update``: the other way. A linear stage is given the *mean* (and a context
+      whose client is the server); any other is given one client's update with what its ``encode`` put
+      into ``beside``.
+    * ``linear``: whether decoding commutes with taking weighted means, to rounding.
+    * ``takes``, ``gives``: what the vector holds before and after.
+    * ``bits``: if it gives codes, how many bits each takes on the wire: whole numbers from 0 to 2**bits − 1.
+    * ``size(n, layout) -> length``: of the encoded vector, from that of the vector before.
+
+    Example:
+        >>> double = Stage(
+        ...     encode=lambda u, context: u._replace(vector=2 * u.vector),
+        ...     decode=lambda u, context: u._replace(vector=u.vector / 2),
+        ...     label="double()",
+        ... )
+        >>> from foedus.core.aggregate import mean
+        >>> chain(double, mean()).label
+        'chain(double(), mean())'
+    """
+
+    encode: Callable[[Update, Context], Update]
+    decode: Callable[[Update, Context], Update]
+    label: str
+    linear: bool = True
+    takes: Kind = Kind.REALS
+    gives: Kind = Kind.REALS
+    bits: int | None = None
+    size: Callable[[int, Layout | None], int] = lambda n, layout: n
+
+
+def chain(*stages: Stage | Aggregator) -> Aggregator:
+    """Stages around an aggregator, applied left to right on the client and undone in reverse on the server.
+
+    Args:
+        stages: any number of :class:`Stage`, then exactly one :class:`Aggregator`.
+
+    Raises:
+        IncompatibleStages: the last part is not an aggregator, an earlier one is, or a stage cannot stand where it
+            does.
+
+    Example:
+        >>> from foedus.core.aggregate import mean
+        >>> chain(clip(1.0), mean()).label
+        'chain(clip(1.0), mean())'
+    """
+    outer, inner = _parted(stages)
+    if not outer:
+        return inner
+    label = f"chain({', '.join(s.label for s in stages)})"
+    links = _Links(outer, inner)
+    return inner._replace(
+        encode=links.encode, admit=links.admit, decode=links.decode, label=label,
+        encode_all=links.encode_all if links.plain and inner.encode_all else None,
+    )  # fmt: skip
+
+
+def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregator]:
+    """The stages and the aggregator of a chain, once they fit together."""
+    inner, outer = stages[-1] if stages else None, [s for s in stages if isinstance(s, Stage)]
+    if not isinstance(inner, Aggregator):
+        raise IncompatibleStages("chain() ends with an aggregator, e.g. chain(clip(1.0), mean())")
+    if strangers := [s for s in stages[:-1] if not isinstance(s, Stage | Aggregator)]:
+        raise IncompatibleStages(f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}")
+    if wrong := [s.label for s in stages[:-1] if isinstance(s, Aggregator)]:
+        raise IncompatibleStages(
+            f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
+        )
+    kind, last = Kind.REALS, "the client's training"
+    for stage in outer:
+        if stage.takes != kind:
+            raise IncompatibleStages(
+                f"{stage.label} takes {stage.takes.name.lower()}, and {last} before it gives {kind.name.lower()}. "
+                f"{_ORDER}"
+            )
+        kind, last = stage.gives, stage.label
+    return outer, inner
+
+
+_ORDER = "Write stages that change numbers first (clip, rotate, masks), then one quantiser, then lossless coding"
+
+
+class _Links(NamedTuple):
+    """The stages of a chain and its aggregator: how a vector passes through."""
+
+    outer: Sequence[Stage]
+    inner: Aggregator
+
+    @property
+    def later(self) -> int:
+        """How many of the first stages are undone after the merging; the others, message by message."""
+        if not self.inner.additive:
+            return 0  # a median of rotated updates is not the rotated median
+        firm = [i for i, stage in enumerate(self.outer) if not stage.linear]
+        return firm[0] if firm else len(self.outer)
+
+    @property
+    def plain(self) -> bool:
+        """Whether what travels is real numbers that add up as they are."""
+        return self.later == len(self.outer) and self.outer[-1].gives is Kind.REALS
+
+    def encode(self, update: Update, context: Context) -> Message:
+        beside: Message = {}
+        for i, stage in enumerate(self.outer):
+            update = stage.encode(update._replace(beside=NOTHING), context._replace(size=len(update.vector)))
+            beside |= {f"{i}.{name}": array for name, array in update.beside.items()}
+        values, bits = update.vector, self.outer[-1].bits
+        return {
+            "values": values if bits is None else packed(values, bits),
+            "weight": np.array([update.weight], np.float64),
+            **beside,
+        }
+
+    def encode_all(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+        assert self.inner.encode_all is not None
+        through = []
+        for update, context in zip(updates, contexts, strict=True):
+            for stage in self.outer:
+                update = stage.encode(update, context._replace(size=len(update.vector)))
+            through.append(update)
+        return self.inner.encode_all(through, contexts)
+
+    def admit(self, message: Message, context: Context) -> Message:
+        """One client's message with its last stages undone, as the aggregator's own."""
+        sizes, last = self.sizes(context), self.outer[-1]
+        values = message["values"] if last.bits is None else unpacked(message["values"], last.bits, sizes[-1])
+        update = Update(values, float(message["weight"][0]))
+        for i in range(len(self.outer) - 1, self.later - 1, -1):
+            beside = {n.partition(".")[2]: a for n, a in message.items() if n.startswith(f"{i}.")}
+            update = self.outer[i].decode(update._replace(beside=beside), context._replace(size=sizes[i]))
+        if update.vector.dtype.kind in "iu":  # codes that are undone after the merging
+            update = update._replace(vector=update.vector.astype(np.float32))
+        return self.inner.admit(self.inner.encode(update._replace(beside=NOTHING), context), context)
+
+    def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
+        sizes = self.sizes(context)
+        vector, state = self.inner.decode(state, message, context._replace(size=sizes[self.later]))
+        update = Update(vector, 1.0)
+        for i in range(self.later - 1, -1, -1):
+            update = self.outer[i].decode(update, context._replace(size=sizes[i]))
+        return update.vector, state
+
+    def sizes(self, context: Context) -> list[int]:
+        """The lengths of the vector before every stage, and after the last."""
+        sizes = [context.size]
+        for stage in self.outer:
+            sizes.append(stage.size(sizes[-1], context.layout))
+        return sizes
+
+
+def clip(norm: float) -> Stage:
+    """Scale an update down so that its Euclidean norm is at most ``norm``; a shorter one stays as it is.
+
+    Example:
+        >>> clip(1.0).encode(Update(np.array([3.0, 4.0]), weight=1), Context(0, 1, 0)).vector.tolist()
+        [0.6000000000000001, 0.8]
+    """
+    check_number("norm", norm, above=True)
+
+    def encode(update: Update, context: Context) -> Update:
+        length = float(np.linalg.norm(update.vector.astype(np.float64)))
+        if not np.isfinite(length):
+            raise SumOverflow("an update that is not finite cannot be clipped")
+        if length <= norm:
+            return update
+        return update._replace(vector=update.vector * update.vector.dtype.type(norm / length))
+
+    return Stage(encode, same, f"clip({norm})")
+
+
+def same(update: Update, context: Context) -> Update:
+    """For stages with nothing to undo."""
+    return update
+
+
+# --- codes on the wire --------------------------------------------------------------------------------------
+
+
+def packed(codes: NDArray[np.integer], bits: int) -> UInt8[NDArray[np.uint8], " byte"]:
+    """Whole numbers 0 … 2**bits − 1 [n], laid end to end in ``ceil(n · bits / 8)`` bytes.
+
+    Args:
+        codes: unsigned integers [n].
+        bits: 1 to 16.
+    """
+    if bits in (8, 16):
+        return np.ascontiguousarray(codes, "<u1" if bits == 8 else "<u2").view(np.uint8)
+    wide = np.ascontiguousarray(codes, "<u2")
+    if bits < 8 and 8 % bits == 0:  # several to a byte, by shifts
+        each = 8 // bits
+        rows = np.zeros((-(-len(wide) // each), each), np.uint8)
+        rows.reshape(-1)[: len(wide)] = wide
+        out = rows[:, 0].copy()
+        for k in range(1, each):
+            out |= rows[:, k] << np.uint8(k * bits)
+        return out
+    digits = (wide[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
+    return np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little")
+
+
+def unpacked(values: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16] | NDArray[np.uint8]:
+    """The inverse of :func:`packed`: unsigned integers [count].
+
+    Raises:
+        ConfigurationError: there are not as many bytes as ``count`` codes take.
+    """
+    if values.dtype != np.uint8 or values.shape != (-(-count * bits // 8),):
+        raise ConfigurationError(
+            f"{count} codes of {bits} bits take {-(-count * bits // 8)} bytes; there are {values.dtype}{values.shape}"
+        )
+    if bits in (8, 16):
+        return values.view("<u1" if bits == 8 else "<u2")
+    if bits < 8 and 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return ((values[:, None] >> shifts) & np.uint8(2**bits - 1)).reshape(-1)[:count]
+    digits = np.unpackbits(values, bitorder="little")[: count * bits].reshape(count, bits)
+    found: NDArray[np.uint16] = digits.astype(np.uint16) @ (1 << np.arange(bits)).astype(np.uint16)
+    return found
