@@ -1,0 +1,208 @@
+"""Methods: what an algorithm does beyond "train, send the update, average".
+
+Most of federated learning's algorithms differ in four places: what a client does between receiving the model and
+sending its update, what it keeps for its next visit, what travels beside model and update, and what the server
+makes of it. A :class:`Method` is these four as pure functions. The client's part is a *generator* that yields
+what it wants done (:class:`Train`, :class:`Measure`) and is given the results, so that it reads like the paper's
+algorithm; whoever drives it decides how: the simulator runs the requests of a whole cohort as one batched
+computation, a device runs its own.
+
+Not here: how requests are carried out (``backends``, ``sim``), the methods themselves (``core/drift.py``, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.core.aggregate import Aggregator
+from foedus.core.client import Client
+from foedus.core.values import NOTHING, State
+from foedus.tree import Layout, Vector
+
+Vectors = Mapping[str, NDArray[Any]]
+
+
+class Visit(NamedTuple):
+    """What a client has at hand in a round.
+
+    Attributes:
+        received: the global model, [parameter].
+        buffers: the global model's buffers, or the client's own if it keeps them, [buffer].
+        down: what came beside the model (see ``Method.down``).
+        kept: what the client kept at the end of its last visit; empty at its first.
+        client: position in the population.
+        round: counted from 1.
+        seed: the run's.
+        examples: how many training examples it has.
+        spec: the algorithm's local training; ``spec.rate(round)`` is its learning rate.
+        layout: where the arrays lie in the vector.
+    """
+
+    received: Vector
+    buffers: Vector
+    down: Vectors
+    kept: Vectors
+    client: int
+    round: int
+    seed: int
+    examples: int
+    spec: Client
+    layout: Layout
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of local training in this round."""
+        return self.spec.rate(self.round)
+
+
+class Train(NamedTuple):
+    """A request: local training on the client's own examples. Its answer is :class:`Trained`.
+
+    Attributes:
+        start: weights to begin from, [parameter]; ``None``: the received ones.
+        anchor: what penalties pull towards; ``None``: the received weights.
+        shift: added to every gradient of the loss, [parameter].
+        mask: 1 where parameters may move and 0 where not, [parameter]; the same for all clients of a method.
+        spec: another way to train than the algorithm's; it must be the same object for all clients and rounds.
+        buffers: to begin from, [buffer]; ``None``: ``visit.buffers``.
+    """
+
+    start: Vector | None = None
+    anchor: Vector | None = None
+    shift: Vector | None = None
+    mask: Vector | None = None
+    spec: Client | None = None
+    buffers: Vector | None = None
+
+
+class Trained(NamedTuple):
+    """What local training gave: weights [parameter], buffers [buffer], the number of steps, their mean loss."""
+
+    vector: Vector
+    buffers: Vector
+    steps: int
+    loss: float
+
+
+class Measure(NamedTuple):
+    """A request: mean loss and metrics of some weights on the client's own training examples (or, with
+    ``held_out``, on those it holds out), in evaluation mode. Its answer is a dict by name.
+
+    Attributes:
+        vector: weights, [parameter].
+        buffers: [buffer]; ``None``: ``visit.buffers``.
+    """
+
+    vector: Vector
+    buffers: Vector | None = None
+    held_out: bool = False
+
+
+class Contribution(NamedTuple):
+    """What a client's visit ends with.
+
+    Attributes:
+        update: to be aggregated, [parameter]; ``None`` sends nothing.
+        weight: in weighted means; ``None``: the number of examples.
+        sides: further vectors to be aggregated, by channel; a client may leave channels out.
+        kept: what the client keeps for its next visit; replaces what it kept before.
+        buffers: [buffer] after the visit; ``None``: as they were.
+        loss: the training loss to be reported.
+        steps: how many local steps were made.
+        report: figures of this client that go into the round's record (as mean over the cohort).
+    """
+
+    update: Vector | None
+    weight: float | None = None
+    sides: Vectors = NOTHING
+    kept: Vectors = NOTHING
+    buffers: Vector | None = None
+    loss: float = float("nan")
+    steps: int = 0
+    report: Mapping[str, float] = NOTHING  # type: ignore[assignment]
+
+    @staticmethod
+    def of(trained: Trained, visit: Visit) -> Contribution:
+        """The plain one: trained weights − received weights."""
+        return Contribution(
+            trained.vector - visit.received, buffers=trained.buffers, loss=trained.loss, steps=trained.steps
+        )
+
+
+Request = Train | Measure
+Local = Generator[Request, Any, Contribution]
+
+
+class Gathered(NamedTuple):
+    """What the server has after a round.
+
+    Attributes:
+        state: the method's.
+        vector: the global model, [parameter].
+        update: the aggregated update, [parameter]; ``None`` if no client sent one.
+        sides: the aggregated vectors, by channel.
+        senders: how many clients' updates are in it.
+        population: how many clients there are in all.
+        round: counted from 1.
+        rate: the learning rate of local training in this round.
+    """
+
+    state: State
+    vector: Vector
+    update: Vector | None
+    sides: Vectors
+    senders: int
+    population: int
+    round: int
+    rate: float
+
+
+def plain(visit: Visit) -> Local:
+    """Train and send the difference: the client's part of federated averaging."""
+    return Contribution.of((yield Train()), visit)
+
+
+def unchanged(gathered: Gathered) -> tuple[Vector | None, State]:
+    """The server's part of federated averaging: the aggregated update as it is."""
+    return gathered.update, gathered.state
+
+
+class Method(NamedTuple):
+    """An algorithm's own part on clients and server, as pure functions.
+
+    * ``local(visit)``: the client's generator, see the module's docstring.
+    * ``init(vector, population) -> state``: of the server, arrays by name, at the start.
+    * ``down(state) -> vectors``: what every client is sent beside the model.
+    * ``sides``: an aggregator for every channel that contributions use beside the update.
+    * ``finish(gathered) -> (update, state)``: the update that the server optimiser is given (``None``: the model
+      stays), and the new state.
+    * ``personal(visit)``: if given, a generator that ends with the client's own weights [parameter] (and
+      buffers), for evaluation client by client; its ``visit`` has what the client kept.
+
+    Example, whole: FedAvg whose clients also report how far they went:
+
+        >>> import numpy as np
+        >>> def local(visit):
+        ...     trained = yield Train()
+        ...     sent = Contribution.of(trained, visit)
+        ...     return sent._replace(report={"distance": float(np.linalg.norm(sent.update))})
+        >>> Method(local, "watched()").label
+        'watched()'
+    """
+
+    local: Callable[[Visit], Local]
+    label: str
+    init: Callable[[Vector, int], State] = lambda vector, population: {}
+    down: Callable[[State], Vectors] = lambda state: NOTHING
+    sides: Mapping[str, Aggregator] = {}  # noqa: RUF012 - never changed
+    finish: Callable[[Gathered], tuple[Vector | None, State]] = unchanged
+    personal: Callable[[Visit], Generator[Request, Any, tuple[Vector, Vector]]] | None = None
+
+
+def zeros(like: Vector) -> Vector:
+    """Zeros [parameter], of the same dtype."""
+    return np.zeros_like(like)
