@@ -22,6 +22,30 @@ from foedus.core.task import JaxModel, NumpyModel, Task
 from foedus.tree import Layout, Vector
 
 
+class Guides(NamedTuple):
+    """How clients' training departs from the plain one: rows of one for each client, or nothing.
+
+    Attributes:
+        start: weights to begin from, [client, parameter].
+        anchor: what penalties pull towards, [client, parameter]; without it the received weights.
+        shift: added to every gradient, [client, parameter].
+        mask: 1 where parameters may move and 0 where not, [parameter], the same for all.
+    """
+
+    start: Vector | None = None
+    anchor: Vector | None = None
+    shift: Vector | None = None
+    mask: Vector | None = None
+
+    def of(self, slots: NDArray[np.integer]) -> Guides:
+        """Those of some clients."""
+        rows = (None if v is None else v[slots] for v in (self.start, self.anchor, self.shift))
+        return Guides(*rows, self.mask)
+
+
+UNGUIDED = Guides()
+
+
 class Block(NamedTuple):
     """The local training of some clients in one round.
 
@@ -30,12 +54,20 @@ class Block(NamedTuple):
         calls: the steps, arranged.
         buffers: what each starts from, [client, buffer].
         lr: this round's learning rate.
+        guides: how training departs from the plain one.
     """
 
     plan: Plan
     calls: list[Call]
     buffers: Vector
     lr: float
+    guides: Guides = UNGUIDED
+
+
+def rows_of(layout: Layout, vectors: Vector) -> list[NDArray[Any]]:
+    """The arrays [client, ...] of a matrix [client, parameter]."""
+    parts = zip(layout.offsets, layout.sizes, layout.shapes, layout.dtypes, strict=True)
+    return [vectors[:, at : at + n].reshape(-1, *shape).astype(dtype) for at, n, shape, dtype in parts]
 
 
 class Stacked(NamedTuple):

@@ -31,10 +31,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from foedus.backends.cohort import UNGUIDED, Guides
 from foedus.backends.jax_devices import cpu_devices, devices, keep_programs
 from foedus.backends.trainer import Weights
 from foedus.core.batches import Plan
-from foedus.core.client import LocalSGD, descend
+from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.examples import Examples
 from foedus.tree import Layout, Vector
 
@@ -114,7 +115,7 @@ class CohortProgram:
         self._cut = NamedSharding(mesh, PartitionSpec("device"))
         on_each, same = PartitionSpec("device"), PartitionSpec()
         body = jax.shard_map(
-            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same),
+            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same, on_each, same),
             out_specs=on_each, check_vma=False,
         )  # fmt: skip
         options = CPU_OPTIONS if self.devices[0].platform == "cpu" else None
@@ -133,7 +134,10 @@ class CohortProgram:
             inputs = tuple(self._put(aligned(a)) for a in examples.inputs)
             return Pool(inputs, self._put(aligned(examples.targets)))
 
-    def run(self, start: Weights, pool: Pool, plan: Plan, *, lr: float, kept: NDArray[Any] | None = None) -> Results:
+    def run(
+        self, start: Weights, pool: Pool, plan: Plan, *, lr: float, kept: NDArray[Any] | None = None,
+        guides: Guides = UNGUIDED,
+    ) -> Results:  # fmt: skip
         """Carry out one round.
 
         Args:
@@ -142,6 +146,8 @@ class CohortProgram:
             plan: the cohort's steps, whose ``rows`` are row numbers of the pool (see :func:`pooled`).
             lr: the learning rate of this round.
             kept: [C, Q], buffers that each client starts with instead of ``start.buffers``.
+            guides: how training departs from the plain one. Updates are weights after training − those that
+                training began from.
         """
         deal = balanced(plan.steps, len(self.devices))
         steps, bounds = self._packed(plan, deal)
@@ -151,9 +157,21 @@ class CohortProgram:
             buffers[device, : len(slots)] = own[slots]
         with self._types():
             answer = self._call(
-                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr)
+                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr), self._guided(guides, deal),
+                {} if guides.mask is None else {"mask": guides.mask},
             )
         return _unpacked(answer, deal, plan.steps)
+
+    def _guided(self, guides: Guides, deal: Sequence[NDArray[np.int64]]) -> dict[str, Vector]:
+        """Each device's rows of what clients have of their own, [D, S, P]."""
+        own = {"start": guides.start, "anchor": guides.anchor, "shift": guides.shift}
+        found = {}
+        for name, rows in own.items():
+            if rows is not None:
+                found[name] = np.zeros((len(deal), self._bounds[1], rows.shape[1]), rows.dtype)
+                for device, slots in enumerate(deal):
+                    found[name][device, : len(slots)] = rows[slots]
+        return found
 
     def _packed(self, plan: Plan, deal: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Per device: rows, counts and keys of its steps [D, T, B + 3], and where its clients begin [D, S + 2]."""
@@ -182,18 +200,25 @@ class CohortProgram:
 def _body(recipe: Recipe) -> Callable[..., Any]:
     """What one device does: its clients one after another."""
 
-    def run(vector: Array, buffers: Array, frozen: Any, pool: Pool, steps: Array, bounds: Array, lr: Array) -> Any:
+    def run(
+        vector: Array, buffers: Array, frozen: Any, pool: Pool, steps: Array, bounds: Array, lr: Array,
+        own: dict[str, Array], common: dict[str, Array],
+    ) -> Any:  # fmt: skip
         buffers, steps, bounds = buffers[0], steps[0], bounds[0]
+        own = {name: rows[0] for name, rows in own.items()}
         received = _leaves(recipe.layout, vector)
-        train = _client(recipe, received, frozen=frozen, pool=pool, lr=lr)
+        train = _client(recipe, frozen=frozen, pool=pool, lr=lr)
 
         def client(slot: Array, results: Any) -> Any:
             before = _leaves(recipe.buffer_layout, buffers[slot])
-            params, after, loss = train(before, steps, bounds[slot + 1], bounds[slot + 2])
+            guide = {name: _leaves(recipe.layout, rows[slot]) for name, rows in own.items()}
+            guide |= {name: _leaves(recipe.layout, vector) for name, vector in common.items()}
+            guide = {"start": received, "anchor": received} | guide
+            params, after, loss = train(guide, before, steps, (bounds[slot + 1], bounds[slot + 2]))
             updates, changes, losses = results
             # An index out of range shows as a NaN loss (lowering_ops); it must not go unnoticed.
             fault = jnp.where(jnp.isnan(loss), jnp.nan, 0)
-            moved = {n: params[n] - received[n] + fault for n in params}
+            moved = {n: params[n] - guide["start"][n] + fault for n in params}
             updates = _written(recipe.layout, updates, slot, moved)
             # Equal infinities (a mask of −∞) have not changed.
             grown = {n: jnp.where(after[n] == before[n], 0, after[n] - before[n]) for n in after}
@@ -211,12 +236,14 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
     return run
 
 
-def _client(recipe: Recipe, received: dict[str, Array], *, frozen: Any, pool: Pool, lr: Array) -> Callable[..., Any]:
-    """One client: ``(buffers, steps, begin, end) -> (params, buffers, sum of losses)``."""
+def _client(recipe: Recipe, *, frozen: Any, pool: Pool, lr: Array) -> Callable[..., Any]:
+    """One client: ``(guide, buffers, steps, (begin, end)) -> (params, buffers, sum of losses)``."""
 
-    def train(before: dict[str, Array], steps: Array, begin: Array, end: Array) -> Any:
+    def train(guide: Mapping[str, dict[str, Array]], before: dict[str, Array], steps: Array, span: Any) -> Any:
         width = steps.shape[1] - 3
-        memory = [jnp.zeros_like(p) for p in received.values()] if recipe.spec.momentum else []
+        memory = [jnp.zeros_like(p) for p in guide["start"].values()] if recipe.spec.momentum else []
+        names = recipe.layout.names
+        shift, mask = ([guide[g][n] for n in names] if g in guide else [] for g in ("shift", "mask"))
 
         def step(t: Array, state: Any) -> Any:
             params, memory, buffers, total = state
@@ -227,13 +254,15 @@ def _client(recipe: Recipe, received: dict[str, Array], *, frozen: Any, pool: Po
                 params, frozen, buffers, inputs, pool.target[rows], mask.astype(total.dtype), entry[width + 1 :]
             )
             # By name: jax hands dicts back in the order of their keys, not in the layout's.
-            mine, theirs, slopes = ([d[n] for n in recipe.layout.names] for d in (params, received, grads))
-            new, memory = descend(recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr)
+            mine, theirs, slopes = ([d[n] for n in names] for d in (params, guide["anchor"], grads))
+            new, memory = descend(
+                recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr, steering=Steering(shift, mask)
+            )
             params = dict(zip(recipe.layout.names, new, strict=True))
             return params, memory, dict(buffers), total + loss.astype(total.dtype)
 
-        first = (received, memory, before, jnp.zeros((), recipe.layout.dtype))
-        params, _, buffers, total = lax.fori_loop(begin, end, step, first)
+        first = (guide["start"], memory, before, jnp.zeros((), recipe.layout.dtype))
+        params, _, buffers, total = lax.fori_loop(*span, step, first)
         return params, buffers, total
 
     return train

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from foedus.backends.located import located
 from foedus.backends.numpy_backend import plain_descent
 from foedus.backends.trainer import Assignment, Tally, Trained, Weights
-from foedus.core.client import LocalSGD, descend
+from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
 from foedus.core.task import JaxModel, Task
@@ -86,14 +86,16 @@ class JaxTrainer:
         if work.observe:
             work.observe(0, start)
         with self.types():
-            params = received = self.leaves(start.vector)
+            params = self.leaves(start.vector)
+            received = params if work.anchor is None else self.leaves(work.anchor)
+            steering = Steering(*([] if v is None else self.leaves(v) for v in (work.shift, work.mask)))
             memory = [jnp.zeros_like(w) for w in received] if spec.momentum else []
             rate, still, losses = spec.rate(work.round), steady(spec), []
             for step, (inputs, target, mask) in enumerate(self._batches(spec, work)):
                 words = work.plan.keys[step]
                 batch = (inputs, target, mask, words)
                 try:
-                    params, memory, loss = self._advance(still, params, memory, received, batch, rate)
+                    params, memory, loss = self._advance(still, params, memory, (received, steering), batch, rate)
                 except Exception as error:
                     count = work.plan.count[step]
                     real = [x[:count] for x in inputs]
@@ -276,14 +278,15 @@ def _step(task: Task, model: JaxModel, tree: Callable[[dict[str, Array]], Tree])
 
 
 def advanced(
-    step: Step, spec: LocalSGD, params: Any, memory: Any, received: Any, batch: Any, lr: Array
+    step: Step, spec: LocalSGD, params: Any, memory: Any, guide: tuple[Any, Steering], batch: Any, lr: Array
 ) -> Any:
-    """Parameters, momenta and loss after one step."""
+    """Parameters, momenta and loss after one step; ``guide``: what penalties pull towards, and the steering."""
+    received, steering = guide
     inputs, target, mask, words = batch
     named = dict(zip(step.names, params, strict=True))
     loss, grads, _ = step.function(named, {}, {}, inputs, target, mask, words)
     slopes = [grads[n] for n in step.names]
-    new, memory = descend(spec, params, slopes, memory=memory, received=received, lr=lr)
+    new, memory = descend(spec, params, slopes, memory=memory, received=received, lr=lr, steering=steering)
     return [w.astype(old.dtype) for w, old in zip(new, params, strict=True)], memory, loss
 
 

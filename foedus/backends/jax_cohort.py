@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.backends.cohort import Block, Stacked
+from foedus.backends.cohort import Block, Guides, Stacked, rows_of
 from foedus.backends.jax_backend import JaxTrainer, Step, advanced, roomy, steady
 from foedus.backends.trainer import Trainer, Weights
-from foedus.core.client import LocalSGD
+from foedus.core.client import LocalSGD, Steering
 from foedus.core.packing import Call
 from foedus.core.population import Examples
 
@@ -62,12 +62,12 @@ class JaxCohort:
         clients = len(block.buffers)
         sums = np.zeros(clients)
         with self._trainer.types():
-            received = self._trainer.leaves(start.vector)
             self._room = max(self._room, roomy(clients))  # never shrinks, so that few programs are compiled
-            state = self._begin(received, self._room)
+            towards, begin = self._towards(start, block.guides)
+            state = self._begin(begin, self._room)
             losses: list[tuple[NDArray[np.int64], Array]] = []
             for call in _pieces(block.calls):
-                state, loss = self._call(state, received, pool, self._batch(call, block))
+                state, loss = self._call(state, towards, pool, self._batch(call, block))
                 losses.append((call.members, loss))
             for members, loss in losses:
                 sums[members] += np.asarray(loss)
@@ -77,8 +77,25 @@ class JaxCohort:
         vectors[np.isnan(losses_of)] = np.nan  # as in the trainer: a label out of range is a NaN loss
         return Stacked(vectors, block.buffers, losses_of)
 
-    def _begin(self, received: list[Array], room: int) -> State:
-        parameters = [jnp.repeat(w[None], room, 0) for w in received]
+    def _towards(self, start: Weights, guides: Guides) -> tuple[_Towards, list[Array]]:
+        """What members are pulled towards, and where they begin: arrays [...] for all, or [room, ...]."""
+        received = self._trainer.leaves(start.vector)
+        begin, anchor, shift = (self._rows(v) for v in (guides.start, guides.anchor, guides.shift))
+        mask = [] if guides.mask is None else self._trainer.leaves(guides.mask)
+        return _Towards([] if anchor else received, anchor, shift, mask), begin or received
+
+    def _rows(self, vectors: NDArray[Any] | None) -> list[Array]:
+        """The arrays [room, ...] of a matrix [client, parameter]."""
+        if vectors is None:
+            return []
+        return rows_of(self.layout, np.pad(vectors, ((0, self._room - len(vectors)), (0, 0))))
+
+    def _begin(self, begin: list[Array], room: int) -> State:
+        shapes = self.layout.shapes
+        parameters = [
+            jnp.repeat(w[None], room, 0) if w.ndim == len(shape) else jnp.array(w)
+            for w, shape in zip(begin, shapes, strict=True)
+        ]
         return parameters, [jnp.zeros_like(w) for w in parameters] if self._spec.momentum else []
 
     def _batch(self, call: Call, block: Block) -> _Batch:
@@ -87,6 +104,16 @@ class JaxCohort:
         count = plan.count[steps]
         padded = None if self.unpadded else count
         return _Batch(call.members.astype(np.int32), rows, padded, plan.keys[steps], block.lr)
+
+
+class _Towards(NamedTuple):
+    """What members are pulled towards, ``received`` [...] for all or ``anchor`` [room, ...]; the shifts [room, ...] of
+    their gradients; the mask [...]."""
+
+    received: list[Array]
+    anchor: list[Array]
+    shift: list[Array]
+    mask: list[Array]
 
 
 class _Batch(NamedTuple):
@@ -101,18 +128,19 @@ class _Batch(NamedTuple):
 
 
 def _together(
-    step: Step, spec: LocalSGD, state: State, received: list[Array], pool: Pool, chosen: _Batch
+    step: Step, spec: LocalSGD, state: State, towards: _Towards, pool: Pool, chosen: _Batch
 ) -> tuple[State, Array]:
     """One step of some clients: the state afterwards, and their losses [k]."""
     members, rows, real, keys, lr = chosen
     *inputs, target = (x[rows] for x in pool)  # [k, width, ...]
     mask = None if real is None else jnp.arange(rows.shape[1]) < real[:, None]
 
-    def one(params: list[Array], memory: list[Array], batch: Any) -> Any:
-        return advanced(step, spec, params, memory, received, batch, lr)
+    def one(params: list[Array], memory: list[Array], anchor: list[Array], shift: list[Array], batch: Any) -> Any:
+        guide = (anchor or towards.received, Steering(shift, towards.mask))
+        return advanced(step, spec, params, memory, guide, batch, lr)
 
-    own, kept = ([w[members] for w in part] for part in state)
-    new, moved, losses = jax.vmap(one)(own, kept, (tuple(inputs), target, mask, keys))
+    own, kept, anchor, shift = ([w[members] for w in part] for part in (*state, towards.anchor, towards.shift))
+    new, moved, losses = jax.vmap(one)(own, kept, anchor, shift, (tuple(inputs), target, mask, keys))
     parameters, memory = (
         [w.at[members].set(n) for w, n in zip(part, values, strict=True)]
         for part, values in zip(state, (new, moved), strict=True)

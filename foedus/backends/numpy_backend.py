@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends.located import located
-from foedus.backends.trainer import Assignment, Tally, Trained, Weights
-from foedus.core.client import LocalSGD, descend
+from foedus.backends.trainer import Assignment, Tally, Trained, Weights, leaves_of
+from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import generator
 from foedus.core.task import NumpyModel, Task
@@ -47,8 +47,10 @@ class NumpyTrainer:
     @np.errstate(over="ignore", invalid="ignore")
     def train(self, start: Weights, work: Assignment) -> Trained:
         spec = plain_descent(work.spec)
-        received = list(self.layout.unflatten(start.vector).values())
-        leaves, memory = received, [np.zeros_like(w) for w in received] if spec.momentum else []
+        leaves = leaves_of(self.layout, start.vector)
+        received = leaves if work.anchor is None else leaves_of(self.layout, work.anchor)
+        steering = Steering(leaves_of(self.layout, work.shift), leaves_of(self.layout, work.mask))
+        memory = [np.zeros_like(w) for w in received] if spec.momentum else []
         rate, losses = spec.rate(work.round), []
         if work.observe:
             work.observe(0, start)
@@ -58,7 +60,9 @@ class NumpyTrainer:
                 loss, grads = self._gradient(leaves, part)
             except Exception as error:
                 raise located(error, work, step, part.inputs, part.targets) from error
-            leaves, memory = descend(spec, leaves, grads, memory=memory, received=received, lr=rate)
+            leaves, memory = descend(
+                spec, leaves, grads, memory=memory, received=received, lr=rate, steering=steering
+            )
             losses.append(float(loss))
             if work.observe:
                 work.observe(step + 1, Weights(self._flat(leaves), _nothing()))

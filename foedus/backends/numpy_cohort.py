@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.backends.cohort import Block, Stacked
+from foedus.backends.cohort import Block, Stacked, rows_of
 from foedus.backends.numpy_backend import NumpyTrainer
-from foedus.backends.trainer import Trainer, Weights
-from foedus.core.client import LocalSGD, descend
+from foedus.backends.trainer import Trainer, Weights, leaves_of
+from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 
 Array = NDArray[Any]
+
+
+class _Towards(NamedTuple):
+    """What the members of a call are pulled towards (``own``: an array [k, ...] each, else one [...] for all), the
+    shifts [k, ...] of their gradients, and the mask [...]."""
+
+    received: list[Array]
+    own: bool
+    shift: list[Array]
+    mask: list[Array]
 
 
 class NumpyCohort:
@@ -41,8 +51,14 @@ class NumpyCohort:
     @np.errstate(over="ignore", invalid="ignore")
     def train(self, start: Weights, pool: Examples, block: Block) -> Stacked:
         clients, spec = len(block.buffers), self._spec
-        received = list(self.layout.unflatten(start.vector).values())
-        leaves = [np.repeat(w[None], clients, 0) for w in received]
+        received, guides = list(self.layout.unflatten(start.vector).values()), block.guides
+        if guides.start is None:
+            leaves = [np.repeat(w[None], clients, 0) for w in received]
+        else:
+            leaves = rows_of(self.layout, guides.start)
+        anchors = None if guides.anchor is None else rows_of(self.layout, guides.anchor)
+        shifts = [] if guides.shift is None else rows_of(self.layout, guides.shift)
+        mask = leaves_of(self.layout, guides.mask)
         memory = [np.zeros_like(w) for w in leaves] if spec.momentum else []
         sums = np.zeros(clients)
         for call in block.calls:
@@ -51,7 +67,11 @@ class NumpyCohort:
             own, kept = [w[where] for w in leaves], [m[where] for m in memory]
             losses, grads = self._gradients(own, part)
             sums[where] += losses
-            new, kept = self._descend(own, grads, kept, received, lr=block.lr)
+            towards = _Towards(
+                received if anchors is None else [a[where] for a in anchors], anchors is not None,
+                [s[where] for s in shifts], mask,
+            )  # fmt: skip
+            new, kept = self._descend(own, grads, kept, towards, lr=block.lr)
             for whole, value in zip((*leaves, *memory), (*new, *kept), strict=True):
                 whole[where] = value
         vectors = np.concatenate([w.reshape(clients, -1) for w in leaves], 1)
@@ -63,17 +83,19 @@ class NumpyCohort:
         leaves: list[Array],
         grads: list[Array],
         memory: list[Array],
-        received: list[Array],
+        towards: _Towards,
         *,
         lr: float,
     ) -> tuple[list[Array], list[Array]]:
         """The members' step down their gradients, all [k, ...]."""
-        spec = self._spec
+        spec, (received, own, shift, mask) = self._spec, towards
         if not (spec.clip_norm or spec.penalty):  # all else is the same with one more axis
-            return descend(spec, leaves, grads, memory=memory, received=received, lr=lr)
+            steering = Steering(shift, mask)
+            return descend(spec, leaves, grads, memory=memory, received=received, lr=lr, steering=steering)
         each = [
             descend(spec, [w[i] for w in leaves], [g[i] for g in grads], memory=[m[i] for m in memory],
-                    received=received, lr=lr)
+                    received=[r[i] for r in received] if own else received, lr=lr,
+                    steering=Steering([s[i] for s in shift], mask))
             for i in range(len(leaves[0]))
         ]  # fmt: skip
         new, kept = (

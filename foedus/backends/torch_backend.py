@@ -10,7 +10,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from foedus.backends.located import located
 from foedus.backends.torch_random import counted
-from foedus.backends.trainer import Assignment, Tally, Trained, Weights
-from foedus.core.client import LocalSGD, LocalTraining, LoopContext, descend
+from foedus.backends.trainer import Assignment, Tally, Trained, Weights, leaves_of
+from foedus.core.client import LocalSGD, LocalTraining, LoopContext, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
 from foedus.core.task import Task
@@ -115,6 +115,7 @@ class TorchTrainer:
     def train(self, start: Weights, work: Assignment) -> Trained:
         self._begin(start, work)
         if isinstance(work.spec, LocalTraining) and work.spec.loop is not None:
+            _check_unsteered(work)
             with self._seeded(work):
                 loss = self._own_loop(work.spec.loop, work)
             return Trained(self.read(), loss)
@@ -184,8 +185,15 @@ class TorchTrainer:
     def _advance(self, work: Assignment) -> Callable[[torch.Tensor], None]:
         """The function that takes one step down a loss."""
         if isinstance(work.spec, LocalTraining):
-            return _by_optimiser(work.spec, list(self.parameters.values()), work.spec.rate(work.round))
-        return _by_descent(work.spec, list(self.parameters.values()), work.spec.rate(work.round))
+            steering = Steering(self._leaves(work.shift), self._leaves(work.mask))
+            return _by_optimiser(work.spec, list(self.parameters.values()), work.spec.rate(work.round), steering)
+        anchor, shift, mask = (self._leaves(v) for v in (work.anchor, work.shift, work.mask))
+        guide = _Guide(anchor, Steering(shift, mask))
+        return _by_descent(work.spec, list(self.parameters.values()), work.spec.rate(work.round), guide)
+
+    def _leaves(self, vector: Vector | None) -> list[torch.Tensor]:
+        """The arrays of a flat vector on the device; none without one."""
+        return [torch.tensor(a, device=self.device) for a in leaves_of(self.layout, vector)]
 
     def _own_loop(self, loop: Callable[..., float | None], work: Assignment) -> float:
         plan = work.plan
@@ -265,11 +273,19 @@ def _present(device: str) -> str:
     return device
 
 
+class _Guide(NamedTuple):
+    """What pulls and steers: the arrays that penalties pull towards (none: where training begins), and the rest."""
+
+    anchor: list[torch.Tensor]
+    steering: Steering
+
+
 def _by_descent(
-    spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float
+    spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float, guide: _Guide
 ) -> Callable[[torch.Tensor], None]:
-    plain = not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty)
-    received = [] if plain else [p.detach().clone() for p in parameters]
+    steered = guide.steering.shift or guide.steering.mask
+    plain = not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty or steered)
+    received = guide.anchor or ([] if plain else [p.detach().clone() for p in parameters])
     memory = [torch.zeros_like(p) for p in parameters] if spec.momentum else []
 
     def advance(loss: torch.Tensor) -> None:
@@ -279,14 +295,16 @@ def _by_descent(
             if plain:  # the same step as `descend`, without temporaries
                 torch._foreach_add_(parameters, grads, alpha=-lr)  # type: ignore[arg-type]
                 return
-            new, memory = descend(spec, parameters, grads, memory=memory, received=received, lr=lr)
+            new, memory = descend(
+                spec, parameters, grads, memory=memory, received=received, lr=lr, steering=guide.steering
+            )
             torch._foreach_copy_(parameters, new)  # type: ignore[arg-type]
 
     return advance
 
 
 def _by_optimiser(
-    spec: LocalTraining, parameters: list[torch.nn.Parameter], lr: float
+    spec: LocalTraining, parameters: list[torch.nn.Parameter], lr: float, steering: Steering
 ) -> Callable[[torch.Tensor], None]:
     assert spec.optimiser is not None
     optimiser = spec.optimiser(parameters)
@@ -297,9 +315,22 @@ def _by_optimiser(
     def advance(loss: torch.Tensor) -> None:
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for i, parameter in enumerate(parameters if steering.shift or steering.mask else ()):
+                slope = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                slope = slope + steering.shift[i] if steering.shift else slope
+                parameter.grad = slope * steering.mask[i] if steering.mask else slope
         optimiser.step()
 
     return advance
+
+
+def _check_unsteered(work: Assignment) -> None:
+    if work.shift is not None or work.mask is not None:
+        raise ConfigurationError(
+            "this algorithm steers every gradient of local training, which a loop of your own hides. Give "
+            "local_training(optimiser=lambda p: torch.optim.AdamW(p)) or local_sgd(...) instead"
+        )
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:

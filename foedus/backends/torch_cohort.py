@@ -23,22 +23,36 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from foedus.backends.cohort import Block, Stacked
+from foedus.backends.cohort import Block, Stacked, rows_of
 from foedus.backends.masking import Objective, objective
 from foedus.backends.torch_backend import TorchTrainer, same_bits
 from foedus.backends.torch_record import Recorder
 from foedus.backends.torch_stacked import stacked
-from foedus.backends.trainer import Trainer, Weights
-from foedus.core.client import LocalSGD, descend
+from foedus.backends.trainer import Trainer, Weights, leaves_of
+from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.task import Task
 from foedus.errors import UnsupportedOperator
-from foedus.tree import Layout
+from foedus.tree import Layout, Vector
 
 GIB = 1 << 30
 CACHED = 16 << 20  # bytes of a block that stays near the processor
 
 Pool = list[Tensor]  # inputs and targets, each [example, ...]
+
+
+class _Towards(NamedTuple):
+    """What clients are pulled towards (``own``: arrays [client, ...], else [...] for all), the shifts [client, ...] of
+    their gradients, and the mask [...]."""
+
+    received: list[Tensor]
+    own: bool
+    shift: list[Tensor]
+    mask: list[Tensor]
+
+    def of(self, members: slice | Tensor) -> _Towards:
+        received = [w[members] for w in self.received] if self.own else self.received
+        return self._replace(received=received, shift=[s[members] for s in self.shift])
 
 
 class _State(NamedTuple):
@@ -47,7 +61,7 @@ class _State(NamedTuple):
     parameters: list[Tensor]
     memory: list[Tensor]
     buffers: dict[str, Tensor]
-    received: list[Tensor]  # the same for all, [...]
+    towards: _Towards
 
 
 class _Batch(NamedTuple):
@@ -113,9 +127,17 @@ class TorchCohort:
 
     def _begin(self, start: Weights, block: Block) -> _State:
         clients, own = len(block.buffers), self._trainer
-        leaves = own.layout.unflatten(start.vector).values()
-        received = [torch.tensor(a, device=self.device) for a in leaves]
-        parameters = [w.expand(clients, *w.shape).clone() for w in received]
+        guides = block.guides
+        received = self._arrays(leaves_of(own.layout, start.vector))
+        if guides.start is None:
+            parameters = [w.expand(clients, *w.shape).clone() for w in received]
+        else:
+            parameters = self._rows(guides.start)
+        towards = _Towards(
+            received if guides.anchor is None else self._rows(guides.anchor), guides.anchor is not None,
+            [] if guides.shift is None else self._rows(guides.shift),
+            self._arrays(leaves_of(own.layout, guides.mask)),
+        )  # fmt: skip
         memory = [torch.zeros_like(w) for w in parameters] if self._spec.momentum else []
         buffers = {}
         layout = own.buffer_layout
@@ -126,7 +148,13 @@ class TorchCohort:
             buffers[name] = torch.tensor(
                 np.rint(part) if whole else part, device=self.device, dtype=like.dtype
             )
-        return _State(parameters, memory, buffers, received)
+        return _State(parameters, memory, buffers, towards)
+
+    def _arrays(self, arrays: list[NDArray[Any]]) -> list[Tensor]:
+        return [torch.tensor(a, device=self.device) for a in arrays]
+
+    def _rows(self, vectors: Vector) -> list[Tensor]:
+        return self._arrays(rows_of(self.layout, vectors))
 
     def _step(self, state: _State, members: slice | Tensor, batch: _Batch, lr: float) -> Tensor:
         """One step of some clients, in place; their losses [k]."""
@@ -140,7 +168,7 @@ class TorchCohort:
         grads, after = rest[: len(parameters)], rest[len(parameters) :]
         with torch.no_grad():
             memory = [m[members] for m in state.memory]
-            self._descend(parameters, memory, grads, state.received, lr=lr)
+            self._descend(parameters, memory, grads, state.towards.of(members), lr=lr)
             for old, new in zip(buffers, after, strict=True):
                 if old.data_ptr() != new.data_ptr():  # the model put another tensor in its place
                     old.copy_(new)
@@ -179,21 +207,26 @@ class TorchCohort:
         return self._objective.masked(output, target, *masks), buffers
 
     def _descend(
-        self, parameters: list[Tensor], memory: list[Tensor], grads: Sequence[Tensor], received: list[Tensor],
+        self, parameters: list[Tensor], memory: list[Tensor], grads: Sequence[Tensor], towards: _Towards,
         *, lr: float,
     ) -> None:  # fmt: skip
         """The clients' step down their gradients, in place."""
         spec = self._spec
-        if not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty):
+        steered = towards.shift or towards.mask
+        if not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty or steered):
             torch._foreach_add_(parameters, list(grads), alpha=-lr)
             return
 
-        def one(w: list[Tensor], g: list[Tensor], m: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            return descend(spec, w, g, memory=m, received=received, lr=lr)
+        def one(
+            w: list[Tensor], g: list[Tensor], m: list[Tensor], received: list[Tensor], shift: list[Tensor]
+        ) -> tuple[list[Tensor], list[Tensor]]:
+            steering = Steering(shift, towards.mask)
+            return descend(spec, w, g, memory=m, received=received, lr=lr, steering=steering)
 
         # Norms, and what a penalty may compute, are each client's own; all else is the same with one more axis.
-        together = torch.vmap(one) if spec.clip_norm or spec.penalty else one
-        new, kept = together([p.detach() for p in parameters], list(grads), memory)
+        dims = (0, 0, 0, 0 if towards.own else None, 0)
+        together = torch.vmap(one, dims) if spec.clip_norm or spec.penalty else one
+        new, kept = together([p.detach() for p in parameters], list(grads), memory, towards.received, towards.shift)
         torch._foreach_copy_(parameters, new)
         if memory:
             torch._foreach_copy_(memory, kept)

@@ -30,7 +30,8 @@ class Assignment(NamedTuple):
     """One client's local training in one round.
 
     ``plan`` is of this client alone; ``observe(step, weights)``, if given, is called before the first and
-    after every local step.
+    after every local step. ``anchor`` [parameter] is what penalties pull towards instead of the weights that training
+    begins from; ``shift`` and ``mask`` [parameter] steer every gradient (:class:`foedus.core.client.Steering`).
     """
 
     spec: Client
@@ -39,6 +40,14 @@ class Assignment(NamedTuple):
     round: int
     client: object
     observe: Callable[[int, Weights], None] | None = None
+    anchor: Vector | None = None
+    shift: Vector | None = None
+    mask: Vector | None = None
+
+
+def leaves_of(layout: Layout, vector: Vector | None) -> list[NDArray[Any]]:
+    """The arrays of a flat vector; none without one."""
+    return [] if vector is None else list(layout.unflatten(vector).values())
 
 
 class Trained(NamedTuple):

@@ -56,7 +56,8 @@ def plan(
     *,
     seed: int,
     round: int,
-    limit: int | None = None,
+    limit: int | NDArray[np.integer] | None = None,
+    phase: int = 0,
 ) -> Plan:
     """The plan of one round.
 
@@ -66,7 +67,8 @@ def plan(
         clients: int64 [C], their positions in the population.
         seed: the run's seed.
         round: counted from 1.
-        limit: at most so many steps for each client.
+        limit: at most so many steps for each client; one number, or one for each [C].
+        phase: which training of the client's visit it is; each has batches of its own.
     """
     count = len(sizes)
     batch = int(min(spec.batch_size or sizes.max(initial=1), sizes.max(initial=1)))
@@ -74,7 +76,7 @@ def plan(
     steps = np.full(count, spec.steps) if spec.steps else per_epoch * (spec.epochs or 1)
     steps = steps if limit is None else np.minimum(steps, limit)
     epochs = -(-steps // per_epoch)
-    base = key(seed, round, "batches")
+    base = key(seed, round, "batches") if not phase else key(seed, round, "batches", phase)
     own = fold(np.full(count, base, np.uint64), clients.astype(np.uint64))
     rows, filled = _epochs(own, sizes, epochs, batch)
     starts = np.concatenate([[0], np.cumsum(epochs * per_epoch)])[:-1]

@@ -198,17 +198,31 @@ def local_training(
     )  # fmt: skip
 
 
+class Steering(NamedTuple):
+    """What an algorithm does to every gradient of a round: arrays like the parameters', or nothing.
+
+    ``shift`` is added (SCAFFOLD's control variates); ``mask`` is 1 where parameters may move and 0 where not.
+    """
+
+    shift: Sequence[Array] = ()
+    mask: Sequence[Array] = ()
+
+
+STRAIGHT = Steering()
+
+
 def descend(
     spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], *, memory: Sequence[Array],
-    received: Sequence[Array], lr: Array,
+    received: Sequence[Array], lr: Array, steering: Steering = STRAIGHT,
 ) -> tuple[list[Array], list[Array]]:  # fmt: skip
     """One step of local SGD over lists of parameter arrays of one client: (new parameters, new momenta).
 
-    In this order, which is torch's: penalty, clipping of the whole gradient, weight decay, momentum, step.
+    In this order, which is torch's: shift and penalty, clipping of the whole gradient, weight decay, mask, momentum,
+    step.
     ``memory`` holds the momenta, or is empty without momentum. Pure; numpy, torch and jax arrays run the same
     lines.
     """
-    grads = total_gradient(spec, params, grads, received)
+    grads = total_gradient(spec, params, grads, received, steering)
     if spec.momentum:
         memory = [spec.momentum * m + g for m, g in zip(memory, grads, strict=True)]
         grads = memory
@@ -216,10 +230,13 @@ def descend(
 
 
 def total_gradient(
-    spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], received: Sequence[Array]
-) -> list[Array]:
-    """The loss's gradient with the penalty's added, clipped, and then weight decay added."""
+    spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], received: Sequence[Array],
+    steering: Steering = STRAIGHT,
+) -> list[Array]:  # fmt: skip
+    """The loss's gradient with shift and penalty added, clipped, then weight decay added, and masked."""
     grads = list(grads)
+    if steering.shift:
+        grads = [g + s for g, s in zip(grads, steering.shift, strict=True)]
     if spec.penalty is not None:
         extra = [spec.penalty.gradient(w, r) for w, r in zip(params, received, strict=True)]
         grads = [g + e for g, e in zip(grads, extra, strict=True)]
@@ -231,6 +248,8 @@ def total_gradient(
         grads = [g * factor for g in grads]
     if spec.weight_decay:
         grads = [g + spec.weight_decay * w for g, w in zip(grads, params, strict=True)]
+    if steering.mask:
+        grads = [g * m for g, m in zip(grads, steering.mask, strict=True)]
     return grads
 
 

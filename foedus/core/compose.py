@@ -11,9 +11,11 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from foedus.core.aggregate import Aggregator, Stage, mean
+from foedus.core.aggregate import Aggregator, mean
 from foedus.core.client import Client, LocalSGD, LocalTraining, Schedule, local_sgd
+from foedus.core.method import Method
 from foedus.core.server import ServerOptimiser, sgd
+from foedus.core.stage import Stage
 from foedus.errors import ConfigurationError
 
 
@@ -26,6 +28,7 @@ class Algorithm:
         aggregator: how the clients' updates become one update.
         server: what the server does with that update.
         buffers: how non-trainable buffers (BatchNorm statistics) are combined, if the task averages them.
+        method: what clients and server do beyond training and averaging; ``None`` for nothing.
 
     Example:
         >>> Algorithm(client=local_sgd(lr=0.1), server=sgd(lr=0.5)).label
@@ -36,6 +39,7 @@ class Algorithm:
     aggregator: Aggregator = field(default_factory=mean)
     server: ServerOptimiser = field(default_factory=sgd)
     buffers: Aggregator = field(default_factory=mean)
+    method: Method | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.client, LocalSGD | LocalTraining):
@@ -49,15 +53,35 @@ class Algorithm:
                     f"{name} must be an Aggregator, e.g. foedus.mean(); not {_told(value)}"
                     f"{hint if isinstance(value, Stage) else ''}"
                 )
+        if self.method is not None and not isinstance(self.method, Method):
+            raise ConfigurationError(f"method must be a Method, e.g. foedus.fine_tune(); not {_told(self.method)}")
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
                 f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
             )
 
+    def aggregator_of(self, channel: str) -> Aggregator:
+        """The aggregator of what travels in a channel: "update", "buffers", or one of the method's own.
+
+        Raises:
+            ConfigurationError: the method has no such channel.
+        """
+        if channel in ("update", "buffers"):
+            return self.aggregator if channel == "update" else self.buffers
+        sides = self.method.sides if self.method is not None else {}
+        if channel not in sides:
+            told = ", ".join(map(repr, sides)) or "none"
+            raise ConfigurationError(
+                f"the method {self.method and self.method.label} contributed to the channel {channel!r}, which has no "
+                f"aggregator in its sides (there: {told})"
+            )
+        return sides[channel]
+
     @property
     def label(self) -> str:
+        method = "" if self.method is None else f"{self.method.label}: "
         buffers = "" if self.buffers.label == mean().label else f", buffers {self.buffers.label}"
-        return f"{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}"
+        return f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}"
 
 
 def _told(value: Any) -> str:

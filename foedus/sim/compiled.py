@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Trainer, open_trainer
+from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import Plan, plan
 from foedus.core.client import LocalSGD
 from foedus.core.examples import Examples
+from foedus.core.method import Trained
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
+from foedus.sim.visits import Group, contributions, measured, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, read, union
 
 
@@ -57,7 +60,7 @@ class CompiledSession(Session):
 
     def __init__(self, job: Job, trainer: Trainer, devices: Sequence[Any]) -> None:
         self._job, self._trainer, self._devices = job, trainer, devices
-        self._programs: dict[int, Any] = {}
+        self._programs: dict[tuple[int, int], Any] = {}  # by width of batches, and by how they train
         self._held: Any = None
         self._seen: dict[int, tuple[int, int]] = {}  # the range of labels and tokens shown to the model
         self._safe: set[int] = set()  # arrays all of whose range has been shown
@@ -72,12 +75,53 @@ class CompiledSession(Session):
             return Outcome()
         orders, examples, rows, sizes = gathered
         self._check_range(gathered)
-        own = plan(spec, sizes, orders.cohort, seed=job.seed, round=orders.round, limit=orders.limit)
-        made = widened(compiled().pooled(own, rows, np.cumsum(sizes) - sizes))
-        program = self._program(made.rows.shape[1], examples)
+        if job.algorithm.method is not None:
+            return self._visited(gathered)
+        results, steps = self._together(gathered, None)
+        return self._collected(orders, results, sizes=sizes, steps=steps)
+
+    def _together(self, gathered: Gathered, group: Group | None) -> tuple[Any, NDArray[np.int32]]:
+        """One training of a cohort, or of a group of its members, and how many steps each made."""
+        orders, examples, rows, sizes = gathered
+        spec = self._job.algorithm.client if group is None else group.spec
+        if not isinstance(spec, LocalSGD):
+            raise ConfigurationError(
+                "compiled runs local_sgd(); a method's local_training() needs the executors debug, processes or ray"
+            )
+        members = np.arange(len(sizes)) if group is None else group.members
+        own = plan(
+            spec, sizes[members], orders.cohort[members], seed=self._job.seed, round=orders.round,
+            limit=orders.most(members), phase=phase(orders, 0 if group is None else group.phase),
+        )  # fmt: skip
+        begins = (np.cumsum(sizes) - sizes)[members]
+        made = widened(compiled().pooled(own, rows, begins))
+        program = self._program(made.rows.shape[1], examples, spec)
         held = self._hold(program, examples)
-        results = program.run(orders.start, held, made, lr=spec.rate(orders.round), kept=_kept(orders))
-        return self._collected(orders, results, sizes=sizes, made=made)
+        kept = _kept(orders) if group is None else group.buffers
+        guides = UNGUIDED if group is None else group.guides
+        results = program.run(
+            orders.start, held, made, lr=spec.rate(orders.round), kept=kept, guides=guides
+        )
+        return results, made.steps
+
+    def _visited(self, gathered: Gathered) -> Outcome:
+        """A cohort whose clients follow a method of their own."""
+        job, trainer, (orders, _, _, sizes) = self._job, self._trainer, gathered
+
+        def train(group: Group) -> list[Trained]:
+            results, steps = self._together(gathered, group)
+            begun = group.guides.start
+            vectors = [u + (orders.start.vector if begun is None else begun[i]) for i, u in enumerate(results.updates)]
+            after = [before + change for before, change in zip(group.buffers, results.buffers, strict=True)]
+            rows = zip(vectors, after, steps.tolist(), results.losses.tolist(), strict=True)
+            return [Trained(*row) for row in rows]
+
+        seen = [visit(job, orders, i, examples=int(n), layout=trainer.layout) for i, n in enumerate(sizes)]
+        found = contributions(job, seen, train, partial(measured, job, trainer, orders))
+        collector = Collector(job, orders, (trainer.layout, trainer.buffer_layout))
+        for slot, (size, brought) in enumerate(zip(sizes.tolist(), found, strict=True)):
+            collector.contribute(slot, brought, size)
+        return collector.outcome
 
     def _gathered(self, orders: Orders) -> Gathered | None:
         """The data of the clients that have any; ``None`` if nobody has (no step, no weight)."""
@@ -104,13 +148,13 @@ class CompiledSession(Session):
             self._held = program.hold(examples)
         return self._held
 
-    def _program(self, width: int, examples: Examples) -> Any:
-        if width not in self._programs:
+    def _program(self, width: int, examples: Examples, spec: LocalSGD) -> Any:
+        if (width, id(spec)) not in self._programs:
             recipe, unpaddable = self._recipe(width=width, examples=examples)
             if unpaddable:
                 self._demand_full_batches(unpaddable)
-            self._programs[width] = compiled().CohortProgram(recipe, self._devices)
-        return self._programs[width]
+            self._programs[width, id(spec)] = compiled().CohortProgram(replace(recipe, spec=spec), self._devices)
+        return self._programs[width, id(spec)]
 
     def _demand_full_batches(self, reason: str) -> None:
         sizes, batch = self._job.clients.sizes, self._job.algorithm.client.batch_size
@@ -149,13 +193,15 @@ class CompiledSession(Session):
                 client=name, round=orders.round, batch=(list(batch.inputs), batch.targets),
             ) from error  # fmt: skip
 
-    def _collected(self, orders: Orders, results: Any, *, sizes: NDArray[np.int64], made: Plan) -> Outcome:
+    def _collected(
+        self, orders: Orders, results: Any, *, sizes: NDArray[np.int64], steps: NDArray[np.int32]
+    ) -> Outcome:
         """Updates encoded and merged, the cohort shared out over threads."""
         layouts = (self._trainer.layout, self._trainer.buffer_layout)
 
         def part(slots: NDArray[np.int64]) -> Outcome:
             collector = Collector(self._job, orders, layouts)
-            own = (results.updates, results.buffers, sizes, made.steps, results.losses)
+            own = (results.updates, results.buffers, sizes, steps, results.losses)
             collector.add_all(slots.tolist(), Gained(*([column[slot] for slot in slots] for column in own)))
             return collector.outcome
 
@@ -186,7 +232,7 @@ def widened(made: Plan) -> Plan:
 def _kept(orders: Orders) -> NDArray[Any] | None:
     if not orders.kept:
         return None
-    return np.stack([orders.kept.get(int(c), orders.start.buffers) for c in orders.cohort])
+    return np.stack([orders.buffers(int(c)) for c in orders.cohort])
 
 
 def _recipes(job: Job, trainer: Any) -> Callable[..., tuple[Any, str | None]]:

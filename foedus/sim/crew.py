@@ -143,7 +143,7 @@ class CrewSession(Session, Generic[W]):
 
 def _begin(worker: Worker, orders: Orders, rota: Rota) -> None:
     if rota.waiting:
-        worker.tell(Begin(orders.round, orders.start))
+        worker.tell(Begin(orders.only(np.zeros(0, np.int64))))
         _go_on(worker, orders, rota)
 
 
@@ -153,7 +153,7 @@ def _go_on(worker: Worker, orders: Orders, rota: Rota) -> None:
         worker.tell(Word.FINISH)
     else:
         part = orders.only(slots)
-        worker.tell(Share(part.cohort, part.kept))
+        worker.tell(Share(part.cohort, part.kept, part.limits))
 
 
 def dismiss(crew: list[W], *, at_once: bool) -> None:

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from foedus.backends import Assignment, Trainer, Weights, open_trainer
+from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
+from foedus.core.examples import Examples
+from foedus.core.method import Measure, Trained
+from foedus.sim.visits import Group, contributions, measured, phase, visit
 from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read
 
 Observer = Callable[[int, int, Weights], None]  # (client's position, local step, weights)
@@ -48,15 +52,42 @@ class DebugSession(Session):
         examples = read(job.clients, position)
         if not len(examples):
             return  # the rule for empty clients: no step, no weight
-        spec = job.algorithm.client
+        seen = visit(job, orders, slot, examples=len(examples), layout=self._trainer.layout)
+        if job.algorithm.method is None:
+            buffers = orders.buffers(position)[None]
+            group = Group(np.zeros(1, np.int64), job.algorithm.client, 0, UNGUIDED, buffers)
+            trained = self._trained(orders, slot, examples, group)
+            weights = Weights(trained.vector, trained.buffers)
+            collector.add(slot, weights, examples=len(examples), steps=trained.steps, loss=trained.loss)
+            return
+
+        def train(group: Group) -> list[Trained]:
+            return [self._trained(orders, slot, examples, group)]
+
+        def measure(_: int, request: Measure) -> dict[str, float]:
+            return measured(job, self._trainer, orders, slot, request)
+
+        (brought,) = contributions(job, [seen], train, measure)
+        collector.contribute(slot, brought, len(examples))
+
+    def _trained(self, orders: Orders, slot: int, examples: Examples, group: Group) -> Trained:
+        """One training of one client."""
+        job, position = self._job, int(orders.cohort[slot])
         sizes, clients = np.array([len(examples)]), np.array([position])
-        own = plan(spec, sizes, clients, seed=job.seed, round=orders.round, limit=orders.limit)
-        start = orders.start._replace(buffers=orders.kept.get(position, orders.start.buffers))
+        own = plan(
+            group.spec, sizes, clients, seed=job.seed, round=orders.round, limit=orders.most(slice(slot, slot + 1)),
+            phase=phase(orders, group.phase),
+        )  # fmt: skip
+        guides = group.guides.of(np.zeros(1, np.int64))
+        start, anchor, shift = (None if v is None else v[0] for v in (guides.start, guides.anchor, guides.shift))
+        begin = Weights(orders.start.vector if start is None else start, group.buffers[0])
         observe = self.observe
         watch = None if observe is None else lambda step, weights: observe(position, step, weights)
-        work = Assignment(spec, examples, own, orders.round, job.clients.ids[position], watch)
-        trained = self._trainer.train(start, work)
-        collector.add(slot, trained.weights, examples=len(examples), steps=int(own.steps[0]), loss=trained.loss)
+        work = Assignment(
+            group.spec, examples, own, orders.round, job.clients.ids[position], watch, anchor, shift, guides.mask
+        )
+        trained = self._trainer.train(begin, work)
+        return Trained(trained.weights.vector, trained.weights.buffers, int(own.steps[0]), trained.loss)
 
     def close(self) -> None:
         pass

@@ -106,13 +106,18 @@ class Store:
 
     def __init__(self, ray: Any) -> None:
         self.ray, self.remote = ray, ray.remote(Remote)
-        self._start: Weights | None = None
+        self._put: tuple[Weights, Vectors] | None = None
         self._reference: Any = None
 
-    def reference(self, start: Weights) -> Any:
-        if start is not self._start:
-            self._start, self._reference = start, self.ray.put(tuple(start))
+    def reference(self, orders: Orders) -> Any:
+        """What the server sends to every client: its model, and what travels beside it."""
+        if self._put is None or self._put[0] is not orders.start or self._put[1] is not orders.down:
+            self._put = orders.start, orders.down
+            self._reference = self.ray.put((*orders.start, dict(orders.down)))
         return self._reference
+
+
+NO_WEIGHTS = Weights(np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
 class Actor:
@@ -132,7 +137,8 @@ class Actor:
 
     def tell(self, message: Begin | Share | Word) -> None:
         if isinstance(message, Begin):
-            self._remote.begin.remote(message.round, self._store.reference(message.start))
+            rest = replace(message.orders, start=NO_WEIGHTS, down={})
+            self._remote.begin.remote(rest, self._store.reference(message.orders))
         else:
             self.asked.append(self._remote.hear.remote(message))
 
@@ -175,10 +181,11 @@ class Remote:
         self._trainee = caught(lambda parcel: Trainee(unpack(*parcel)), job)
         return _parcel(self._trainee if isinstance(self._trainee, Failure) else Word.READY)
 
-    def begin(self, round: int, start: tuple[NDArray[Any], NDArray[Any]]) -> None:
+    def begin(self, orders: Orders, held: tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]) -> None:
         assert isinstance(self._trainee, Trainee)
-        vector, buffers = start  # of the store, where nothing may be written
-        self._trainee.hear(Begin(round, Weights(vector.copy(), buffers.copy())))
+        vector, buffers, down = held  # of the store, where nothing may be written
+        start = Weights(vector.copy(), buffers.copy())
+        self._trainee.hear(Begin(replace(orders, start=start, down={n: v.copy() for n, v in down.items()})))
 
     def hear(self, message: Share | Word) -> Parcel:
         assert isinstance(self._trainee, Trainee)

@@ -16,19 +16,22 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Assignment, Trainer, Weights, open_trainer
-from foedus.backends.cohort import Block, Cohort, open_cohort
+from foedus.backends.cohort import UNGUIDED, Block, Cohort, Stacked, open_cohort
 from foedus.core.batches import Plan, plan
-from foedus.core.client import LocalSGD
+from foedus.core.client import Client, LocalSGD
+from foedus.core.method import Measure, Trained
 from foedus.core.packing import PADDING, blocks, calls
 from foedus.core.population import Clients, Examples
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
 from foedus.sim.debug import DebugSession
+from foedus.sim.visits import Group, contributions, measured, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, changed, read, union
 
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
@@ -76,6 +79,8 @@ class VectorisedSession(Session):
         self._cohort = _tried_out(job, trainer)
         on_cpu = trainer.device == "cpu"
         self._threads = threads if on_cpu else 1
+        self._measuring = Lock()  # the trainer is one for all threads
+        self._others: dict[tuple[int, int], Cohort] = {}
         self._workers = ThreadPoolExecutor(self._threads, "vectorised")
         self._free: SimpleQueue[Cohort] = SimpleQueue()
         for i in range(self._threads):
@@ -144,29 +149,73 @@ class VectorisedSession(Session):
             self._free.put(cohort)
 
     def _block(self, cohort: Cohort, orders: Orders, part: _Part) -> Outcome:
-        job, positions = self._job, orders.cohort[part.slots]
-        spec = job.algorithm.client
-        assert isinstance(spec, LocalSGD)
-        own = plan(spec, part.sizes, positions, seed=job.seed, round=orders.round, limit=orders.limit)
-        arranged = calls(own.count, own.steps, padding=0.0 if cohort.unpadded else PADDING)
-        before = [orders.kept.get(int(p), orders.start.buffers) for p in positions]
-        pool = self._pool if part.examples is None else cohort.resident(part.examples)
-        own = own._replace(rows=self._rows(own, part, positions))  # type: ignore[arg-type]
-        block = Block(own, arranged, np.stack(before), spec.rate(orders.round))
-        after = cohort.train(orders.start, pool, block)
+        job, spec = self._job, self._job.algorithm.client
         collector = Collector(job, orders, (cohort.layout, cohort.buffer_layout))
-        updates, changes = after.vectors - orders.start.vector, changed(after.buffers, block.buffers)
-        gained = Gained(updates, changes, part.sizes, own.steps, after.losses)
-        collector.add_all(part.slots.tolist(), gained)
+        pool = self._pool if part.examples is None else cohort.resident(part.examples)
+        if job.algorithm.method is None:
+            before = np.stack([orders.buffers(int(p)) for p in orders.cohort[part.slots]])
+            everyone = Group(np.arange(len(part.slots)), spec, 0, UNGUIDED, before)
+            after, steps = self._together(cohort, orders, part, (pool, everyone))
+            updates, changes = after.vectors - orders.start.vector, changed(after.buffers, before)
+            collector.add_all(part.slots.tolist(), Gained(updates, changes, part.sizes, steps, after.losses))
+            return collector.outcome
+
+        def train(group: Group) -> list[Trained]:
+            own = self._cohort_of(cohort, group.spec)
+            after, steps = self._together(own, orders, part, (pool, group))
+            rows = zip(after.vectors, after.buffers, steps.tolist(), after.losses.tolist(), strict=True)
+            return [Trained(*row) for row in rows]
+
+        def measure(member: int, request: Measure) -> dict[str, float]:
+            with self._measuring:
+                return measured(job, self._trainer, orders, int(part.slots[member]), request)
+
+        sizes = part.sizes.tolist()
+        seen = [
+            visit(job, orders, s, examples=n, layout=cohort.layout) for s, n in zip(part.slots.tolist(), sizes, strict=True)
+        ]
+        for slot, size, brought in zip(part.slots.tolist(), sizes, contributions(job, seen, train, measure), strict=True):
+            collector.contribute(slot, brought, size)
         return collector.outcome
 
-    def _rows(self, own: Plan, part: _Part, positions: Slots) -> Slots:
-        """Row numbers of the pool, int64 [T, B], for the plan's row numbers of each client."""
+    def _together(
+        self, cohort: Cohort, orders: Orders, part: _Part, work: tuple[Any, Group]
+    ) -> tuple[Stacked, NDArray[np.int32]]:
+        """One training of some clients of a block, and how many steps each made."""
+        (pool, group), job = work, self._job
+        spec, slots, sizes = group.spec, part.slots[group.members], part.sizes[group.members]
+        assert isinstance(spec, LocalSGD)
+        own = plan(
+            spec, sizes, orders.cohort[slots], seed=job.seed, round=orders.round, limit=orders.most(slots),
+            phase=phase(orders, group.phase),
+        )  # fmt: skip
+        arranged = calls(own.count, own.steps, padding=0.0 if cohort.unpadded else PADDING)
+        own = own._replace(rows=self._rows(own, part, group.members, orders))  # type: ignore[arg-type]
+        block = Block(own, arranged, group.buffers, spec.rate(orders.round), group.guides)
+        return cohort.train(orders.start, pool, block), own.steps
+
+    def _cohort_of(self, cohort: Cohort, spec: Client) -> Cohort:
+        """The cohort that trains by a spec: the given one, unless a method's request has one of its own."""
+        if spec is self._job.algorithm.client:
+            return cohort
+        if not isinstance(spec, LocalSGD):
+            raise ConfigurationError(
+                "the vectorised executor carries out local_sgd(); local_training() in a method runs in the executors "
+                "debug, processes and ray"
+            )
+        with self._measuring:
+            if (id(cohort), id(spec)) not in self._others:
+                _, probe = _probe(self._job.clients)
+                self._others[id(cohort), id(spec)] = open_cohort(self._job.task, spec, self._trainer, probe)
+            return self._others[id(cohort), id(spec)]
+
+    def _rows(self, own: Plan, part: _Part, members: Slots, orders: Orders) -> Slots:
+        """Row numbers of the pool, int64 [T, B], for the plan's row numbers of each member."""
         pool = self._job.clients.pool
         if part.examples is not None or pool is None:
-            begins: Slots = np.cumsum(part.sizes) - part.sizes
+            begins: Slots = (np.cumsum(part.sizes) - part.sizes)[members]
             return own.rows + begins[own.client, None]
-        held = pool[1]
+        held, positions = pool[1], orders.cohort[part.slots[members]]
         rows: Slots = held.values[own.rows + held.offsets[positions[own.client], None]]
         return rows
 

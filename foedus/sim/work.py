@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
-from foedus.core.aggregate import Aggregator
+from foedus.core.aggregate import Aggregator, message_bytes
 from foedus.core.compose import Algorithm
 from foedus.core.examples import Examples
+from foedus.core.method import Contribution, Vectors
 from foedus.core.population import Clients
 from foedus.core.task import Task
-from foedus.core.values import Context, Message, Update
+from foedus.core.values import NOTHING, Context, Message, State, Update
 from foedus.errors import ConfigurationError, FoedusError, SumOverflow
 from foedus.tree import Layout, Vector
 
@@ -46,21 +47,52 @@ class Orders:
         round: counted from 1.
         start: the global model.
         cohort: int64 [C], positions of the clients in the population.
-        kept: buffers [buffer] that a client kept for itself, by position (``average_buffers=False``).
+        kept: what clients kept since their last visit, by position; see :data:`BUFFERS`.
         limit: at most so many local steps for each client; ``None`` for all that the algorithm asks.
+        limits: int64 [C], the same for each client on its own; ``None`` for no limits.
+        down: vectors that the algorithm's method sends beside the model.
+        single: give back every client's update by itself, unmerged (``Outcome.given``).
+        part: tells several orders of one round apart, whose batches are to differ (rounds within a round).
     """
 
     round: int
     start: Weights
     cohort: NDArray[np.int64]
-    kept: Mapping[int, Vector] = field(default_factory=dict)
+    kept: Mapping[int, Vectors] = field(default_factory=dict)
     limit: int | None = None
+    limits: NDArray[np.int64] | None = None
+    down: Vectors = field(default_factory=dict)
+    single: bool = False
+    part: int = 0
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
         """The orders for some slots of the cohort."""
         cohort = self.cohort[slots]
         kept = {int(c): self.kept[int(c)] for c in cohort if int(c) in self.kept}
-        return Orders(self.round, self.start, cohort, kept, self.limit)
+        limits = None if self.limits is None else self.limits[slots]
+        return replace(self, cohort=cohort, kept=kept, limits=limits)
+
+    def buffers(self, position: int) -> Vector:
+        """The buffers [buffer] that a client starts with: its own, if it keeps them, or the global model's."""
+        own: Vector = self.kept.get(position, NOTHING).get(BUFFERS, self.start.buffers)
+        return own
+
+    def most(self, slots: NDArray[np.integer] | slice) -> NDArray[np.int64] | int | None:
+        """At most so many local steps for the clients of some slots; ``None`` for no limit."""
+        if self.limits is None:
+            return self.limit
+        own = self.limits[slots]
+        return own if self.limit is None else np.minimum(own, self.limit)
+
+
+# What a client keeps is a dict of arrays. Its buffers, if they are not averaged, are under this name; what the
+# algorithm's method and its aggregators keep is under theirs.
+BUFFERS, METHOD, ENCODING = "buffers", "method.", "encoding."
+
+
+def under(prefix: str, kept: Vectors) -> Vectors:
+    """The entries of a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in kept.items() if name.startswith(prefix)}
 
 
 class Refusal(NamedTuple):
@@ -70,6 +102,13 @@ class Refusal(NamedTuple):
     reason: str
 
 
+class Given(NamedTuple):
+    """One client's result by itself: what the method made of its visit, and its number of examples."""
+
+    contribution: Contribution
+    examples: int
+
+
 @dataclass
 class Outcome:
     """What a cohort, or a part of it, brought.
@@ -77,20 +116,30 @@ class Outcome:
     Attributes:
         message: the merged messages of the parameters; None if no client contributed.
         buffers: the merged messages of the buffers; None if there are none.
+        sides: the merged messages of the method's other channels.
         clients, examples, steps, losses: one entry per client that trained: position, number of examples,
             number of local steps, mean training loss.
+        sent: bytes that each of them sent, in the same order.
+        senders: how many updates are in ``message``.
         refused: updates that were refused.
-        kept: buffers that clients keep, by position.
+        kept: what clients keep, by position.
+        reports: figures that a method reports, by client.
+        given: single results, where the orders asked for them.
     """
 
     message: Message | None = None
     buffers: Message | None = None
+    sides: dict[str, Message] = field(default_factory=dict)
     clients: list[int] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    senders: int = 0
     refused: list[Refusal] = field(default_factory=list)
-    kept: dict[int, Vector] = field(default_factory=dict)
+    kept: dict[int, State] = field(default_factory=dict)
+    reports: dict[int, dict[str, float]] = field(default_factory=dict)
+    given: dict[int, Given] = field(default_factory=dict)
 
 
 class Session(AbstractContextManager["Session"], Protocol):
@@ -152,79 +201,150 @@ class Collector:
 
     def add(self, slot: int, after: Weights, *, examples: int, steps: int, loss: float) -> None:
         """The weights of one client after its training."""
-        start = self._orders.start
-        client = int(self._orders.cohort[slot])
-        before = self._orders.kept.get(client, start.buffers)
-        self.add_update(
-            slot, after.vector - start.vector, changed(after.buffers, before), examples=examples, steps=steps, loss=loss
-        )
+        vector = after.vector - self._orders.start.vector
+        self.contribute(slot, Contribution(vector, buffers=after.buffers, steps=steps, loss=loss), examples)
 
-    def add_update(
-        self, slot: int, vector: Vector, buffers: Vector, *, examples: int, steps: int, loss: float
-    ) -> None:
-        """One client's update [parameter] and change of buffers [buffer]."""
-        out, client = self.outcome, int(self._orders.cohort[slot])
+    def contribute(self, slot: int, brought: Contribution, examples: int) -> None:
+        """What one client's visit ended with."""
+        client = int(self._orders.cohort[slot])
+        self._listed(client, examples, brought.steps, brought.loss)
+        if self._orders.single:
+            self.outcome.given[client] = Given(brought, examples)
+            self.outcome.sent.append(0)
+        else:
+            self.outcome.sent.append(self._taken(client, brought, examples))
+
+    def again(self, client: int, given: Given) -> None:
+        """A result that was given by itself, to be merged now."""
+        brought, examples = given
+        self._listed(client, examples, brought.steps, brought.loss)
+        self.outcome.sent.append(self._taken(client, brought, examples))
+
+    def _listed(self, client: int, examples: int, steps: int, loss: float) -> None:
+        out = self.outcome
         out.clients.append(client)
         out.examples.append(examples)
         out.steps.append(steps)
         out.losses.append(loss)
-        if reason := self._fault(vector, buffers):
+
+    def _taken(self, client: int, brought: Contribution, examples: int) -> int:
+        """Encode, merge and remember; how many bytes the client sent."""
+        out = self.outcome
+        if brought.report:
+            out.reports[client] = dict(brought.report)
+        if reason := self._fault(brought, client):
             out.refused.append(Refusal(client, reason))
-            return
+            return 0
         try:
-            message, change = self._encoded(client, Update(vector, float(examples)), buffers)
+            messages, memory, sent = self._encoded(client, brought, examples)
         except SumOverflow as error:
             out.refused.append(Refusal(client, f"the update has diverged: {error}"))
-            return
-        out.message = merged(self._job.algorithm.aggregator, out.message, message)
-        if change is not None:
-            out.buffers = merged(self._job.algorithm.buffers, out.buffers, change)
-        elif buffers.size:
-            out.kept[client] = self._orders.kept.get(client, self._orders.start.buffers) + buffers
+            return 0
+        algorithm = self._job.algorithm
+        for channel, message in messages.items():
+            if channel == UPDATE:
+                out.message = merged(algorithm.aggregator, out.message, message)
+            elif channel == BUFFERS:
+                out.buffers = merged(algorithm.buffers, out.buffers, message)
+            else:
+                out.sides[channel] = _merged(algorithm.aggregator_of(channel), out.sides.get(channel), message)
+        out.senders += UPDATE in messages
+        kept = {f"{METHOD}{name}": array for name, array in brought.kept.items()} | memory
+        if brought.buffers is not None and brought.buffers.size and not self._job.task.average_buffers:
+            kept[BUFFERS] = brought.buffers
+        if kept:
+            out.kept[client] = kept
+        return sent
+
+    def _encoded(self, client: int, brought: Contribution, examples: int) -> tuple[dict[str, Message], State, int]:
+        """The admitted messages by channel, what the encodings remember, and the bytes that travelled."""
+        weight = float(examples if brought.weight is None else brought.weight)
+        messages: dict[str, Message] = {}
+        memory: State = {}
+        sent = 0
+        for channel, vector in self._channels(client, brought).items():
+            aggregator, context = self._job.algorithm.aggregator_of(channel), self._context(client, channel, vector)
+            update = Update(vector, weight)
+            message = aggregator.encode(update, context)
+            sent += message_bytes(message)
+            if aggregator.remember is not None:
+                kept = aggregator.remember(update, message, context)
+                memory |= {f"{ENCODING}{channel}.{name}": array for name, array in kept.items()}
+            messages[channel] = aggregator.admit(message, context)
+        return messages, memory, sent
+
+    def _channels(self, client: int, brought: Contribution) -> dict[str, Vector]:
+        """The vectors that travel, by channel."""
+        vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: brought.update}
+        if brought.buffers is not None and brought.buffers.size and self._job.task.average_buffers and vectors:
+            vectors[BUFFERS] = changed(brought.buffers, self._orders.start.buffers)
+        return vectors | dict(brought.sides)
+
+    def _context(self, client: int, channel: str, vector: Vector) -> Context:
+        kept = self._orders.kept.get(client, NOTHING)
+        own = under(f"{ENCODING}{channel}.", kept) if kept else NOTHING
+        layout = self._layouts[channel == BUFFERS] if channel in (UPDATE, BUFFERS) else None
+        return Context(
+            self._job.seed, self._orders.round, client, layout=layout, size=len(vector), channel=channel, kept=own
+        )
 
     def add_all(self, slots: Sequence[int], results: Gained) -> None:
         """The updates of many clients at once: the same as adding one by one, bit for bit, only faster."""
         aggregator, cohort = self._job.algorithm.aggregator, self._orders.cohort
         if not self._at_once(aggregator, results):
             for slot, *gained in zip(slots, *results, strict=True):
-                vector, buffers, examples, steps, loss = gained
-                self.add_update(slot, vector, buffers, examples=int(examples), steps=int(steps), loss=float(loss))
+                vector, change, examples, steps, loss = gained
+                buffers = self._orders.buffers(int(cohort[slot])) + change
+                brought = Contribution(vector, buffers=buffers, steps=int(steps), loss=float(loss))
+                self.contribute(slot, brought, int(examples))
             return
         assert aggregator.encode_all is not None
         clients = [int(cohort[slot]) for slot in slots]
-        contexts = [Context(self._job.seed, self._orders.round, client) for client in clients]
         updates = [Update(v, float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
+        contexts = [self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)]
         out = self.outcome
         out.message = merged(aggregator, out.message, aggregator.encode_all(updates, contexts))
         out.clients += clients
         out.examples += [int(n) for n in results.examples]
         out.steps += [int(n) for n in results.steps]
         out.losses += [float(x) for x in results.losses]
+        out.sent += [message_bytes(aggregator.encode(updates[0], contexts[0]))] * len(clients)
+        out.senders += len(clients)
 
     def _at_once(self, aggregator: Aggregator, results: Gained) -> bool:
         """Whether every update is one to be added, and there is nothing beside it."""
-        if aggregator.encode_all is None or not len(results.vectors) or results.buffers[0].size:
+        if self._orders.single or aggregator.encode_all is None or aggregator.remember is not None:
+            return False
+        if not len(results.vectors) or results.buffers[0].size:
             return False
         pairs = zip(results.vectors, results.examples, strict=True)
         return all(float(np.abs(v).max(initial=0.0)) * n < ORDINARY for v, n in pairs)  # False for NaN, too
 
-    def _encoded(self, client: int, update: Update, buffers: Vector) -> tuple[Message, Message | None]:
-        """The messages of the parameters and, where they are averaged, of the buffers."""
-        algorithm, context = self._job.algorithm, Context(self._job.seed, self._orders.round, client)
-        message = algorithm.aggregator.encode(update, context)
-        if not (buffers.size and self._job.task.average_buffers):
-            return message, None
-        return message, algorithm.buffers.encode(update._replace(vector=buffers), context)
-
-    def _fault(self, vector: Vector, buffers: Vector) -> str | None:
-        for values, layout, what in zip((vector, buffers), self._layouts, ("parameter", "buffer"), strict=True):
-            # One pass: a sum of finite floats can overflow, so a suspicious one is looked at closely.
-            with np.errstate(over="ignore", invalid="ignore"):
-                suspicious = not np.isfinite(values.sum())
-            if suspicious and not (finite := np.isfinite(values)).all():
-                first = int(np.argmin(finite))
-                return f"{what} {layout.name_at(first)!r} is {values[first]} ({int((~finite).sum())} values not finite)"
+    def _fault(self, brought: Contribution, client: int) -> str | None:
+        """Why a contribution is refused."""
+        parameters, buffers = self._layouts
+        checked = [(brought.update, parameters, "parameter")]
+        if brought.buffers is not None:
+            checked.append((changed(brought.buffers, self._orders.buffers(client)), buffers, "buffer"))
+        checked += [(vector, None, f"entry of {name!r}") for name, vector in brought.sides.items()]
+        for values, layout, what in checked:
+            if values is not None and (reason := _not_finite(values, layout, what)):
+                return reason
         return None
+
+
+UPDATE = "update"  # the channel of the parameters' updates
+
+
+def _not_finite(values: Vector, layout: Layout | None, what: str) -> str | None:
+    # One pass: a sum of finite floats can overflow, so a suspicious one is looked at closely.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(values.sum())
+    if suspicious and not (finite := np.isfinite(values)).all():
+        first = int(np.argmin(finite))
+        name = first if layout is None else repr(layout.name_at(first))
+        return f"{what} {name} is {values[first]} ({int((~finite).sum())} values not finite)"
+    return None
 
 
 def changed(after: Vector, before: Vector) -> Vector:
@@ -234,28 +354,36 @@ def changed(after: Vector, before: Vector) -> Vector:
 
 def merged(aggregator: Aggregator, a: Message | None, b: Message | None) -> Message | None:
     """``merge`` where a side may be missing."""
-    if a is None or b is None:
-        return a if b is None else b
-    return aggregator.merge(a, b)
+    return a if b is None else _merged(aggregator, a, b)
+
+
+def _merged(aggregator: Aggregator, a: Message | None, b: Message) -> Message:
+    return b if a is None else aggregator.merge(a, b)
 
 
 def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
     """The outcome of a cohort from those of its shards, in whatever order they came."""
     total = Outcome()
-    rows: list[tuple[int, int, int, float]] = []
+    rows: list[tuple[int, int, int, float, int]] = []
     for part in parts:
         total.message = merged(job.algorithm.aggregator, total.message, part.message)
         total.buffers = merged(job.algorithm.buffers, total.buffers, part.buffers)
-        rows += zip(part.clients, part.examples, part.steps, part.losses, strict=True)
+        for channel, message in part.sides.items():
+            total.sides[channel] = _merged(job.algorithm.aggregator_of(channel), total.sides.get(channel), message)
+        rows += zip(part.clients, part.examples, part.steps, part.losses, part.sent, strict=True)
+        total.senders += part.senders
         total.refused += part.refused
         total.kept.update(part.kept)
+        total.reports.update(part.reports)
+        total.given.update(part.given)
     rows.sort()
     total.refused.sort()
-    for client, examples, steps, loss in rows:
+    for client, examples, steps, loss, sent in rows:
         total.clients.append(client)
         total.examples.append(examples)
         total.steps.append(steps)
         total.losses.append(loss)
+        total.sent.append(sent)
     return total
 
 

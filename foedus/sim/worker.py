@@ -23,34 +23,34 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum, auto
 from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.backends import Weights
+from foedus.core.method import Vectors
 from foedus.sim.debug import Debug
 from foedus.sim.parcels import Failure, Line, mapped, receive, send
 from foedus.sim.work import Job, Orders, Outcome, union
-from foedus.tree import Vector
 
 A = TypeVar("A")
 R = TypeVar("R")
 
 
 class Begin(NamedTuple):
-    """A round begins, from these weights."""
+    """A round begins: its orders, without clients."""
 
-    round: int
-    start: Weights
+    orders: Orders
 
 
 class Share(NamedTuple):
-    """Clients to train: positions int64 [client], and the buffers that they kept."""
+    """Clients to train: positions int64 [client], what they kept, and how many steps each may make."""
 
     cohort: NDArray[np.int64]
-    kept: Mapping[int, Vector]
+    kept: Mapping[int, Vectors]
+    limits: NDArray[np.int64] | None
 
 
 class Word(Enum):
@@ -89,9 +89,10 @@ class Trainee:
             case Begin():
                 self._begun, self._total = message, Outcome()
                 return None
-            case Share(cohort, kept):
+            case Share(cohort, kept, limits):
                 assert self._begun is not None
-                part = self._session.run(Orders(self._begun.round, self._begun.start, cohort, kept))
+                orders = replace(self._begun.orders, cohort=cohort, kept=kept, limits=limits)
+                part = self._session.run(orders)
                 self._total = union(self._job, [self._total, part])
                 return Word.DONE
             case _:

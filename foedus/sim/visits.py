@@ -1,0 +1,170 @@
+"""Clients' visits driven together: what a method's generators ask for, carried out for many clients at once.
+
+Every client of a shard has its own generator (``foedus.core.method``). All are advanced side by side: the requests
+that they yield are put into groups of the same kind, an executor carries out each group in one go, and every
+generator is given its answer, until all have ended. Which clients are driven together changes no result.
+
+Not here: how a group is carried out (the executors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.backends import Trainer, Weights
+from foedus.backends.cohort import Guides
+from foedus.core.client import Client
+from foedus.core.method import Contribution, Local, Measure, Method, Request, Train, Trained, Visit
+from foedus.errors import ConfigurationError
+from foedus.sim.evaluate import held_out
+from foedus.sim.work import METHOD, Job, Orders, read, under
+from foedus.tree import Layout, Vector
+
+
+class Group(NamedTuple):
+    """Trainings that can be carried out in one go.
+
+    Attributes:
+        members: int64 [k], which of the driven clients.
+        spec: how they train.
+        phase: which training of the visit it is, counted from 0.
+        guides: how it departs from the plain one; rows are the members'.
+        buffers: what each begins with, [k, buffer].
+    """
+
+    members: NDArray[np.int64]
+    spec: Client
+    phase: int
+    guides: Guides
+    buffers: Vector
+
+
+Train_ = Callable[[Group], Sequence[Trained]]
+Measure_ = Callable[[int, Measure], dict[str, float]]
+
+
+@dataclass
+class _Client:
+    """A client whose visit is under way."""
+
+    generator: Any
+    visit: Visit
+    request: Request
+    trainings: int = 0
+
+
+def method_of(job: Job) -> Method:
+    """The job's method, which there is."""
+    assert job.algorithm.method is not None
+    return job.algorithm.method
+
+
+def visit(job: Job, orders: Orders, slot: int, *, examples: int, layout: Layout) -> Visit:
+    """What the client of a slot of the cohort has at hand."""
+    position = int(orders.cohort[slot])
+    kept = under(METHOD, orders.kept.get(position, {}))
+    return Visit(
+        orders.start.vector, orders.buffers(position), orders.down, kept, position, orders.round, job.seed, examples,
+        job.algorithm.client, layout,
+    )  # fmt: skip
+
+
+def phase(orders: Orders, training: int) -> int:
+    """The number that makes a training's batches its own within a round."""
+    return orders.part << 16 | training
+
+
+def contributions(job: Job, visits: Sequence[Visit], train: Train_, measure: Measure_) -> list[Contribution]:
+    """What every client's visit ends with."""
+    found = drive([method_of(job).local(v) for v in visits], visits, train, measure)
+    for brought, seen in zip(found, visits, strict=True):
+        _check(brought, seen, job)
+    return found
+
+
+def measured(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Measure) -> dict[str, float]:
+    """Mean loss and metrics of some weights on a client's examples."""
+    position = int(orders.cohort[slot])
+    buffers = orders.buffers(position) if request.buffers is None else request.buffers
+    chosen = held_out(job.clients, position) if request.held_out else read(job.clients, position)
+    return trainer.evaluate(Weights(request.vector, buffers), chosen)
+
+
+def drive(generators: Sequence[Local], visits: Sequence[Visit], train: Train_, measure: Measure_) -> list[Any]:
+    """Advance all generators until they have ended; what each returned."""
+    results: list[Any] = [None] * len(visits)
+    open_: dict[int, _Client] = {}
+
+    def advance(i: int, generator: Any, answer: Any, trainings: int) -> None:
+        try:
+            open_[i] = _Client(generator, visits[i], generator.send(answer), trainings)
+        except StopIteration as end:
+            open_.pop(i, None)
+            results[i] = end.value
+
+    for i, generator in enumerate(generators):
+        advance(i, generator, None, 0)
+    while open_:
+        answers: dict[int, Any] = {}
+        for group in _groups(open_):
+            answers |= zip(group.members.tolist(), train(group), strict=True)
+        for i, client in open_.items():
+            if isinstance(client.request, Measure):
+                answers[i] = measure(i, client.request)
+        for i, answer in answers.items():
+            client = open_[i]
+            trained = isinstance(client.request, Train)
+            advance(i, client.generator, answer, client.trainings + trained)
+    return results
+
+
+def _groups(clients: dict[int, _Client]) -> Iterator[Group]:
+    """The trainings asked for, those of one kind together."""
+    kinds: dict[Any, list[int]] = {}
+    for i, client in clients.items():
+        request = client.request
+        if isinstance(request, Train):
+            given = tuple(v is not None for v in (request.start, request.anchor, request.shift))
+            spec = request.spec or client.visit.spec
+            kinds.setdefault((id(spec), client.trainings, given, id(request.mask)), []).append(i)
+        elif not isinstance(request, Measure):
+            raise ConfigurationError(
+                f"a method's generator yields Train(...) or Measure(...), and yielded {request!r}"
+            )
+    for members in kinds.values():
+        yield _group(members, [clients[i] for i in members])
+
+
+def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
+    requests = [c.request for c in clients if isinstance(c.request, Train)]
+    visits = [c.visit for c in clients]
+    first = requests[0]
+
+    def rows(vectors: Sequence[Vector | None]) -> Vector | None:
+        return None if vectors[0] is None else np.stack([v for v in vectors if v is not None])
+
+    start = rows([r.start for r in requests])
+    anchor = rows([r.anchor for r in requests])
+    if start is not None and anchor is None:  # penalties pull towards the received weights, wherever it begins
+        anchor = np.broadcast_to(visits[0].received, start.shape)
+    buffers = [v.buffers if r.buffers is None else r.buffers for r, v in zip(requests, visits, strict=True)]
+    return Group(
+        np.array(members, np.int64), first.spec or visits[0].spec, clients[0].trainings,
+        Guides(start, anchor, rows([r.shift for r in requests]), first.mask), np.stack(buffers),
+    )  # fmt: skip
+
+
+def _check(brought: Any, seen: Visit, job: Job) -> None:
+    label = method_of(job).label
+    if not isinstance(brought, Contribution):
+        raise ConfigurationError(f"the generator of the method {label} must return a Contribution, not {brought!r}")
+    if brought.update is not None and brought.update.shape != seen.received.shape:
+        raise ConfigurationError(
+            f"the method {label} contributed an update of shape {brought.update.shape}; the model has "
+            f"{len(seen.received)} parameters"
+        )
