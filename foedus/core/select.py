@@ -23,10 +23,15 @@ Positions = NDArray[np.int64]
 
 
 class Population(NamedTuple):
-    """What a sampler may know: ``count`` clients and, where known, their ``sizes`` int64 [count]."""
+    """What a sampler may know: ``count`` clients and, where known, their ``sizes`` int64 [count].
+
+    ``passing`` says that these are only the clients that are there in one round: a sampler that wants more of them
+    than there are takes all instead of refusing, since there may be more the next time.
+    """
 
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a population
     sizes: NDArray[np.int64] | None
+    passing: bool = False
 
 
 class Sampler(NamedTuple):
@@ -90,7 +95,8 @@ def poisson(rate: float) -> Sampler:
 
 def by_data(clients: int) -> Sampler:
     """``clients`` different clients, drawn with probability proportional to their number of examples
-    (successively, without replacement). Use it with ``mean(weighted=False)``.
+    (successively, without replacement). Clients without examples are never drawn. Use it with
+    ``mean(weighted=False)``.
 
     Example:
         >>> by_data(1).sample(Population(3, np.array([0, 5, 0])), 0, 1).tolist()
@@ -104,20 +110,27 @@ def by_data(clients: int) -> Sampler:
                 "by_data() needs the clients' sizes, and this population does not know them. Write "
                 "Clients.generated(..., sizes=[...])"
             )
-        _fits(clients, Population(int((population.sizes > 0).sum()), None))
+        with_data = int((population.sizes > 0).sum())
+        if not population.passing:
+            _fits(clients, Population(with_data, None))
+        wanted = min(clients, with_data)
         # Efraimidis & Spirakis 2006: the k smallest of Exponential(1) / weight.
         waits = _draw(seed, round).exponential(size=population.count)
         with np.errstate(divide="ignore"):
-            order = np.argpartition(waits / population.sizes, clients - 1)
-        return np.sort(order[:clients])
+            waits /= population.sizes
+        return np.sort(np.argpartition(waits, wanted - 1)[:wanted] if wanted else np.empty(0, np.int64))
 
-    return Sampler(sample, lambda p: float(clients), f"by_data({clients})")
+    def expected(population: Population) -> float:
+        return float(clients if population.sizes is None else min(clients, int((population.sizes > 0).sum())))
+
+    return Sampler(sample, expected, f"by_data({clients})")
 
 
 def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> Sampler:
     """Only clients that a trace says are available, e.g. at night and on power.
 
-    In a round in which fewer are there than the sampler wants, all that are there take part, perhaps nobody.
+    In a round in which fewer are there than the sampler wants, all that are there (with :func:`by_data`, all of these
+    that have examples) take part, perhaps nobody.
 
     Args:
         trace: round → positions of the clients that can take part in it.
@@ -136,7 +149,8 @@ def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> 
                 f"the availability trace names client {int(there[-1] if there[0] >= 0 else there[0])} in round "
                 f"{round}; the population has clients 0 to {population.count - 1}"
             )
-        present = Population(len(there), None if population.sizes is None else population.sizes[there])
+        sizes = None if population.sizes is None else population.sizes[there]
+        present = Population(len(there), sizes, passing=True)
         if present.count <= sampler.expected(present):
             return there
         return there[sampler.sample(present, seed, round)]
@@ -160,7 +174,7 @@ def _draw(seed: int, round: int) -> np.random.Generator:
 
 
 def _at_least_one(clients: int) -> None:
-    if not isinstance(clients, int | np.integer) or clients < 1:
+    if isinstance(clients, bool) or not isinstance(clients, int | np.integer) or clients < 1:
         raise ConfigurationError(f"a cohort has at least one client, not {clients!r}")
 
 
