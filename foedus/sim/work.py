@@ -190,12 +190,12 @@ class Collector:
                 vector, buffers, examples, steps, loss = gained
                 self.add_update(slot, vector, buffers, examples=int(examples), steps=int(steps), loss=float(loss))
             return
-        assert aggregator.encode_all is not None
+        assert aggregator.shortcut is not None
         clients = [int(cohort[slot]) for slot in slots]
         contexts = [Context(self._job.seed, self._orders.round, client) for client in clients]
         updates = [Update(v, float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
         out = self.outcome
-        out.message = merged(aggregator, out.message, aggregator.encode_all(updates, contexts))
+        out.message = merged(aggregator, out.message, aggregator.shortcut(updates, contexts))
         out.clients += clients
         out.examples += [int(n) for n in results.examples]
         out.steps += [int(n) for n in results.steps]
@@ -203,7 +203,7 @@ class Collector:
 
     def _at_once(self, aggregator: Aggregator, results: Gained) -> bool:
         """Whether every update is one to be added, and there is nothing beside it."""
-        if aggregator.encode_all is None or not len(results.vectors) or results.buffers[0].size:
+        if aggregator.shortcut is None or not len(results.vectors) or results.buffers[0].size:
             return False
         pairs = zip(results.vectors, results.examples, strict=True)
         return all(float(np.abs(v).max(initial=0.0)) * n < ORDINARY for v, n in pairs)  # False for NaN, too

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import cloudpickle
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -329,19 +330,50 @@ def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
 @sums
 @given(cohorts(least=1))
 def test_encoding_all_at_once_is_encoding_one_by_one(member: Aggregator, cohort: list[Update]) -> None:
-    if member.encode_all is None:
+    if member.shortcut is None:
         return
     contexts = [CONTEXT._replace(client=i) for i in range(len(cohort))]
     total = fold(member, [lift(m) for m in encoded(member, cohort)])
     assert total is not None
-    assert same_bits(total, member.encode_all(cohort, contexts))
+    assert same_bits(total, member.shortcut(cohort, contexts))
 
 
 def test_encoding_all_at_once_in_many_blocks() -> None:
     rng = np.random.default_rng(0)
     cohort = [Update(rng.normal(size=40_000).astype("f4"), float(i + 1)) for i in range(11)]
     member = mean()
-    assert member.encode_all is not None
+    assert member.shortcut is not None
     total = fold(member, encoded(member, cohort))
     assert total is not None
-    assert same_bits(total, member.encode_all(cohort, [CONTEXT] * 11))
+    assert same_bits(total, member.shortcut(cohort, [CONTEXT] * 11))
+
+
+@pytest.mark.parametrize("member", [mean(), chain(mean()), mean(weighted=False)], ids=lambda m: m.label)
+def test_a_replaced_encode_or_merge_leaves_no_shortcut_past_it(member: Aggregator) -> None:
+    assert member.shortcut is not None
+    assert cloudpickle.loads(cloudpickle.dumps(member)).shortcut is not None, "nor does another process lose it"
+    assert member._replace(label="mine", decode=lambda s, m: member.decode(s, m)).shortcut is not None
+    assert member._replace(encode=lambda u, c: member.encode(u, c)).shortcut is None
+    assert member._replace(merge=lambda a, b: member.merge(a, b)).shortcut is None
+
+
+kinds = st.sampled_from(["f4", "f8"])
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(1e-100, 1e100), st.floats(1e-300, 1e150), kinds)
+def test_a_clipped_update_is_never_longer_than_the_bound(
+    seed: int, size: int, norm: float, length: float, dtype: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    with np.errstate(over="ignore", under="ignore"):
+        vector = (rng.standard_normal(size) * length).astype(dtype)
+    if not np.isfinite(vector).all():
+        return
+    found = clip(norm).encode(Update(vector, 1.0), CONTEXT).vector
+    assert found.dtype == vector.dtype
+    slack = Fraction(2) ** -48 if found is vector else 0  # nothing but float64's own rounding of the norm
+    assert sum(Fraction(float(x)) ** 2 for x in found) <= Fraction(norm) ** 2 * (1 + slack)  # in exact arithmetic
+    if np.linalg.norm(vector.astype("f8")) > norm > 1e-30:
+        assert np.linalg.norm(found.astype("f8")) <= norm
+        np.testing.assert_allclose(np.linalg.norm(found.astype("f8")), norm, rtol=1e-6)
+    assert clip(norm).encode(Update(found, 1.0), CONTEXT).vector is found, "clipping twice is clipping once"

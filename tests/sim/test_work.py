@@ -65,6 +65,19 @@ def same(a: Outcome, b: Outcome) -> bool:
     return one.tobytes() == two.tobytes()
 
 
+HALVED = fd.mean()._replace(encode=lambda u, context: fd.mean().encode(u._replace(vector=u.vector / 2), context))
+
+
+@given(st.integers(0, 2**32))
+@pytest.mark.parametrize("rule", [HALVED, fd.chain(HALVED)], ids=["replaced", "replaced, in a chain"])
+def test_a_users_own_encode_is_called_for_every_update(rule: fd.Aggregator, seed: int) -> None:
+    this, given_ = job(aggregator=rule), updates(seed)
+    at_once = collected(this, given_, list(range(7)), at_once=True)
+    assert same(at_once, collected(this, given_, list(range(7))))
+    plain = collected(job(aggregator=fd.mean()), given_, list(range(7)), at_once=True)
+    assert plain.message is None or not same(at_once, plain)
+
+
 @given(st.integers(0, 2**32))
 @pytest.mark.parametrize(
     "rule", [fd.mean(), fd.mean(weighted=False), fd.chain(fd.clip(1.0), fd.mean())], ids=lambda r: r.label
