@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from foedus.sim.engine import simulate as simulate
     from foedus.sim.federation import Federation as Federation
     from foedus.sim.run import Run as Run
+    from foedus.sim.run import read_run as read_run
     from foedus.sim.settings import Evaluation as Evaluation
     from foedus.sim.settings import LocalCurves as LocalCurves
     from foedus.sim.settings import Settings as Settings
@@ -104,6 +105,7 @@ _HOMES = {
     "momentum": "foedus.core.server",
     "poisson": "foedus.core.select",
     "proximal": "foedus.core.client",
+    "read_run": "foedus.sim.run",
     "rmse": "foedus.core.task",
     "sgd": "foedus.core.server",
     "simulate": "foedus.sim.engine",

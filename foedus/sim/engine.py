@@ -29,7 +29,7 @@ from foedus.core.task import Task
 from foedus.core.values import Context, Update
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
-from foedus.record.folder import METRICS, TIMINGS, new_folder
+from foedus.record.folder import CLIENTS, LOCAL, METRICS, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
 from foedus.sim import evaluate, start
 from foedus.sim.executors import open_session
@@ -90,7 +90,7 @@ def simulate(
     trainer = open_trainer(task, seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings)
-    folder = RunFolder(_folder(settings), local=settings.local_curves is not None)
+    folder = RunFolder(_folder(settings), more=_files(evaluation, settings))
     try:
         return _Engine(plan, folder).run()
     finally:
@@ -184,13 +184,9 @@ class _Engine:
         state = RunState.restored(saved, len(self.plan.job.clients))
         if state.stopped is not None:  # what to stop at may be another figure now
             evaluation, metrics = self.plan.evaluation, self.plan.job.task.metrics
-            state.stopped = evaluate.reached(self._last_central(), evaluation.stop_at, metrics)
+            central = read_record(self.folder.path).final
+            state.stopped = evaluate.reached(central, evaluation.stop_at, metrics)
         return state, saved.values["executor"]
-
-    def _last_central(self) -> dict[str, float]:
-        metrics = read_record(self.folder.path).metrics
-        central: dict[str, float] = metrics[-1].get("central", {}) if metrics else {}
-        return central
 
     def _fresh(self) -> RunState:
         plan, algorithm = self.plan, self.plan.job.algorithm
@@ -383,11 +379,12 @@ class _Engine:
         plan, asked = self.plan, self.plan.evaluation
         if not asked.every or (number % asked.every and number != plan.rounds):
             return {}
-        figures = evaluate.figures(plan.job, plan.trainer, self.state, clients=asked.clients)
-        reached = evaluate.reached(figures.get("central", {}), asked.stop_at, plan.job.task.metrics)
-        if reached:
-            self.state.stopped = reached
-        return figures
+        found = evaluate.evaluate(plan.job, plan.trainer, self.state, clients=asked.clients)
+        for client, (examples, figures) in found.clients.items():
+            self.folder.append(CLIENTS, {"round": number, "client": client, "examples": examples} | figures)
+        central = found.figures.get("central", {})
+        self.state.stopped = evaluate.reached(central, asked.stop_at, plan.job.task.metrics)
+        return found.figures
 
     def _save(self, session: Session) -> None:
         self.folder.checkpoint(self.state.checkpoint(self.identity, session.name))
@@ -515,6 +512,12 @@ def _minimum(settings: Settings) -> int:
 
 def _folder(settings: Settings) -> Path:
     return new_folder() if settings.folder is None else Path(settings.folder)
+
+
+def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
+    """Files of lines beside those that every run has."""
+    asked = {CLIENTS: evaluation.clients, LOCAL: settings.local_curves is not None}
+    return [name for name, wanted in asked.items() if wanted]
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from foedus.backends import Trainer, Weights
 from foedus.core.examples import Examples
-from foedus.core.population import Clients
+from foedus.core.population import ClientId, Clients
 from foedus.core.task import Metric
 from foedus.errors import ConfigurationError, FoedusError, TrainingError
 from foedus.sim.state import RunState
@@ -18,20 +18,45 @@ from foedus.sim.work import Job
 WORST = 0.1  # the worst decile
 
 
-def figures(job: Job, trainer: Trainer, state: RunState, *, clients: bool) -> dict[str, Any]:
-    """``{"central": {...}, "clients": {...}}``, as far as there is data for it."""
-    found: dict[str, Any] = {}
+class Evaluated(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        figures: ``{"central": {...}, "clients": {...}}``, as far as there is data for it: for ``metrics.jsonl``.
+        clients: client's id → number of examples and figures, for ``clients.jsonl``.
+    """
+
+    figures: dict[str, Any]
+    clients: dict[ClientId, ClientFigures]
+
+
+class ClientFigures(NamedTuple):
+    """The loss and metrics of a model on one client's examples, and how many these are."""
+
+    examples: int
+    figures: dict[str, float]
+
+
+def evaluate(job: Job, trainer: Trainer, state: RunState, *, clients: bool) -> Evaluated:
+    """The global model on the central test set, if there is one, and on every client's own data, if asked."""
+    figures: dict[str, Any] = {}
     if job.clients.central_test is not None:
-        found["central"] = _of(trainer, state.weights, job.clients.central_test, "the central test set")
+        figures["central"] = _of(trainer, state.weights, job.clients.central_test, "the central test set")
+    found = _clients(job, trainer, state) if clients else {}
     if clients:
-        rows = []
-        for position in range(len(job.clients)):
-            examples = held_out(job.clients, position)
-            if len(examples):
-                kept = state.kept.get(position, state.weights.buffers)
-                whose = f"the data of client {job.clients.ids[position]!r}"
-                rows.append(_of(trainer, Weights(state.weights.vector, kept), examples, whose))
-        found["clients"] = spread(rows, job.task.metrics)
+        figures["clients"] = spread([each.figures for each in found.values()], job.task.metrics)
+    return Evaluated(figures, found)
+
+
+def _clients(job: Job, trainer: Trainer, state: RunState) -> dict[ClientId, ClientFigures]:
+    """Every client that has examples, in the order of the population."""
+    found = {}
+    for position, client in enumerate(job.clients.ids):
+        examples = held_out(job.clients, position)
+        if len(examples):
+            weights = Weights(state.weights.vector, state.kept.get(position, state.weights.buffers))
+            figures = _of(trainer, weights, examples, f"the data of client {client!r}")
+            found[client] = ClientFigures(len(examples), figures)
     return found
 
 
