@@ -40,7 +40,7 @@ LOW_BITS = 40  # the low limb counts units of 2**-(20 + 40)
 WEIGHT_BITS = 20  # weights are rounded to 2**-20
 _LIMIT = 2.0**62
 _SNAP = 1.5 * 2.0**52  # floats of this size are 1 apart
-_SNAP_BITS = np.float64(_SNAP).view(np.int64)
+_LOW_SNAP = _SNAP * 2.0**-LOW_BITS  # and of this size, a unit of the low limb
 _CHUNK = 1 << 14  # entries per pass: the temporaries of one pass stay in the processor's cache
 
 
@@ -319,18 +319,17 @@ def _added(total: Message, vectors: Sequence[Vector], units: Sequence[int]) -> M
         for at in range(0, size, _CHUNK):
             part = slice(at, at + _CHUNK)
             exact = np.stack([v[part] for v in vectors[row : row + rows]]) * scales[row : row + rows]
-            whole, integers = _whole(exact, grown["bound"] * 2.0**HIGH_BITS)
-            total["high"][part] += integers
-            exact -= whole
-            exact *= 2.0**LOW_BITS
-            total["low"][part] += _whole(exact, 2.0**LOW_BITS)[1]
+            high, low = _limbs(exact, grown["bound"] * 2.0**HIGH_BITS)
+            total["high"][part] += high
+            total["low"][part] += low
     for name, more in grown.items():
         total[name] += more
     return total
 
 
-def _whole(values: NDArray[np.float64], bound: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Values [row, parameter], none above ``bound``, rounded to whole numbers; and their sum as integers [parameter].
+def _limbs(exact: NDArray[np.float64], bound: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Σ over the rows of ``exact`` [row, parameter], none above ``bound``: whole numbers, and what is left of each
+    value in units of 2⁻⁴⁰, both int64 [parameter]. Overwrites ``exact``.
 
     A sum with 1.5 · 2⁵² has the rounded value as an integer in its last bits: that is 2.5 times as fast as
     rounding and converting, which processors do one by one.
@@ -339,10 +338,19 @@ def _whole(values: NDArray[np.float64], bound: float) -> tuple[NDArray[np.float6
         whole = np.rint(values)
         integers = whole.astype(np.int64)
     else:
-        whole = values + _SNAP
-        integers = whole.view(np.int64) - _SNAP_BITS
+        whole = exact + _SNAP
+        high = _last_bits(whole, _SNAP)
         whole -= _SNAP
-    return whole, integers[0] if len(integers) == 1 else integers.sum(0)
+    exact -= whole
+    exact += _LOW_SNAP
+    return high, _last_bits(exact, _LOW_SNAP)
+
+
+def _last_bits(snapped: NDArray[np.float64], snap: float) -> NDArray[np.int64]:
+    """Σ over the rows of ``snapped`` [row, parameter] of the integers in the last bits, to each of which ``snap``
+    has been added; integers wrap around, so that its own bits can be taken off at the end."""
+    own: NDArray[np.int64] = len(snapped) * np.array([snap]).view(np.int64)
+    return np.subtract(snapped.view(np.int64).sum(0), own)
 
 
 def _bound(values: Float[Vector, " parameter"], units: int) -> float:
