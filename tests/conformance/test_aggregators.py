@@ -1,4 +1,4 @@
-"""The conformance suite of aggregators and stages: a new member is one line in a list and inherits all of it."""
+"""The conformance suite of aggregators: a new member is one line in a list and inherits all of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Stage, add, chain, clip, fold, lift, mean, message_bytes
-from foedus.core.values import Context, Message, Update
-from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
+from foedus.core.aggregate import Aggregator, add, chain, clip, fold, lift, mean, message_bytes
+from foedus.core.values import Message, Update
+from foedus.errors import ConfigurationError, SumOverflow
 from foedus.tree import Layout
+
+from .updates import CONTEXT, cohorts, copies, encoded, merged_in_some_order, same_bits
 
 
 def median() -> Aggregator:
@@ -40,52 +42,9 @@ EVEN = [mean(weighted=False), median()]
 MEMBERS = [*WEIGHTED, *EVEN, chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
 SUMS = [m for m in MEMBERS if m.additive]
 IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
-STAGES = [clip(3.0), clip(1e-3)]
 
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
 sums = pytest.mark.parametrize("member", SUMS, ids=lambda m: m.label)
-CONTEXT = Context(seed=3, round=1, client=0)
-
-
-@st.composite
-def cohorts(draw: st.DrawFn, least: int = 1) -> list[Update]:
-    """Updates of one size, of wildly different magnitudes and weights, in float32 or float64."""
-    size, count = draw(st.integers(0, 6)), draw(st.integers(least, 9))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    vectors = rng.uniform(-1, 1, (count, size)) * 2.0 ** rng.integers(-70, 21, (count, size))
-    vectors *= rng.choice([0.0, -0.0, 1.0], (count, size), p=[0.05, 0.05, 0.9])
-    weights = np.where(
-        rng.random(count) < 0.5, rng.integers(1, 10_000, count), 2.0 ** rng.uniform(-20, 20, count)
-    )
-    dtype = draw(st.sampled_from(["float32", "float64"]))
-    return [Update(v, float(w)) for v, w in zip(vectors.astype(dtype), weights, strict=True)]
-
-
-def encoded(member: Aggregator, cohort: list[Update]) -> list[Message]:
-    return [member.encode(u, CONTEXT._replace(client=i)) for i, u in enumerate(cohort)]
-
-
-def copies(messages: list[Message]) -> list[Message]:
-    """``merge`` may reuse the memory of its first argument."""
-    return [{name: array.copy() for name, array in m.items()} for m in messages]
-
-
-def merged_in_some_order(member: Aggregator, messages: list[Message], rng: np.random.Generator) -> Message:
-    """Merged along a random tree: any two, again and again."""
-    left = copies([messages[i] for i in rng.permutation(len(messages))])
-    while len(left) > 1:
-        b, a = (left.pop(int(rng.integers(len(left)))) for _ in range(2))
-        left.append(member.merge(a, b))
-    return left[0]
-
-
-def same_bits(a: Message, b: Message) -> bool:
-    return a.keys() == b.keys() and all(
-        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
-        for x, y in ((a[n], b[n]) for n in a)
-    )
-
-
 @every
 @given(cohorts(), st.integers(0, 2**32))
 def test_neither_order_nor_place_of_merging_changes_a_bit(
@@ -252,66 +211,6 @@ def test_updates_of_different_lengths_do_not_add_up() -> None:
         mean().merge(a, b)
 
 
-# --- stages -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.label)
-@given(cohorts())
-def test_a_stage_keeps_shape_dtype_weight_and_its_argument(stage: Stage, cohort: list[Update]) -> None:
-    update = cohort[0]
-    before = update.vector.copy()
-    found = stage.encode(update, CONTEXT)
-    assert found.vector.shape == update.vector.shape
-    assert found.vector.dtype == update.vector.dtype
-    assert found.weight == update.weight
-    assert update.vector.tobytes() == before.tobytes()
-    assert stage.decode(np.asarray(found.vector)).shape == update.vector.shape
-
-
-@given(cohorts(), st.floats(1e-6, 1e6))
-def test_clipping_bounds_the_norm_and_keeps_the_direction(cohort: list[Update], norm: float) -> None:
-    vector = cohort[0].vector
-    found = clip(norm).encode(cohort[0], CONTEXT).vector
-    length = float(np.linalg.norm(vector.astype(np.float64)))
-    assert np.linalg.norm(found.astype(np.float64)) <= norm * (1 + 1e-6)
-    if length <= norm:
-        assert found.tobytes() == vector.tobytes()
-    else:
-        np.testing.assert_allclose(found, vector.astype(np.float64) * norm / length, rtol=1e-6, atol=1e-37)
-
-
-def test_stages_apply_from_left_to_right_and_are_undone_in_reverse() -> None:
-    def scale(factor: float) -> Stage:
-        return Stage(
-            lambda u, c: u._replace(vector=u.vector * factor + 1),
-            lambda v: (v - 1) / factor,
-            f"scale({factor})",
-        )
-
-    rule = chain(scale(2.0), scale(10.0), mean())
-    message = rule.encode(Update(np.array([3.0]), 1.0), CONTEXT)
-    assert message["values"].tolist() == [(3.0 * 2 + 1) * 10 + 1]
-    assert rule.decode({}, message)[0].tolist() == [3.0]
-    assert rule.label == "chain(scale(2.0), scale(10.0), mean())"
-    assert rule.additive
-
-
-@pytest.mark.parametrize(
-    ("build", "told"),
-    [
-        (lambda: chain(), "ends with an aggregator"),
-        (lambda: chain(clip(1.0)), "ends with an aggregator"),
-        (lambda: chain(mean(), clip(1.0)), "ends with an aggregator"),
-        (lambda: chain(mean(), mean()), r"one aggregator, as its last part; mean\(\) stands before"),
-        (lambda: clip(0.0), "norm must be a number above 0"),
-        (lambda: clip(float("nan")), "norm must be a number above 0"),
-    ],
-)
-def test_chains_that_make_no_sense_are_refused_when_built(build: Any, told: str) -> None:
-    with pytest.raises((IncompatibleStages, ConfigurationError), match=told):
-        build()
-
-
 @pytest.mark.slow
 def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
     rng = np.random.default_rng(0)
@@ -355,25 +254,3 @@ def test_a_replaced_encode_or_merge_leaves_no_shortcut_past_it(member: Aggregato
     assert member._replace(label="mine", decode=lambda s, m: member.decode(s, m)).shortcut is not None
     assert member._replace(encode=lambda u, c: member.encode(u, c)).shortcut is None
     assert member._replace(merge=lambda a, b: member.merge(a, b)).shortcut is None
-
-
-kinds = st.sampled_from(["f4", "f8"])
-
-
-@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(1e-100, 1e100), st.floats(1e-300, 1e150), kinds)
-def test_a_clipped_update_is_never_longer_than_the_bound(
-    seed: int, size: int, norm: float, length: float, dtype: str
-) -> None:
-    rng = np.random.default_rng(seed)
-    with np.errstate(over="ignore", under="ignore"):
-        vector = (rng.standard_normal(size) * length).astype(dtype)
-    if not np.isfinite(vector).all():
-        return
-    found = clip(norm).encode(Update(vector, 1.0), CONTEXT).vector
-    assert found.dtype == vector.dtype
-    slack = Fraction(2) ** -48 if found is vector else 0  # nothing but float64's own rounding of the norm
-    assert sum(Fraction(float(x)) ** 2 for x in found) <= Fraction(norm) ** 2 * (1 + slack)  # in exact arithmetic
-    if np.linalg.norm(vector.astype("f8")) > norm > 1e-30:
-        assert np.linalg.norm(found.astype("f8")) <= norm
-        np.testing.assert_allclose(np.linalg.norm(found.astype("f8")), norm, rtol=1e-6)
-    assert clip(norm).encode(Update(found, 1.0), CONTEXT).vector is found, "clipping twice is clipping once"
