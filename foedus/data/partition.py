@@ -166,7 +166,7 @@ def by_class(nodes: int, *, share: float) -> Partition:
         if share * len(classes) < 1 - 1e-9:  # a third, written as 0.333333333, is one
             raise ConfigurationError(
                 f"by_class({nodes}, share={share:g}): with {len(classes)} classes the share of the home class goes "
-                f"from {1 / len(classes):.4g} (as much as of every other) to 1. For less, write a Partition of your own."
+                f"from {1 / len(classes):.4g} (as much as of any other) to 1. For less, write a Partition of your own."
             )
         counts = _class_counts(nodes, np.array([len(rows) for rows in classes]), share)
         ends = np.cumsum(counts, axis=0)

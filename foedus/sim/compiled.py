@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Trainer, open_trainer
-from foedus.core.batches import Plan, plan
+from foedus.core.batches import Plan, alike, plan
 from foedus.core.client import LocalSGD
 from foedus.core.examples import Examples
+from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, read, union
@@ -49,6 +50,11 @@ class Gathered(NamedTuple):
     rows: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
+    def only(self, slots: NDArray[np.int64]) -> Gathered:
+        """The data of some of the clients."""
+        own = Rows(self.rows, offsets_of(self.sizes)).choose(slots)
+        return Gathered(self.orders.only(slots), self.examples, own.values, own.sizes)
+
 
 class CompiledSession(Session):
     """Holds one program per batch width, and the pool of examples where there is one."""
@@ -70,8 +76,15 @@ class CompiledSession(Session):
         gathered = self._gathered(orders)
         if gathered is None:
             return Outcome()
-        orders, examples, rows, sizes = gathered
         self._check_range(gathered)
+        parts = alike(spec, gathered.sizes, limit=orders.limit)
+        return union(job, [self._part(gathered.only(slots) if len(parts) > 1 else gathered) for slots in parts])
+
+    def _part(self, gathered: Gathered) -> Outcome:
+        """The clients that one plan holds."""
+        job, spec = self._job, self._job.algorithm.client
+        assert isinstance(spec, LocalSGD)
+        orders, examples, rows, sizes = gathered
         own = plan(spec, sizes, orders.cohort, seed=job.seed, round=orders.round, limit=orders.limit)
         made = widened(compiled().pooled(own, rows, np.cumsum(sizes) - sizes))
         program = self._program(made.rows.shape[1], examples)

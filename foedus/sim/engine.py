@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights, open_trainer
 from foedus.core.aggregate import message_bytes
+from foedus.core.batches import processed
 from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.select import Population, Sampler, everybody, uniform
@@ -495,15 +496,9 @@ def _sampler(
 
 def _work(job: Job, asked: NDArray[np.int64]) -> NDArray[np.int64]:
     """Training examples that each client will process, [C]."""
-    from foedus.core.batches import plan
-
     known = job.clients.sizes
     sizes = known[asked] if known is not None else np.array([len(job.clients.train(int(c))) for c in asked], np.int64)
-    work = np.zeros(len(asked), np.int64)
-    busy = np.flatnonzero(sizes)
-    made = plan(job.algorithm.client, sizes[busy], asked[busy], seed=job.seed, round=1)
-    work[busy] = np.bincount(made.client, weights=made.count, minlength=len(busy)).astype(np.int64)
-    return work
+    return processed(job.algorithm.client, sizes)
 
 
 def _minimum(settings: Settings) -> int:
