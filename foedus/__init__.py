@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foedus import data as data
     from foedus.core.aggregate import Aggregator as Aggregator
-    from foedus.core.stage import Stage as Stage
-    from foedus.core.stage import chain as chain
-    from foedus.core.stage import clip as clip
     from foedus.core.aggregate import mean as mean
     from foedus.core.client import local_sgd as local_sgd
     from foedus.core.client import local_training as local_training
@@ -37,6 +34,9 @@ if TYPE_CHECKING:
     from foedus.core.server import momentum as momentum
     from foedus.core.server import sgd as sgd
     from foedus.core.server import yogi as yogi
+    from foedus.core.stage import Stage as Stage
+    from foedus.core.stage import chain as chain
+    from foedus.core.stage import clip as clip
     from foedus.core.task import JaxModel as JaxModel
     from foedus.core.task import Metric as Metric
     from foedus.core.task import NumpyModel as NumpyModel
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from foedus.sim.engine import simulate as simulate
     from foedus.sim.federation import Federation as Federation
     from foedus.sim.run import Run as Run
+    from foedus.sim.run import read_run as read_run
     from foedus.sim.settings import Evaluation as Evaluation
     from foedus.sim.settings import LocalCurves as LocalCurves
     from foedus.sim.settings import Settings as Settings
@@ -104,6 +105,7 @@ _HOMES = {
     "momentum": "foedus.core.server",
     "poisson": "foedus.core.select",
     "proximal": "foedus.core.client",
+    "read_run": "foedus.sim.run",
     "rmse": "foedus.core.task",
     "sgd": "foedus.core.server",
     "simulate": "foedus.sim.engine",

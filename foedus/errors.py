@@ -12,6 +12,7 @@
     ├── UnsupportedOperator                  a fast path does not know an operator; names it
     ├── LoweringMismatch                     a compiled step differs from eager torch; it must not be used
     ├── SumOverflow (OverflowError)          an exact sum would leave its range; nothing was added
+    ├── UpdateRefused                        a client's update failed a check; it never entered an aggregate
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
     └── WorkerDied (RuntimeError)            a worker process ended by itself
@@ -21,6 +22,7 @@ Messages say what happened, why, and what to write instead.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 
@@ -73,7 +75,13 @@ class TrainingError(FoedusError, RuntimeError):
     """
 
     def __init__(
-        self, message: str, *, client: object = None, round: int = 0, step: int | None = None, batch: Any = None
+        self,
+        message: str,
+        *,
+        client: object = None,
+        round: int = 0,
+        step: int | None = None,
+        batch: Any = None,
     ) -> None:
         super().__init__(message)
         self.client, self.round, self.step, self.batch = client, round, step, batch
@@ -129,6 +137,38 @@ class LoweringMismatch(FoedusError):
 
 class SumOverflow(FoedusError, OverflowError):
     """An exact sum would leave its range; it was refused before anything was added."""
+
+
+class Reason(StrEnum):
+    """Why an update was refused."""
+
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    NOT_FINITE = "not finite"
+    WEIGHT = "weight"
+    NORM = "norm"
+    REPLAY = "replay"
+
+
+class UpdateRefused(FoedusError):
+    """A client's update failed a check, so that it was left out before it could change anything.
+
+    Attributes:
+        client: position in the population.
+        reason: which check it failed.
+    """
+
+    def __init__(self, message: str, *, client: int = -1, reason: Reason = Reason.SHAPE) -> None:
+        super().__init__(message)
+        self.client, self.reason = client, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _update_refused, (str(self), self.client, self.reason)
+
+
+def _update_refused(message: str, client: int, reason: Reason) -> UpdateRefused:
+    """Rebuild an UpdateRefused that crossed a process border."""
+    return UpdateRefused(message, client=client, reason=reason)
 
 
 class CheckpointError(FoedusError):

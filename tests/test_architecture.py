@@ -85,6 +85,7 @@ PUBLIC = [
     "momentum",
     "poisson",
     "proximal",
+    "read_run",
     "rmse",
     "sgd",
     "simulate",

@@ -39,8 +39,10 @@ class Guides(NamedTuple):
 
     def of(self, slots: NDArray[np.integer]) -> Guides:
         """Those of some clients."""
-        rows = (None if v is None else v[slots] for v in (self.start, self.anchor, self.shift))
-        return Guides(*rows, self.mask)
+        start, anchor, shift = (
+            None if v is None else v[slots] for v in (self.start, self.anchor, self.shift)
+        )
+        return Guides(start, anchor, shift, self.mask)
 
 
 UNGUIDED = Guides()

@@ -243,7 +243,7 @@ def _client(recipe: Recipe, *, frozen: Any, pool: Pool, lr: Array) -> Callable[.
         width = steps.shape[1] - 3
         memory = [jnp.zeros_like(p) for p in guide["start"].values()] if recipe.spec.momentum else []
         names = recipe.layout.names
-        shift, mask = ([guide[g][n] for n in names] if g in guide else [] for g in ("shift", "mask"))
+        steering = Steering(*([guide[g][n] for n in names] if g in guide else [] for g in ("shift", "mask")))
 
         def step(t: Array, state: Any) -> Any:
             params, memory, buffers, total = state
@@ -256,7 +256,7 @@ def _client(recipe: Recipe, *, frozen: Any, pool: Pool, lr: Array) -> Callable[.
             # By name: jax hands dicts back in the order of their keys, not in the layout's.
             mine, theirs, slopes = ([d[n] for n in names] for d in (params, guide["anchor"], grads))
             new, memory = descend(
-                recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr, steering=Steering(shift, mask)
+                recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr, steering=steering
             )
             params = dict(zip(recipe.layout.names, new, strict=True))
             return params, memory, dict(buffers), total + loss.astype(total.dtype)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.backends.jax_devices import devices
 from foedus.backends.located import located
 from foedus.backends.numpy_backend import plain_descent
 from foedus.backends.trainer import Assignment, Tally, Trained, Weights
@@ -216,7 +217,7 @@ def build(task: Task, *, seed: int, device: str | None = None) -> JaxTrainer:
     model = task.model
     assert isinstance(model, JaxModel)
     try:
-        place = jax.devices(None if device is None else device.split(":")[0])[0]
+        place = devices(device)[0]
     except RuntimeError as error:
         raise ConfigurationError(f"jax has no device {device!r}: {error}") from error
     word = key(seed, "weights")

@@ -226,7 +226,9 @@ class TorchCohort:
         # Norms, and what a penalty may compute, are each client's own; all else is the same with one more axis.
         dims = (0, 0, 0, 0 if towards.own else None, 0)
         together = torch.vmap(one, dims) if spec.clip_norm or spec.penalty else one
-        new, kept = together([p.detach() for p in parameters], list(grads), memory, towards.received, towards.shift)
+        new, kept = together(
+            [p.detach() for p in parameters], list(grads), memory, towards.received, towards.shift
+        )
         torch._foreach_copy_(parameters, new)
         if memory:
             torch._foreach_copy_(memory, kept)

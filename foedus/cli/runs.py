@@ -34,13 +34,12 @@ def command(folder: Path, long: bool) -> None:
 def row(record: Record, folder: Path, *, long: bool = False) -> dict[str, Any]:
     """What the table says about one run."""
     told, done = record.configuration, record.metrics[-1]["round"] if record.metrics else 0
-    final: dict[str, Any] = next((m["central"] for m in reversed(record.metrics) if "central" in m), {})
     seconds = sum(line.get("seconds", 0.0) for line in record.timings)
     path = record.folder.relative_to(folder).as_posix()
     return {
         "run": folder.as_posix() if path == "." else path,
         "rounds": f"{done}/{told.get('rounds', '?')}",
-        **{name: value for name, value in final.items() if value is not None},
+        **{name: value for name, value in record.final.items() if value is not None},
         "status": told.get("status") if told.get("status") == "finished" else "unfinished",
         "clients": told.get("clients"),
         "executor": told.get("executor"),

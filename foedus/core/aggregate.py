@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.values import SERVER, Context, Message, State, Update
+from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, SumOverflow
 from foedus.tree import Layout, Vector
 
@@ -39,7 +39,7 @@ LOW_BITS = 40  # the low limb counts units of 2**-(20 + 40)
 WEIGHT_BITS = 20  # weights are rounded to 2**-20
 _LIMIT = 2.0**62
 _SNAP = 1.5 * 2.0**52  # floats of this size are 1 apart
-_SNAP_BITS = np.float64(_SNAP).view(np.int64)
+_LOW_SNAP = _SNAP * 2.0**-LOW_BITS  # and of this size, a unit of the low limb
 _CHUNK = 1 << 14  # entries per pass: the temporaries of one pass stay in the processor's cache
 
 
@@ -54,9 +54,8 @@ class Aggregator(NamedTuple):
     * ``decode(state, message, context) -> (vector, state)``: on the server, the update of the global model.
     * ``additive``: whether merging is an addition of numbers. A rule that needs every single update (a
       median) merges by collecting, says ``False``, and cannot run under secure aggregation.
-    * ``encode_all(updates, contexts) -> message``: if given, what encoding and admitting all of them and merging
-      the messages would give, only faster; simulated cohorts use it. Replace it together with ``encode``, or by
-      ``None``.
+    * ``encode_all``: if given, a :class:`Shortcut` for encoding and admitting many updates and merging the messages;
+      simulated cohorts use it as long as ``encode`` and ``merge`` are those that it stands for.
     * ``remember(update, message, context) -> state``: if given, what the client keeps for its next encoding, which
       finds it in ``context.kept`` (what a lossy message left out, say).
 
@@ -84,9 +83,40 @@ class Aggregator(NamedTuple):
     decode: Callable[[State, Message, Context], tuple[Vector, State]]
     additive: bool
     label: str
-    encode_all: Callable[[Sequence[Update], Sequence[Context]], Message] | None = None
+    encode_all: Shortcut | None = None
     admit: Callable[[Message, Context], Message] = lambda message, context: message
     remember: Callable[[Update, Message, Context], State] | None = None
+
+    @property
+    def shortcut(self) -> Shortcut | None:
+        """``encode_all``, unless ``encode`` or ``merge`` were replaced since: theirs is then the only right way."""
+        short = self.encode_all
+        own = isinstance(short, Shortcut) and short.encode is self.encode and short.merge is self.merge
+        return short if own else None
+
+
+class Shortcut(NamedTuple):
+    """A faster way to the message of many updates: ``shortcut(updates, contexts)``.
+
+    It says what it stands for, so that an aggregator made of another by ``_replace(encode=...)`` or
+    ``_replace(merge=...)`` never takes the old one's shortcut past its own functions.
+
+    * ``encode``, ``merge``: the functions of the aggregator that it stands for.
+    * ``function(updates, contexts) -> message``: what encoding each and merging the messages gives, bit for bit.
+
+    Example:
+        >>> m = mean()
+        >>> halved = m._replace(encode=lambda u, context: m.encode(u._replace(vector=u.vector / 2), context))
+        >>> m.shortcut is None, halved.shortcut is None
+        (False, True)
+    """
+
+    encode: Callable[[Update, Context], Message]
+    merge: Callable[[Message, Message], Message]
+    function: Callable[[Sequence[Update], Sequence[Context]], Message]
+
+    def __call__(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+        return self.function(updates, contexts)
 
 
 def mean(*, weighted: bool = True) -> Aggregator:
@@ -127,7 +157,8 @@ def mean(*, weighted: bool = True) -> Aggregator:
         return unlift(total) / weight, state
 
     label = "mean()" if weighted else "mean(weighted=False)"
-    return Aggregator(lambda layout: {}, encode, add, decode, additive=True, label=label, encode_all=encode_all)
+    short = Shortcut(encode, add, encode_all)
+    return Aggregator(lambda layout: {}, encode, add, decode, additive=True, label=label, encode_all=short)
 
 
 # --- exact sums ---------------------------------------------------------------------------------------------
@@ -196,30 +227,39 @@ def _added(total: Message, vectors: Sequence[Vector], units: Sequence[int]) -> M
         for at in range(0, size, _CHUNK):
             part = slice(at, at + _CHUNK)
             exact = np.stack([v[part] for v in vectors[row : row + rows]]) * scales[row : row + rows]
-            whole, integers = _whole(exact, grown["bound"] * 2.0**HIGH_BITS)
-            total["high"][part] += integers
-            exact -= whole
-            exact *= 2.0**LOW_BITS
-            total["low"][part] += _whole(exact, 2.0**LOW_BITS)[1]
+            high, low = _limbs(exact, grown["bound"] * 2.0**HIGH_BITS)
+            total["high"][part] += high
+            total["low"][part] += low
     for name, more in grown.items():
         total[name] += more
     return total
 
 
-def _whole(values: NDArray[np.float64], bound: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Values [row, parameter], none above ``bound``, rounded to whole numbers; and their sum as integers [parameter].
+def _limbs(exact: NDArray[np.float64], bound: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Σ over the rows of ``exact`` [row, parameter], none above ``bound``: whole numbers, and what is left of each
+    value in units of 2⁻⁴⁰, both int64 [parameter]. Overwrites ``exact``.
 
     A sum with 1.5 · 2⁵² has the rounded value as an integer in its last bits: that is 2.5 times as fast as
     rounding and converting, which processors do one by one.
     """
     if bound >= 2.0**51:
-        whole = np.rint(values)
-        integers = whole.astype(np.int64)
+        whole = np.rint(exact)
+        high = whole.astype(np.int64).sum(0)
     else:
-        whole = values + _SNAP
-        integers = whole.view(np.int64) - _SNAP_BITS
+        whole = exact + _SNAP
+        high = _last_bits(whole, _SNAP)
         whole -= _SNAP
-    return whole, integers[0] if len(integers) == 1 else integers.sum(0)
+    exact -= whole
+    exact += _LOW_SNAP
+    return high, _last_bits(exact, _LOW_SNAP)
+
+
+def _last_bits(snapped: NDArray[np.float64], snap: float) -> NDArray[np.int64]:
+    """Σ over the rows of ``snapped`` [row, parameter] of the integers in the last bits, to each of which ``snap``
+    has been added; integers wrap around, so that its own bits can be taken off at the end."""
+    own: NDArray[np.int64] = len(snapped) * np.array([snap]).view(np.int64)
+    total: NDArray[np.int64] = snapped.view(np.int64).sum(0)
+    return total - own
 
 
 def _bound(values: Float[Vector, " parameter"], units: int) -> float:

@@ -3,6 +3,9 @@
 Randomness is counted: the order of a client's examples in an epoch is a function of (seed, round, client,
 epoch) and of nothing else, found by sorting hashed keys; it is the same in every executor, whichever other
 clients are in the cohort. A whole cohort's plan is made in a few vectorised lines.
+
+A plan is a table whose rows are as wide as the widest batch in it. Where clients take all of their data as one
+batch and differ a lot in size, one table for all would be mostly padding: :func:`alike` cuts such a cohort.
 """
 
 from __future__ import annotations
@@ -14,9 +17,14 @@ from numpy.typing import NDArray
 
 from foedus.core.client import Client
 from foedus.core.random import Words, bits, fold, key, order
+from foedus.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from jaxtyping import Int, Int32, Int64, UInt64
+
+
+ROOM = 1 << 20  # row numbers in a plan (4 MB) up to which padding is no matter
+MOST = 1 << 31  # row numbers in a plan (8 GB) beyond which it is refused
 
 
 class Plan(NamedTuple):
@@ -69,13 +77,19 @@ def plan(
         round: counted from 1.
         limit: at most so many steps for each client; one number, or one for each [C].
         phase: which training of the client's visit it is; each has batches of its own.
+
+    Raises:
+        ConfigurationError: the plan would take more than 8 GB; says how many steps of how many examples.
     """
     count = len(sizes)
     batch = int(min(spec.batch_size or sizes.max(initial=1), sizes.max(initial=1)))
-    per_epoch = -(-sizes // batch)
-    steps = np.full(count, spec.steps) if spec.steps else per_epoch * (spec.epochs or 1)
-    steps = steps if limit is None else np.minimum(steps, limit)
-    epochs = -(-steps // per_epoch)
+    per_epoch, steps, epochs = _amounts(spec, sizes, limit)
+    if (planned := int((epochs * per_epoch).sum())) * batch > MOST:
+        raise ConfigurationError(
+            f"the batches of a round cannot be planned: {planned:,} batches of up to {batch:,} examples, for {count:,} "
+            f"client{'s' * (count > 1)} together, take {4 * planned * batch / 2**30:.0f} GB. Give a smaller "
+            "batch_size, or fewer steps or epochs"
+        )
     base = key(seed, round, "batches") if not phase else key(seed, round, "batches", phase)
     own = fold(np.full(count, base, np.uint64), clients.astype(np.uint64))
     rows, filled = _epochs(own, sizes, epochs, batch)
@@ -88,6 +102,69 @@ def plan(
     return Plan(
         rows[at], filled[at], slot, number == 0, number == steps[slot] - 1, keys, steps.astype(np.int32)
     )
+
+
+def processed(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64[NDArray[np.int64], " client"]:
+    """How many examples each client goes through in a round, int64 [C], counted without a plan; 0 without data.
+
+    Example:
+        >>> from foedus.core.client import local_sgd
+        >>> processed(local_sgd(0.1, steps=3, batch_size=4), np.array([6, 100, 0])).tolist()
+        [10, 12, 0]
+    """
+    full = np.maximum(sizes, 1)
+    batch = np.minimum(spec.batch_size or full, full)
+    per_epoch, steps, _ = _amounts(spec, full, None)
+    epochs, rest = np.divmod(steps, per_epoch)
+    return np.where(sizes > 0, epochs * full + rest * batch, 0).astype(np.int64)  # the rest is of whole batches
+
+
+def alike(
+    spec: Client, sizes: Int64[NDArray[np.int64], " client"], *, limit: int | NDArray[np.integer] | None = None
+) -> list[NDArray[np.int64]]:
+    """A cohort cut into parts, so that the plan of each is not mostly padding.
+
+    A part's plan has at most ``ROOM`` row numbers, or at most twice as many as there are examples to go through.
+    Hence there are about log₂(largest / smallest client) parts at most, and nearly always there is one.
+
+    Args:
+        spec, limit: as for :func:`plan`.
+        sizes: int64 [C], each at least 1.
+
+    Returns:
+        Slots of the cohort, ascending, one array per part.
+
+    Example:
+        >>> from foedus.core.client import local_sgd
+        >>> whole = local_sgd(0.1, batch_size=None)
+        >>> [part.tolist() for part in alike(whole, np.array([10, 2**23, 9, 8]))]
+        [[1], [0, 2, 3]]
+    """
+    widths = np.minimum(spec.batch_size or sizes, sizes)
+    per_epoch, _, epochs = _amounts(spec, sizes, limit)
+    rows = per_epoch * epochs
+    table, real = int(rows.sum()) * int(widths.max(initial=0)), int((rows * widths).sum())
+    if table <= max(ROOM, 2 * real):
+        return [np.arange(len(sizes))]
+    order, parts, begin = np.argsort(-widths, kind="stable"), [], 0
+    while begin < len(order):
+        left = order[begin:]
+        needed = np.cumsum(rows[left] * widths[left])
+        fits = np.cumsum(rows[left]) * widths[left[0]] <= np.maximum(ROOM, 2 * needed)
+        end = len(left) if fits.all() else int(np.argmin(fits))
+        parts.append(np.sort(left[:end]))
+        begin += end
+    return parts
+
+
+def _amounts(
+    spec: Client, sizes: Int64[NDArray[np.int64], " client"], limit: int | NDArray[np.integer] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Batches in an epoch, steps, and epochs begun by them, each int64 [C]."""
+    per_epoch = -(-sizes // np.minimum(spec.batch_size or sizes, sizes))
+    steps = np.full(len(sizes), spec.steps) if spec.steps else per_epoch * (spec.epochs or 1)
+    steps = steps if limit is None else np.minimum(steps, limit)
+    return per_epoch, steps, -(-steps // per_epoch)
 
 
 def _epochs(

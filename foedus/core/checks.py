@@ -13,7 +13,9 @@ import numpy as np
 from foedus.errors import ConfigurationError
 
 
-def check_number(name: str, value: Any, *, also: str = "", below: float = math.inf, above: bool = False) -> None:
+def check_number(
+    name: str, value: Any, *, also: str = "", below: float = math.inf, above: bool = False
+) -> None:
     """Refuse all but numbers from 0 to, but not including, ``below``.
 
     Args:
@@ -37,3 +39,24 @@ def check_number(name: str, value: Any, *, also: str = "", below: float = math.i
         least = "above 0" if above else "of at least 0"
         bound = f"{least} and below {below:g}" if below < math.inf else least
         raise ConfigurationError(f"{name} must be a number {bound}{also}; not {value!r}")
+
+
+def check_whole(name: str, value: Any, *, least: int = 0) -> None:
+    """Refuse all but whole numbers from ``least``.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was written.
+        least: the smallest that is let pass.
+
+    Raises:
+        ConfigurationError: it is something else; says what.
+
+    Example:
+        >>> check_whole("attackers", 1.5)
+        Traceback (most recent call last):
+        foedus.errors.ConfigurationError: attackers must be a whole number of at least 0; not 1.5
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ConfigurationError(f"{name} must be a whole number of at least {least}; not {value!r}")

@@ -198,7 +198,7 @@ class Method(NamedTuple):
     label: str
     init: Callable[[Vector, int], State] = lambda vector, population: {}
     down: Callable[[State], Vectors] = lambda state: NOTHING
-    sides: Mapping[str, Aggregator] = {}  # noqa: RUF012 - never changed
+    sides: Mapping[str, Aggregator] = {}
     finish: Callable[[Gathered], tuple[Vector | None, State]] = unchanged
     personal: Callable[[Visit], Generator[Request, Any, tuple[Vector, Vector]]] | None = None
 

@@ -117,6 +117,19 @@ def mapped(part: Part, function: Function) -> Part:
     return _settled(part, Part(partial(_apply, part, function)))
 
 
+def mapped_some(part: Part, function: Function, positions: NDArray[np.int64]) -> Part:
+    """``function`` applied to the examples of the clients at ``positions``, which must be as many afterwards."""
+    if part.pool is None:
+        return Part(partial(_apply_some, part, function, frozenset(positions.tolist())), part.sizes)
+    pool, rows = part.pool
+    changed = [_apply_some(part, function, frozenset([p]), p) for p in positions.tolist() if part.read(p)]
+    if not changed:
+        return part
+    values, moved = rows.values.copy(), np.concatenate([_places(rows, p) for p in positions.tolist()])
+    values[moved] = len(pool) + np.arange(len(moved))
+    return resident(Examples.concat([pool, *changed]), Rows(values, rows.offsets))
+
+
 def fitted(training: Part, part: Part, fit: Fit) -> Part:
     """What ``fit`` makes of a client's training examples, applied to that client's ``part``."""
     return _settled(part, Part(partial(_apply_fitted, training, part, fit)))
@@ -162,6 +175,22 @@ def _take(pool: Examples, rows: Rows, position: int) -> Examples:
 
 def _apply(part: Part, function: Function, position: int) -> Examples:
     return applied(function, part.read(position))
+
+
+def _apply_some(part: Part, function: Function, chosen: frozenset[int], position: int) -> Examples:
+    examples = part.read(position)
+    if position not in chosen or not len(examples):
+        return examples
+    result = applied(function, examples)
+    if len(result) != len(examples):
+        name = getattr(function, "__name__", repr(function))
+        raise DataError(f"{name} must keep the number of examples, and made {len(result)} of {len(examples)}.")
+    return result
+
+
+def _places(rows: Rows, position: int) -> NDArray[np.int64]:
+    """Where the rows of a client lie in ``rows.values``."""
+    return np.arange(rows.offsets[position], rows.offsets[position + 1])
 
 
 def _apply_fitted(training: Part, part: Part, fit: Fit, position: int) -> Examples:

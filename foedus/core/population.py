@@ -39,6 +39,7 @@ from foedus.core.parts import (
     fitted,
     laid_out,
     mapped,
+    mapped_some,
     resident,
 )
 from foedus.errors import ConfigurationError, DataError, FoedusError
@@ -229,6 +230,28 @@ class Clients:
         """
         central = None if self.central_test is None else applied(function, self.central_test)
         return self._each(lambda part: mapped(part, function), central)
+
+    def poisoned(self, positions: ArrayLike, poison: Function) -> Clients:
+        """Change the *training* examples of some clients, to simulate attackers; all else stays.
+
+        A resident population stays resident: the changed examples are added to its pool.
+
+        Args:
+            positions: of the attackers.
+            poison: ``Examples -> Examples``, as many as before, e.g. ``foedus.poison.flip_labels(10)``.
+
+        Raises:
+            DataError: for a position outside the population, or if the number of examples changes.
+
+        Example:
+            >>> clients = Clients.of({"a": ([[0.0]], [0]), "b": ([[1.0]], [1])})
+            >>> clients.poisoned([1], lambda e: Examples(e.inputs, 1 - e.targets)).train(1).targets.tolist()
+            [0]
+        """
+        rows = np.unique(np.asarray(positions, np.int64).reshape(-1))
+        for position in rows.tolist():
+            self._check_position(position)
+        return replace(self, training=mapped_some(self.training, poison, rows))
 
     def map_fitted(self, fit: Fit) -> Clients:
         """Fit a function to every client's training examples and apply it to all parts of that client.

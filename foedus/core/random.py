@@ -105,8 +105,10 @@ def order(keys: ArrayLike, counts: ArrayLike) -> Int64[NDArray[np.int64], " tota
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     segments = np.repeat(np.arange(len(lengths)), lengths)
     inside = np.arange(len(segments)) - starts
-    words = bits(_words(keys)[segments], inside)
-    return np.lexsort((words, segments)).astype(np.int64, copy=False) - starts
+    words = np.argsort(bits(_words(keys)[segments], inside))
+    # Sorting by word and then, stably, by segment is `lexsort((words, segments))`, several times as fast.
+    small = segments[words].astype(np.min_scalar_type(len(lengths)))
+    return words[np.argsort(small, kind="stable")].astype(np.int64, copy=False) - starts
 
 
 def generator(seed: int, *path: int | str) -> np.random.Generator:

@@ -114,7 +114,7 @@ def _admitted(message: Message, context: Context) -> Message:
             f"the update of client {context.client} has values that are not finite, or beyond {_LARGEST:g}",
             client=context.client, reason=Reason.NOT_FINITE,
         )  # fmt: skip
-    if context.size and values.shape != (context.size,):
+    if values.ndim != 1 or (context.size and len(values) != context.size):
         raise UpdateRefused(
             f"the update of client {context.client} has the shape {values.shape}, and the model has "
             f"{context.size} parameters", client=context.client, reason=Reason.SHAPE,
@@ -209,7 +209,9 @@ def by_parameter(rows: Rows, function: Callable[[Vector], Vector]) -> Float64[Fl
 # --- distances ----------------------------------------------------------------------------------------------
 
 
-def geometric_median(*, weighted: bool = False, smoothing: float = 1e-6, iterations: int = 100) -> Aggregator:
+def geometric_median(
+    *, weighted: bool = False, smoothing: float = 1e-6, iterations: int = 1000
+) -> Aggregator:
     """RFA: the point whose summed distance to all updates is least, by smoothed Weiszfeld iterations.
 
     Withstands fewer attackers than half of the cohort (of the weight, if weighted).
@@ -232,13 +234,16 @@ def geometric_median(*, weighted: bool = False, smoothing: float = 1e-6, iterati
 
     def rule(c: Collected) -> Vector:
         inner = gram(c.rows)
-        weights = c.weights / c.weights.sum() if weighted else np.full(len(c.rows), 1 / len(c.rows))
-        shares = weights
+        weights = c.weights if weighted else np.ones(len(c.rows))
+        lengths = np.sqrt(inner.diagonal())
+        shares = (lengths <= np.median(lengths)) / (
+            lengths <= np.median(lengths)
+        ).sum()  # begins among the honest
         for _ in range(iterations):
-            before, away = shares, inner.diagonal() - 2 * inner @ shares + shares @ inner @ shares
+            before, away = shares, lengths**2 - 2 * inner @ shares + shares @ inner @ shares
             shares = weights / np.maximum(smoothing, np.sqrt(np.maximum(away, 0)))
             shares = shares / shares.sum()
-            if np.abs(shares - before).max() < 1e-13:
+            if np.abs(shares - before) @ lengths <= 1e-12 * (shares @ lengths):
                 break
         return combined(c.rows, shares)
 
@@ -431,7 +436,11 @@ def dnc(attackers: int, *, iterations: int = 1, dimensions: int = 10_000, factor
         >>> dnc(4).label
         'dnc(attackers=4)'
     """
-    for name, value, least in (("attackers", attackers, 0), ("iterations", iterations, 1), ("dimensions", dimensions, 1)):
+    for name, value, least in (
+        ("attackers", attackers, 0),
+        ("iterations", iterations, 1),
+        ("dimensions", dimensions, 1),
+    ):
         check_whole(name, value, least=least)
     check_number("factor", factor, above=True)
     label = f"dnc(attackers={attackers}{f', iterations={iterations}' if iterations > 1 else ''})"
@@ -531,6 +540,6 @@ def _enough(c: Collected, label: str, attackers: int, *, each: int, more: int = 
         fit = (have - more) // each
         hint = f"write attackers={fit}, or " if fit >= 0 else ""
         raise ConfigurationError(
-            f"{label} needs at least {need} updates ({each} · {attackers} + {more}), and round {c.context.round} brought "
-            f"{have}: {hint}a larger cohort"
+            f"{label} needs at least {need} updates ({each} · {attackers} + {more}), and round "
+            f"{c.context.round} brought {have}: {hint}a larger cohort"
         )

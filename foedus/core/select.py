@@ -6,13 +6,13 @@ cohort wherever the run happens. Its cost does not grow with the population wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, check_whole
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -23,10 +23,17 @@ Positions = NDArray[np.int64]
 
 
 class Population(NamedTuple):
-    """What a sampler may know: ``count`` clients and, where known, their ``sizes`` int64 [count]."""
+    """What a sampler may know: ``count`` clients and, where known, their ``sizes`` int64 [count].
+
+    ``passing`` says that these are only the clients that are there in one round: a sampler that wants more of them
+    than there are takes all instead of refusing, since there may be more the next time. ``part`` says that these are
+    some of a larger population, numbered anew, so that positions in it are not what the user means by them.
+    """
 
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a population
     sizes: NDArray[np.int64] | None
+    passing: bool = False
+    part: bool = False
 
 
 class Sampler(NamedTuple):
@@ -90,7 +97,8 @@ def poisson(rate: float) -> Sampler:
 
 def by_data(clients: int) -> Sampler:
     """``clients`` different clients, drawn with probability proportional to their number of examples
-    (successively, without replacement). Use it with ``mean(weighted=False)``.
+    (successively, without replacement). Clients without examples are never drawn. Use it with
+    ``mean(weighted=False)``.
 
     Example:
         >>> by_data(1).sample(Population(3, np.array([0, 5, 0])), 0, 1).tolist()
@@ -104,20 +112,63 @@ def by_data(clients: int) -> Sampler:
                 "by_data() needs the clients' sizes, and this population does not know them. Write "
                 "Clients.generated(..., sizes=[...])"
             )
-        _fits(clients, Population(int((population.sizes > 0).sum()), None))
+        with_data = int((population.sizes > 0).sum())
+        if not population.passing:
+            _fits(clients, Population(with_data, None))
+        wanted = min(clients, with_data)
         # Efraimidis & Spirakis 2006: the k smallest of Exponential(1) / weight.
         waits = _draw(seed, round).exponential(size=population.count)
         with np.errstate(divide="ignore"):
-            order = np.argpartition(waits / population.sizes, clients - 1)
-        return np.sort(order[:clients])
+            waits /= population.sizes
+        return np.sort(np.argpartition(waits, wanted - 1)[:wanted] if wanted else np.empty(0, np.int64))
 
-    return Sampler(sample, lambda p: float(clients), f"by_data({clients})")
+    def expected(population: Population) -> float:
+        return float(clients if population.sizes is None else min(clients, int((population.sizes > 0).sum())))
+
+    return Sampler(sample, expected, f"by_data({clients})")
+
+
+def always(positions: Sequence[int], sampler: Sampler) -> Sampler:
+    """Some clients in every cohort, and others that a sampler draws from the rest.
+
+    For a client that the server runs itself (``fltrust``), or for exactly so many attackers in every cohort.
+
+    Args:
+        positions: in the population, of those who always take part.
+        sampler: draws among all others.
+
+    Example:
+        >>> always([7], uniform(2)).sample(Population(10, None), 0, 1).tolist()
+        [2, 7, 8]
+    """
+    for position in positions:
+        check_whole("always(positions, ...): a position", position)
+    fixed = np.unique(np.asarray(positions, np.int64))
+
+    def rest(population: Population) -> Population:
+        _whole_population(population, "always")
+        if len(fixed) and fixed[-1] >= population.count:
+            raise ConfigurationError(
+                f"always() names client {int(fixed[-1])}; the population has clients 0 to {population.count - 1}"
+            )
+        sizes = None if population.sizes is None else np.delete(population.sizes, fixed)
+        return Population(population.count - len(fixed), sizes, part=True)
+
+    def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
+        drawn = sampler.sample(rest(population), seed, round)
+        # The k-th of the others lies behind as many fixed ones as have at most k others before them.
+        drawn = drawn + np.searchsorted(fixed - np.arange(len(fixed)), drawn, side="right")
+        return np.sort(np.concatenate([fixed, drawn]))
+
+    expected: Callable[[Population], float] = lambda p: len(fixed) + sampler.expected(rest(p))  # noqa: E731
+    return Sampler(sample, expected, f"always({fixed.tolist()}, {sampler.label})")
 
 
 def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> Sampler:
     """Only clients that a trace says are available, e.g. at night and on power.
 
-    In a round in which fewer are there than the sampler wants, all that are there take part, perhaps nobody.
+    In a round in which fewer are there than the sampler wants, all that are there (with :func:`by_data`, all of these
+    that have examples) take part, perhaps nobody.
 
     Args:
         trace: round → positions of the clients that can take part in it.
@@ -130,18 +181,28 @@ def available(trace: Callable[[int], NDArray[np.integer]], sampler: Sampler) -> 
     """
 
     def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
+        _whole_population(population, "available")
         there = _positions(trace(round), round)
         if len(there) and not (0 <= there[0] and there[-1] < population.count):
             raise ConfigurationError(
                 f"the availability trace names client {int(there[-1] if there[0] >= 0 else there[0])} in round "
                 f"{round}; the population has clients 0 to {population.count - 1}"
             )
-        present = Population(len(there), None if population.sizes is None else population.sizes[there])
+        sizes = None if population.sizes is None else population.sizes[there]
+        present = Population(len(there), sizes, passing=True, part=True)
         if present.count <= sampler.expected(present):
             return there
         return there[sampler.sample(present, seed, round)]
 
     return Sampler(sample, sampler.expected, f"available(<trace>, {sampler.label})")
+
+
+def _whole_population(population: Population, name: str) -> None:
+    if population.part:
+        raise ConfigurationError(
+            f"{name}() names clients by their position in the whole population, and here it would draw among a part "
+            f"of it. Write it as one sampler: always(positions, uniform(10)), or available(trace, uniform(10))"
+        )
 
 
 def _positions(named: Any, round: int) -> Int64[Positions, " client"]:
@@ -160,7 +221,7 @@ def _draw(seed: int, round: int) -> np.random.Generator:
 
 
 def _at_least_one(clients: int) -> None:
-    if not isinstance(clients, int | np.integer) or clients < 1:
+    if isinstance(clients, bool) or not isinstance(clients, int | np.integer) or clients < 1:
         raise ConfigurationError(f"a cohort has at least one client, not {clients!r}")
 
 

@@ -14,14 +14,15 @@ Not here: the stages that compress (``core/compress.py``), rules that need every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator
+from foedus.core.aggregate import Aggregator, Shortcut
 from foedus.core.checks import check_number
 from foedus.core.values import NOTHING, Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
@@ -88,14 +89,15 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
         'chain(clip(1.0), mean())'
     """
     outer, inner = _parted(stages)
-    if not outer:
-        return inner
     label = f"chain({', '.join(s.label for s in stages)})"
+    if not outer:
+        return inner._replace(label=label)
     links = _Links(outer, inner)
+    encode = links.encode  # one object: a shortcut knows by it what it stands for
+    short = Shortcut(encode, inner.merge, links.encode_all) if links.plain and inner.shortcut else None
     return inner._replace(
-        encode=links.encode, admit=links.admit, decode=links.decode, label=label,
-        encode_all=links.encode_all if links.plain and inner.encode_all else None,
-    )  # fmt: skip
+        encode=encode, admit=links.admit, decode=links.decode, label=label, encode_all=short
+    )
 
 
 def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregator]:
@@ -104,7 +106,9 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
     if not isinstance(inner, Aggregator):
         raise IncompatibleStages("chain() ends with an aggregator, e.g. chain(clip(1.0), mean())")
     if strangers := [s for s in stages[:-1] if not isinstance(s, Stage | Aggregator)]:
-        raise IncompatibleStages(f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}")
+        raise IncompatibleStages(
+            f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}"
+        )
     if wrong := [s.label for s in stages[:-1] if isinstance(s, Aggregator)]:
         raise IncompatibleStages(
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
@@ -120,7 +124,9 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
     return outer, inner
 
 
-_ORDER = "Write stages that change numbers first (clip, rotate, masks), then one quantiser, then lossless coding"
+_ORDER = (
+    "Write stages that change numbers first (clip, rotate, masks), then one quantiser, then lossless coding"
+)
 
 
 class _Links(NamedTuple):
@@ -155,13 +161,13 @@ class _Links(NamedTuple):
         }
 
     def encode_all(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
-        assert self.inner.encode_all is not None
+        assert self.inner.shortcut is not None
         through = []
         for update, context in zip(updates, contexts, strict=True):
             for stage in self.outer:
                 update = stage.encode(update, context._replace(size=len(update.vector)))
             through.append(update)
-        return self.inner.encode_all(through, contexts)
+        return self.inner.shortcut(through, contexts)
 
     def admit(self, message: Message, context: Context) -> Message:
         """One client's message with its last stages undone, as the aggregator's own."""
@@ -194,21 +200,41 @@ class _Links(NamedTuple):
 def clip(norm: float) -> Stage:
     """Scale an update down so that its Euclidean norm is at most ``norm``; a shorter one stays as it is.
 
+    Never above, not even by rounding: a scaled update is shorter than ``norm`` by a few units in the last place of
+    its dtype, since what is promised about privacy is promised about the bound.
+
+    Raises:
+        SumOverflow: an update is not finite.
+
     Example:
-        >>> clip(1.0).encode(Update(np.array([3.0, 4.0]), weight=1), Context(0, 1, 0)).vector.tolist()
-        [0.6000000000000001, 0.8]
+        >>> clip(1.0).encode(Update(np.array([3.0, 4.0]), weight=1), Context(0, 1, 0)).vector.round(9).tolist()
+        [0.6, 0.8]
     """
     check_number("norm", norm, above=True)
 
     def encode(update: Update, context: Context) -> Update:
-        length = float(np.linalg.norm(update.vector.astype(np.float64)))
+        length = _length(update.vector)
         if not np.isfinite(length):
             raise SumOverflow("an update that is not finite cannot be clipped")
-        if length <= norm:
-            return update
-        return update._replace(vector=update.vector * update.vector.dtype.type(norm / length))
+        return update if length <= norm else update._replace(vector=_shortened(update.vector, length, norm))
 
     return Stage(encode, same, f"clip({norm})")
+
+
+def _length(vector: Vector) -> float:
+    """The Euclidean norm in float64; the same for any number of threads, which BLAS's own is not."""
+    wide = vector.astype(np.float64)
+    return math.sqrt(np.square(wide, out=wide).sum())
+
+
+def _shortened(vector: Vector, length: float, norm: float) -> Vector:
+    """The vector [parameter] of that length, scaled to at most ``norm``: what rounding adds is taken off again."""
+    goal = norm * (1 - 2.0**-40)  # another order of summation may find another norm in the last places
+    scaled, spare = vector * vector.dtype.type(norm / length), float(np.finfo(vector.dtype).eps)
+    while _length(scaled) > goal:  # once or twice; more often only where numbers are too small to be precise
+        scaled = vector * vector.dtype.type(norm / length * max(1 - spare, 0.0))
+        spare *= 2
+    return scaled
 
 
 def same(update: Update, context: Context) -> Update:
@@ -219,7 +245,7 @@ def same(update: Update, context: Context) -> Update:
 # --- codes on the wire --------------------------------------------------------------------------------------
 
 
-def packed(codes: NDArray[np.integer], bits: int) -> UInt8[NDArray[np.uint8], " byte"]:
+def packed(codes: NDArray[Any], bits: int) -> UInt8[NDArray[np.uint8], " byte"]:
     """Whole numbers 0 … 2**bits − 1 [n], laid end to end in ``ceil(n · bits / 8)`` bytes.
 
     Args:

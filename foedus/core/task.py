@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from foedus.errors import ConfigurationError
 
 Array = Any
+TAKEN = ("loss", "round", "client", "step", "examples")  # what a line of a record says beside metrics
 
 
 class Metric(NamedTuple):
@@ -126,9 +127,11 @@ class Task:
         if self.loss is not None or not isinstance(self.model, NumpyModel):
             _check_loss(self.loss)
         _check_metrics(self.metrics)
-        names = [m.name for m in self.metrics]
-        if "loss" in names or len(set(names)) < len(names):
-            raise ConfigurationError(f"metrics need names that differ from each other and from 'loss': {names}")
+        names = [*TAKEN, *(m.name for m in self.metrics)]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(
+                f"metrics need names that differ from each other and from {', '.join(TAKEN)}: {names[len(TAKEN) :]}"
+            )
 
 
 def _check_factory(model: Any) -> None:

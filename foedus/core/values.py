@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ Message = dict[str, NDArray[Any]]  # what travels and is merged
 State = dict[str, NDArray[Any]]  # what the server, or a client, keeps between rounds
 
 SERVER = -1  # the client of a context in which the server itself computes
-NOTHING: Mapping[str, NDArray[Any]] = MappingProxyType({})
+NOTHING: Mapping[str, NDArray[Any]] = {}  # shared, never written to (a read-only view of it could not be pickled)
 
 
 class Update(NamedTuple):

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foedus.core.checks import check_number
 from foedus.core.population import ClientId
 from foedus.errors import ConfigurationError, DataError
 
@@ -86,8 +87,7 @@ def shards(nodes: int, *, shards_per_node: int = 2) -> Partition:
         [[0, 0], [1, 1]]
     """
     _check_nodes(nodes)
-    if shards_per_node < 1:
-        raise ConfigurationError(f"shards_per_node must be at least 1, and is {shards_per_node}.")
+    _check_whole("shards_per_node", shards_per_node, least=1)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         ordered = np.argsort(_flat(targets), kind="stable")
@@ -118,7 +118,8 @@ def dirichlet(nodes: int, *, alpha: float, minimum: int = 1) -> Partition:
         20
     """
     _check_nodes(nodes)
-    _check_alpha(alpha)
+    check_number("alpha", alpha, above=True)
+    _check_whole("minimum", minimum, least=0)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         _check_enough(len(targets), nodes, minimum)
@@ -146,6 +147,9 @@ def by_class(nodes: int, *, share: float) -> Partition:
         nodes: number of clients.
         share: of a node's rows that are of its home class, from 1/C (uniform) to 1 (nothing else).
 
+    Raises:
+        ConfigurationError: for a share that cannot be; one below 1/C is noticed when rows are dealt.
+
     Example:
         >>> rule = by_class(2, share=0.75)
         >>> y = np.repeat([0, 1], 8)
@@ -153,11 +157,17 @@ def by_class(nodes: int, *, share: float) -> Partition:
         [[6, 2], [2, 6]]
     """
     _check_nodes(nodes)
-    if not 0 < share <= 1:
+    check_number("share", share, above=True)
+    if share > 1:
         raise ConfigurationError(f"share must lie above 0 and be at most 1, and is {share}.")
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         classes = [generator.permutation(rows) for rows in _by_value(_flat(targets)).values()]
+        if share * len(classes) < 1 - 1e-9:  # a third, written as 0.333333333, is one
+            raise ConfigurationError(
+                f"by_class({nodes}, share={share:g}): with {len(classes)} classes the share of the home class goes "
+                f"from {1 / len(classes):.4g} (as much as of any other) to 1. For less, write a Partition of your own."
+            )
         counts = _class_counts(nodes, np.array([len(rows) for rows in classes]), share)
         ends = np.cumsum(counts, axis=0)
         pieces = [
@@ -208,7 +218,8 @@ def quantity_skew(nodes: int, *, alpha: float = 1.0, minimum: int = 1) -> Partit
         20
     """
     _check_nodes(nodes)
-    _check_alpha(alpha)
+    check_number("alpha", alpha, above=True)
+    _check_whole("minimum", minimum, least=0)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         spare = _check_enough(len(targets), nodes, minimum)
@@ -297,20 +308,17 @@ def _group(groups: Groups, name: str) -> Array:
 
 
 def _check_nodes(nodes: int) -> None:
-    if not isinstance(nodes, int | np.integer) or nodes < 1:
-        raise ConfigurationError(
-            f"The number of nodes must be a whole number of at least 1, and is {nodes!r}."
-        )
+    _check_whole("The number of nodes", nodes, least=1)
 
 
-def _check_alpha(alpha: float) -> None:
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise ConfigurationError(f"alpha must be a number above 0, and is {alpha!r}.")
+def _check_whole(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigurationError(f"{name} must be a whole number of at least {least}, and is {value!r}.")
 
 
 def _check_enough(rows: int, nodes: int, minimum: int) -> int:
     spare = rows - nodes * minimum
-    if minimum < 0 or spare < 0:
+    if spare < 0:
         raise DataError(
             f"{nodes} nodes with at least {minimum} rows each need more than the {rows} there are."
         )

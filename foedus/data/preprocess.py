@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.parts import Fit, Function
 from foedus.core.population import Clients, Examples
-from foedus.core.values import Context, SERVER, Update
+from foedus.core.values import SERVER, Context, Update
 from foedus.errors import ConfigurationError, DataError
 from foedus.tree import Layout
 

@@ -47,14 +47,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is damaged, or of a later version.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            told = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(_advice(path, str(error))) from error
+    arrays, told = unpacked(path)
     if told.get("foedus", "").isdecimal() and told["foedus"] != str(VERSION):
         raise CheckpointError(
             f"{path} has checkpoint version {told['foedus']}; this foedus reads version {VERSION}"
@@ -64,10 +57,23 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(arrays, json.loads(told["values"]))
 
 
+def unpacked(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays by name of a safetensors file, and what its metadata tells.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(_advice(path, str(error))) from error
+
+
 def _advice(path: Path, reason: str) -> str:
-    return (
-        f"the checkpoint {path} is damaged: {reason}. Restore it from a copy, or delete the run folder to start anew"
-    )
+    return f"{path} is damaged: {reason}. Restore it from a copy, or delete the run folder to start anew"
 
 
 def _digest(arrays: dict[str, NDArray[Any]], values: str) -> str:

@@ -59,7 +59,7 @@ def export(record: Record, sink: Sink) -> None:
     """Write all rounds of a run, finished or not, into a sink.
 
     Args:
-        record: from ``foedus.record.read(folder)``, or ``run.record``.
+        record: ``run.record``, or ``foedus.read_run(folder).record``.
         sink: where to.
     """
     timings = {line["round"]: line for line in record.timings}

@@ -3,6 +3,7 @@
     run.json            configuration, versions, executor, status
     metrics.jsonl       one line per round; no clocks in it, so that equal runs have equal bytes
     timings.jsonl       one line per round: seconds by phase
+    clients.jsonl       if asked for: one line per evaluated round and client: the global model, on the client's data
     local.jsonl         if asked for: one line per round, client and local step: the client's own model, evaluated
     checkpoint.safetensors   what a resumed run needs
     costs.jsonl         one line per client that took part: rounds, bytes, compute, energy
@@ -22,7 +23,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -35,17 +36,44 @@ from foedus.errors import CheckpointError, ConfigurationError
 from foedus.record import checkpoint, files
 from foedus.record.checkpoint import Checkpoint
 
-METRICS, TIMINGS, LOCAL, CONFIGURATION = "metrics.jsonl", "timings.jsonl", "local.jsonl", "run.json"
-CHECKPOINT, MODEL, COSTS = "checkpoint.safetensors", "model.safetensors", "costs.jsonl"
+METRICS, TIMINGS, CONFIGURATION = "metrics.jsonl", "timings.jsonl", "run.json"
+CLIENTS, LOCAL, COSTS = "clients.jsonl", "local.jsonl", "costs.jsonl"
+KEPT = "kept.sqlite"
+CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
 
 class Record(NamedTuple):
-    """What a run folder tells: its configuration, a dict per round, and timings."""
+    """What a run folder tells: its configuration, a dict per round, and timings; all else is read when asked for."""
 
     folder: Path
     configuration: dict[str, Any]
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The central figures of the last evaluated round; empty if none was."""
+        return next((line["central"] for line in reversed(self.metrics) if "central" in line), {})
+
+    @property
+    def clients(self) -> list[dict[str, Any]]:
+        """A dict per evaluated round and client, from ``clients.jsonl``; empty if clients were not evaluated."""
+        return lines(self.folder / CLIENTS)
+
+    @property
+    def costs(self) -> list[dict[str, Any]]:
+        """A dict per client that took part, from ``costs.jsonl``; empty until the run has ended."""
+        return lines(self.folder / COSTS)
+
+    @property
+    def parameters(self) -> dict[str, NDArray[Any]]:
+        """The final parameters and buffers by name, from ``model.safetensors``.
+
+        Raises:
+            ConfigurationError: the run has not ended, or not its latest rounds.
+            CheckpointError: the file is damaged.
+        """
+        return _parameters(self)
 
 
 class RunFolder:
@@ -53,19 +81,18 @@ class RunFolder:
 
     Args:
         path: the folder; made if there is none.
-        local: whether ``local.jsonl`` is written, too.
+        more: names of further files of lines: ``clients.jsonl``, ``local.jsonl``.
 
     Raises:
         StorageError: it cannot be written.
         ConfigurationError: another process is writing it.
     """
 
-    def __init__(self, path: Path, *, local: bool = False) -> None:
+    def __init__(self, path: Path, *, more: Sequence[str] = ()) -> None:
         self.path = path
-        names = (METRICS, TIMINGS, LOCAL) if local else (METRICS, TIMINGS)
         with files.storage(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._files = {name: open(path / name, "ab") for name in names}  # noqa: SIM115
+            self._files = {name: open(path / name, "ab") for name in (METRICS, TIMINGS, *more)}  # noqa: SIM115
         self._digests = {name: hashlib.blake2b(digest_size=16) for name in self._files}
         if not _locked(self._files[METRICS]):
             self.close()
@@ -120,7 +147,7 @@ class RunFolder:
             dict.fromkeys(self._files, nothing) if state is None else state.values["lines"]
         )
         for name in self._files:  # all are looked at before any is cut
-            self._verify(name, *lines.get(name, nothing))  # it may have had no local.jsonl before
+            self._verify(name, *lines.get(name, nothing))  # it may have had no such file before
         for name, file in self._files.items():
             with files.storage(self.path / name):
                 file.truncate(lines.get(name, nothing)[0])
@@ -204,6 +231,20 @@ def lines(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
     return [_object(line, f"{path} is damaged in line {number}") for number, line in enumerate(whole, 1)]
+
+
+def _parameters(record: Record) -> dict[str, NDArray[Any]]:
+    path, done = record.folder / MODEL, record.metrics[-1]["round"] if record.metrics else 0
+    unfinished = "start the same run again with this folder, and it goes on to its end"
+    if not path.exists():
+        raise ConfigurationError(f"{record.folder} holds no {MODEL}: the run has not ended. To have one, {unfinished}")
+    arrays, told = checkpoint.unpacked(path)
+    if told.get("round") != str(done):
+        raise ConfigurationError(
+            f"{path} is the model of round {told.get('round')}, and the run has gone on to round {done} without having "
+            f"ended. To have the newer one, {unfinished}"
+        )
+    return arrays
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Kept:
                 part = asked[at : at + _ASKED]
                 marks = ",".join("?" * len(part))
                 rows = database.execute(
-                    f"SELECT client, max(round), arrays FROM kept WHERE client IN ({marks}) GROUP BY client", part
+                    f"SELECT client, max(round), arrays FROM kept WHERE client IN ({marks}) GROUP BY client",
+                    part,
                 )
                 found |= {client: self._unpacked(blob) for client, _, blob in rows}
         return found
@@ -72,8 +73,14 @@ class Kept:
                 ((int(client), round, _packed(arrays)) for client, arrays in sorted(kept.items())),
             )
 
+    def commit(self) -> None:
+        """Make everything durable; a checkpoint may then rely on it."""
+        if self._database is not None:
+            with self._guarded() as database:
+                database.commit()
+
     def settle(self, round: int) -> None:
-        """Make everything durable, and drop what no checkpoint can go back to: all but each client's latest."""
+        """Drop what no checkpoint can go back to any more: all but each client's latest up to a round."""
         if self._database is None:
             return
         with self._guarded() as database:

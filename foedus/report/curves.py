@@ -92,7 +92,7 @@ def plot_run(record: Record, path: str | Path | None = None) -> Picture:
     """Loss, every metric and the bytes sent, over rounds.
 
     Args:
-        record: a run's record, finished or not (``foedus.record.read(folder)``).
+        record: a run's record, finished or not: ``run.record``.
         path: where to save the figure; by default ``figures/curves.png`` in the run folder.
 
     Raises:

@@ -27,7 +27,11 @@ BUDGET = 0.5  # seconds that a rehearsal by the plain loop may take: fewer steps
 GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
 STARTING = 6.0  # seconds that starting workers takes, about; they must save more than that
 
-UNSUITED = (UnsupportedOperator, LoweringMismatch, ConfigurationError)  # this executor cannot run the job; others may
+UNSUITED = (
+    UnsupportedOperator,
+    LoweringMismatch,
+    ConfigurationError,
+)  # this executor cannot run the job; others may
 
 Timer = Callable[[str, Callable[[], None]], float]  # (executor's name, rehearsal) → seconds
 
@@ -104,7 +108,9 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
 
 def told(chosen: str, measured: Sequence[Measured]) -> str:
     """The one line about the choice."""
-    times = [f"{m.name} {1e3 * m.seconds:.3g}" for m in sorted(measured, key=lambda m: m.seconds or 0) if m.seconds]
+    times = [
+        f"{m.name} {1e3 * m.seconds:.3g}" for m in sorted(measured, key=lambda m: m.seconds or 0) if m.seconds
+    ]
     passed = [f"{m.name} passed by: {m.reason}" for m in measured if m.seconds is None]
     line = f"executor {chosen} (ms a local step: {', '.join(times)}"
     return "; ".join([line, *passed]) + ")"

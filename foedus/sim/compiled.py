@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from foedus.backends import Trainer, open_trainer
 from foedus.backends.cohort import UNGUIDED
-from foedus.core.batches import Plan, plan
+from foedus.core.batches import Plan, alike, plan
 from foedus.core.client import LocalSGD
 from foedus.core.examples import Examples
 from foedus.core.method import Trained
+from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
 from foedus.sim.visits import Group, contributions, measured, phase, visit
@@ -36,11 +37,17 @@ class Compiled:
 
     def open(self, job: Job) -> CompiledSession:
         if not isinstance(job.algorithm.client, LocalSGD):
-            raise ConfigurationError("compiled runs local_sgd(); a training loop or optimiser of your own needs debug")
+            raise ConfigurationError(
+                "compiled runs local_sgd(); a training loop or optimiser of your own needs debug"
+            )
         if isinstance(job.task.model, NumpyModel):
-            raise ConfigurationError("compiled runs torch and jax models; a NumpyModel brings no graph to compile")
+            raise ConfigurationError(
+                "compiled runs torch and jax models; a NumpyModel brings no graph to compile"
+            )
         devices = compiled().devices(job.device)
-        trainer = open_trainer(job.task, seed=job.seed, device="cpu" if isinstance(job.task.model, JaxModel) else None)
+        trainer = open_trainer(
+            job.task, seed=job.seed, device="cpu" if isinstance(job.task.model, JaxModel) else None
+        )
         return CompiledSession(job, trainer, devices)
 
 
@@ -51,6 +58,11 @@ class Gathered(NamedTuple):
     examples: Examples
     rows: NDArray[np.int64]
     sizes: NDArray[np.int64]
+
+    def only(self, slots: NDArray[np.int64]) -> Gathered:
+        """The data of some of the clients."""
+        own = Rows(self.rows, offsets_of(self.sizes)).choose(slots)
+        return Gathered(self.orders.only(slots), self.examples, own.values, own.sizes)
 
 
 class CompiledSession(Session):
@@ -73,12 +85,18 @@ class CompiledSession(Session):
         gathered = self._gathered(orders)
         if gathered is None:
             return Outcome()
-        orders, examples, rows, sizes = gathered
         self._check_range(gathered)
-        if job.algorithm.method is not None:
+        parts = alike(spec, gathered.sizes, limit=orders.limit)
+        return union(
+            job, [self._part(gathered.only(slots) if len(parts) > 1 else gathered) for slots in parts]
+        )
+
+    def _part(self, gathered: Gathered) -> Outcome:
+        """The clients that one plan holds."""
+        if self._job.algorithm.method is not None:
             return self._visited(gathered)
         results, steps = self._together(gathered, None)
-        return self._collected(orders, results, sizes=sizes, steps=steps)
+        return self._collected(gathered.orders, results, sizes=gathered.sizes, steps=steps)
 
     def _together(self, gathered: Gathered, group: Group | None) -> tuple[Any, NDArray[np.int32]]:
         """One training of a cohort, or of a group of its members, and how many steps each made."""
@@ -99,9 +117,7 @@ class CompiledSession(Session):
         held = self._hold(program, examples)
         kept = _kept(orders) if group is None else group.buffers
         guides = UNGUIDED if group is None else group.guides
-        results = program.run(
-            orders.start, held, made, lr=spec.rate(orders.round), kept=kept, guides=guides
-        )
+        results = program.run(orders.start, held, made, lr=spec.rate(orders.round), kept=kept, guides=guides)
         return results, made.steps
 
     def _visited(self, gathered: Gathered) -> Outcome:
@@ -111,7 +127,10 @@ class CompiledSession(Session):
         def train(group: Group) -> list[Trained]:
             results, steps = self._together(gathered, group)
             begun = group.guides.start
-            vectors = [u + (orders.start.vector if begun is None else begun[i]) for i, u in enumerate(results.updates)]
+            vectors = [
+                u + (orders.start.vector if begun is None else begun[i])
+                for i, u in enumerate(results.updates)
+            ]
             after = [before + change for before, change in zip(group.buffers, results.buffers, strict=True)]
             rows = zip(vectors, after, steps.tolist(), results.losses.tolist(), strict=True)
             return [Trained(*row) for row in rows]
@@ -153,7 +172,9 @@ class CompiledSession(Session):
             recipe, unpaddable = self._recipe(width=width, examples=examples)
             if unpaddable:
                 self._demand_full_batches(unpaddable)
-            self._programs[width, id(spec)] = compiled().CohortProgram(replace(recipe, spec=spec), self._devices)
+            self._programs[width, id(spec)] = compiled().CohortProgram(
+                replace(recipe, spec=spec), self._devices
+            )
         return self._programs[width, id(spec)]
 
     def _demand_full_batches(self, reason: str) -> None:
@@ -178,7 +199,10 @@ class CompiledSession(Session):
                     owner = int(np.searchsorted(np.cumsum(sizes), row, side="right"))
                     self._show(orders, examples.take(rows[[row]]), client=int(orders.cohort[owner]))
                 self._seen[at] = (min(low, least), max(high, most))
-            if self._job.clients.pool is not None and self._seen[at] == (min(0, array.min()), max(0, array.max())):
+            if self._job.clients.pool is not None and self._seen[at] == (
+                min(0, array.min()),
+                max(0, array.max()),
+            ):
                 self._safe.add(at)  # there is nothing beyond that in the pool: no need to look again
 
     def _show(self, orders: Orders, batch: Examples, *, client: int) -> None:

@@ -16,7 +16,7 @@ from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
 from foedus.core.examples import Examples
 from foedus.core.method import Measure, Trained
-from foedus.sim.visits import Group, contributions, measured, phase, visit
+from foedus.sim.visits import Group, contributions, drive, measured, method_of, phase, visit
 from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read
 
 Observer = Callable[[int, int, Weights], None]  # (client's position, local step, weights)
@@ -70,6 +70,21 @@ class DebugSession(Session):
         (brought,) = contributions(job, [seen], train, measure)
         collector.contribute(slot, brought, len(examples))
 
+    def personal(self, orders: Orders) -> Weights:
+        """The own model of the one client of the orders, after a method that gives clients models of their own."""
+        job = self._job
+        position = int(orders.cohort[0])
+        examples, rule = read(job.clients, position), method_of(job).personal
+        assert rule is not None
+        seen = visit(job, orders, 0, examples=len(examples), layout=self._trainer.layout)
+        (found,) = drive(
+            [rule(seen)],
+            [seen],
+            lambda group: [self._trained(orders, 0, examples, group)],
+            lambda _, request: measured(job, self._trainer, orders, 0, request),
+        )
+        return Weights(*found)
+
     def _trained(self, orders: Orders, slot: int, examples: Examples, group: Group) -> Trained:
         """One training of one client."""
         job, position = self._job, int(orders.cohort[slot])
@@ -79,12 +94,22 @@ class DebugSession(Session):
             phase=phase(orders, group.phase),
         )  # fmt: skip
         guides = group.guides.of(np.zeros(1, np.int64))
-        start, anchor, shift = (None if v is None else v[0] for v in (guides.start, guides.anchor, guides.shift))
+        start, anchor, shift = (
+            None if v is None else v[0] for v in (guides.start, guides.anchor, guides.shift)
+        )
         begin = Weights(orders.start.vector if start is None else start, group.buffers[0])
         observe = self.observe
         watch = None if observe is None else lambda step, weights: observe(position, step, weights)
         work = Assignment(
-            group.spec, examples, own, orders.round, job.clients.ids[position], watch, anchor, shift, guides.mask
+            group.spec,
+            examples,
+            own,
+            orders.round,
+            job.clients.ids[position],
+            watch,
+            anchor,
+            shift,
+            guides.mask,
         )
         trained = self._trainer.train(begin, work)
         return Trained(trained.weights.vector, trained.weights.buffers, int(own.steps[0]), trained.loss)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights, open_trainer
 from foedus.core.aggregate import message_bytes
+from foedus.core.batches import processed
 from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.select import Population, Sampler, everybody, uniform
@@ -29,9 +30,12 @@ from foedus.core.task import Task
 from foedus.core.values import Context, Update
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
-from foedus.record.folder import METRICS, TIMINGS, new_folder
+from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
+from foedus.record.kept import Kept
 from foedus.sim import evaluate, start
+from foedus.sim.commit import Server
+from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
 from foedus.sim.local_curves import attach
 from foedus.sim.progress import Progress, into_sinks, progress
@@ -40,6 +44,7 @@ from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import Job, Orders, Outcome, Session, union
 from foedus.sim.world import Load, Passage, pass_round
+from foedus.tree import Vector
 
 
 def simulate(
@@ -90,7 +95,7 @@ def simulate(
     trainer = open_trainer(task, seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings)
-    folder = RunFolder(_folder(settings), local=settings.local_curves is not None)
+    folder = RunFolder(_folder(settings), more=_files(evaluation, settings))
     try:
         return _Engine(plan, folder).run()
     finally:
@@ -117,7 +122,11 @@ class _Plan(NamedTuple):
         population = self.population
         asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
         sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
-        if not sound or len(np.unique(asked)) < len(asked) or ((asked < 0) | (asked >= population.count)).any():
+        if (
+            not sound
+            or len(np.unique(asked)) < len(asked)
+            or ((asked < 0) | (asked >= population.count)).any()
+        ):
             raise ConfigurationError(
                 f"the sampler {self.sampler.label} must give different positions from 0 to {population.count - 1}, "
                 f"and gave {reprlib.repr(asked.tolist())} in round {number}"
@@ -149,7 +158,8 @@ class _Plan(NamedTuple):
             "backend": self.trainer.backend,
             "device": self.trainer.device,
             "metrics": [m.name for m in job.task.metrics],
-            "better": {"loss": "min"} | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
+            "better": {"loss": "min"}
+            | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
         }
 
 
@@ -159,7 +169,10 @@ class _Engine:
     def __init__(self, plan: _Plan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
         self.identity = plan.identity()
+        self.server = Server(plan.job, plan.trainer.layout, plan.trainer.buffer_layout)
+        self.kept = Kept(folder.path / KEPT)
         self.state, self.executor_name = self._restored()
+        self.kept.go_back(self.state.round)
         self._saved_at = time.monotonic()
         self._whole = True  # whether state and metrics.jsonl are those of the same round
 
@@ -181,28 +194,16 @@ class _Engine:
         saved = self.folder.restore()
         if saved is None:
             return self._fresh(), found.get("executor")
-        state = RunState.restored(saved, len(self.plan.job.clients))
+        method = self.plan.job.algorithm.method
+        state = RunState.restored(saved, len(self.plan.job.clients), () if method is None else method.sides)
         if state.stopped is not None:  # what to stop at may be another figure now
             evaluation, metrics = self.plan.evaluation, self.plan.job.task.metrics
-            state.stopped = evaluate.reached(self._last_central(), evaluation.stop_at, metrics)
+            central = read_record(self.folder.path).final
+            state.stopped = evaluate.reached(central, evaluation.stop_at, metrics)
         return state, saved.values["executor"]
 
-    def _last_central(self) -> dict[str, float]:
-        metrics = read_record(self.folder.path).metrics
-        central: dict[str, float] = metrics[-1].get("central", {}) if metrics else {}
-        return central
-
     def _fresh(self) -> RunState:
-        plan, algorithm = self.plan, self.plan.job.algorithm
-        weights = start.weights(plan.settings.start, plan.trainer)
-        return RunState(
-            round=0,
-            weights=weights,
-            server=algorithm.server.init(weights.vector),
-            aggregator=algorithm.aggregator.init(plan.trainer.layout),
-            buffers=algorithm.buffers.init(plan.trainer.buffer_layout),
-            costs=np.zeros((len(plan.job.clients), len(COSTS))),
-        )
+        return self.server.first(start.weights(self.plan.settings.start, self.plan.trainer))
 
     def run(self) -> Run:
         if self._finished():
@@ -260,7 +261,8 @@ class _Engine:
         ids = self.plan.job.clients.ids
         costs = self.state.costs
         self.folder.save_costs(
-            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))} for c in self.state.paid().tolist()
+            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))}
+            for c in self.state.paid().tolist()
         )
         self._configure(executor, "finished")
 
@@ -283,7 +285,7 @@ class _Engine:
         passage = self._passage(asked, load, number)
         cohort = asked if passage is None else asked[passage.counted]
         self._whole = plan.settings.local_curves is None  # its lines are written while the round is under way
-        outcome = union(plan.job, [session.run(Orders(number, state.weights, cohort, state.kept))])
+        outcome = union(plan.job, [session.run(self._orders(number, cohort))])
         clock.lap("train")
         self._whole = False
         self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
@@ -300,19 +302,18 @@ class _Engine:
 
     def _step(self, outcome: Outcome, number: int, *, enough: bool) -> None:
         """Decode the merged messages and let the server take its step."""
-        state, algorithm = self.state, self.plan.job.algorithm
         if outcome.clients and len(outcome.refused) == len(outcome.clients):
             raise self._nothing(outcome, number)
-        vector, buffers = state.weights
-        if outcome.message is not None and enough:
-            update, state.aggregator = algorithm.aggregator.decode(state.aggregator, outcome.message)
-            vector, state.server = algorithm.server.step(state.server, vector, update, number)
-            if outcome.buffers is not None:
-                change, state.buffers = algorithm.buffers.decode(state.buffers, outcome.buffers)
-                buffers = (buffers + change).astype(buffers.dtype)
-            state.kept.update(outcome.kept)
-        state.weights = Weights(vector, buffers)
-        state.round = number
+        if outcome.clients and enough:
+            self.server.commit(self.state, outcome, number)
+            self.kept.write(number, outcome.kept)
+        self.state.round = number
+
+    def _orders(self, number: int, cohort: NDArray[np.int64]) -> Orders:
+        """The orders of a round to some clients."""
+        method, state = self.plan.job.algorithm.method, self.state
+        down = {} if method is None else method.down(state.method)
+        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=down)
 
     def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
         ids = self.plan.job.clients.ids
@@ -325,16 +326,27 @@ class _Engine:
         )
 
     def _load(self, asked: NDArray[np.int64]) -> Load:
-        """Bytes and examples of the round, per client; examples only where a world asks for them."""
+        """Bytes and examples of the round, per client; the bytes to be sent, foretold, and the examples only where a
+        world must know them before anybody has trained."""
         job, weights = self.plan.job, self.state.weights
-        empty = Update(np.zeros_like(weights.vector), 1.0)
-        up = message_bytes(job.algorithm.aggregator.encode(empty, Context(job.seed, 0, 0)))
-        if job.task.average_buffers:
-            up += weights.buffers.nbytes
-        work = np.zeros(len(asked), np.int64)
-        if self.plan.settings.world is not None:
-            work = _work(job, asked)
-        return Load(weights.vector.nbytes + weights.buffers.nbytes, up, work)
+        method = job.algorithm.method
+        down = weights.vector.nbytes + weights.buffers.nbytes
+        down += 0 if method is None else message_bytes(dict(method.down(self.state.method)))
+        if self.plan.settings.world is None:
+            return Load(down, 0, np.zeros(len(asked), np.int64))
+        return Load(down, self._foretold(), _work(job, asked))
+
+    def _foretold(self) -> int:
+        """Bytes that a client will send: those of an update of zeros, in every channel."""
+        job, weights = self.plan.job, self.state.weights
+        method, layout = job.algorithm.method, self.plan.trainer.layout
+        rules = [job.algorithm.aggregator, *(() if method is None else method.sides.values())]
+        empty, context = (
+            Update(np.zeros_like(weights.vector), 1.0),
+            Context(job.seed, 0, 0, layout, layout.size),
+        )
+        averaged = weights.buffers.nbytes if job.task.average_buffers else 0
+        return averaged + sum(message_bytes(rule.encode(empty, context)) for rule in rules)
 
     def _passage(self, asked: NDArray[np.int64], load: Load, number: int) -> Passage | None:
         world = self.plan.settings.world
@@ -348,9 +360,11 @@ class _Engine:
     ) -> dict[str, Any]:
         """The round's line in metrics.jsonl."""
         ids = self.plan.job.clients.ids
-        up = np.full(len(asked), load.up) if passage is None else passage.up
+        up = _sent(outcome, asked, None if passage is None else passage.up)
         down = np.full(len(asked), load.down) if passage is None else passage.down
-        compute, energy = (passage.compute, passage.energy) if passage else (np.zeros(len(asked)), np.zeros(len(asked)))
+        compute, energy = (
+            (passage.compute, passage.energy) if passage else (np.zeros(len(asked)), np.zeros(len(asked)))
+        )
         self._account(asked, np.stack([np.ones(len(asked)), up, down, compute, energy], axis=-1))
         line: dict[str, Any] = {
             "round": self.state.round,
@@ -383,14 +397,27 @@ class _Engine:
         plan, asked = self.plan, self.plan.evaluation
         if not asked.every or (number % asked.every and number != plan.rounds):
             return {}
-        figures = evaluate.figures(plan.job, plan.trainer, self.state, clients=asked.clients)
-        reached = evaluate.reached(figures.get("central", {}), asked.stop_at, plan.job.task.metrics)
-        if reached:
-            self.state.stopped = reached
-        return figures
+        found = evaluate.evaluate(plan.job, plan.trainer, self.state, self._models if asked.clients else None)
+        for client, (examples, figures, personal) in found.clients.items():
+            mine = {} if personal is None else {"personal": personal}
+            self.folder.append(
+                CLIENTS, {"round": number, "client": client, "examples": examples} | figures | mine
+            )
+        central = found.figures.get("central", {})
+        self.state.stopped = evaluate.reached(central, asked.stop_at, plan.job.task.metrics)
+        return found.figures
+
+    def _models(self, position: int) -> tuple[Vector, Weights | None]:
+        """What a client has for itself: buffers beside the global model, and its own model, if there is one."""
+        orders = self._orders(self.state.round, np.array([position]))
+        if self.plan.job.algorithm.method is None or self.plan.job.algorithm.method.personal is None:
+            return orders.buffers(position), None
+        return orders.buffers(position), DebugSession(self.plan.job, self.plan.trainer).personal(orders)
 
     def _save(self, session: Session) -> None:
+        self.kept.commit()
         self.folder.checkpoint(self.state.checkpoint(self.identity, session.name))
+        self.kept.settle(self.state.round)
         self._saved_at = time.monotonic()
 
 
@@ -441,7 +468,9 @@ def _check_minimum(settings: Settings, *, most: int) -> None:
 def _check_how(evaluation: Any, settings: Any) -> None:
     for name, value, kind in (("evaluation", evaluation, Evaluation), ("settings", settings, Settings)):
         if not isinstance(value, kind):
-            raise ConfigurationError(f"simulate({name}=...) takes foedus.{kind.__name__}(...), and was given {value!r}")
+            raise ConfigurationError(
+                f"simulate({name}=...) takes foedus.{kind.__name__}(...), and was given {value!r}"
+            )
 
 
 _HINTS = {
@@ -498,15 +527,25 @@ def _sampler(
 
 def _work(job: Job, asked: NDArray[np.int64]) -> NDArray[np.int64]:
     """Training examples that each client will process, [C]."""
-    from foedus.core.batches import plan
-
     known = job.clients.sizes
-    sizes = known[asked] if known is not None else np.array([len(job.clients.train(int(c))) for c in asked], np.int64)
-    work = np.zeros(len(asked), np.int64)
-    busy = np.flatnonzero(sizes)
-    made = plan(job.algorithm.client, sizes[busy], asked[busy], seed=job.seed, round=1)
-    work[busy] = np.bincount(made.client, weights=made.count, minlength=len(busy)).astype(np.int64)
-    return work
+    sizes = (
+        known[asked]
+        if known is not None
+        else np.array([len(job.clients.train(int(c))) for c in asked], np.int64)
+    )
+    return processed(job.algorithm.client, sizes)
+
+
+def _sent(
+    outcome: Outcome, asked: NDArray[np.int64], foretold: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Bytes that each client asked has sent, [C]: what those that trained did send, and what the others are
+    thought to have sent before they were lost."""
+    sent = np.zeros(len(asked), np.int64) if foretold is None else foretold.copy()
+    trained = dict(zip(outcome.clients, outcome.sent, strict=True))
+    for slot, client in enumerate(asked.tolist()):
+        sent[slot] = trained.get(client, sent[slot])
+    return sent
 
 
 def _minimum(settings: Settings) -> int:
@@ -517,6 +556,12 @@ def _folder(settings: Settings) -> Path:
     return new_folder() if settings.folder is None else Path(settings.folder)
 
 
+def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
+    """Files of lines beside those that every run has."""
+    asked = {CLIENTS: evaluation.clients, LOCAL: settings.local_curves is not None}
+    return [name for name, wanted in asked.items() if wanted]
+
+
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     told = [
         f"{name} is {found.get(name)!r} there and {value!r} here"
@@ -524,4 +569,3 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if found.get(name) != value and name != "rounds"
     ]
     return "; ".join(told) or "its data, loss, first weights, evaluation or world differ"
-

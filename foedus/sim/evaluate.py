@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from foedus.backends import Trainer, Weights
 from foedus.core.examples import Examples
-from foedus.core.population import Clients
+from foedus.core.population import ClientId
 from foedus.core.task import Metric
 from foedus.errors import ConfigurationError, FoedusError, TrainingError
 from foedus.sim.state import RunState
-from foedus.sim.work import Job
+from foedus.sim.work import Job, held_out
+from foedus.tree import Vector
 
 WORST = 0.1  # the worst decile
 
 
-def figures(job: Job, trainer: Trainer, state: RunState, *, clients: bool) -> dict[str, Any]:
-    """``{"central": {...}, "clients": {...}}``, as far as there is data for it."""
-    found: dict[str, Any] = {}
+class Evaluated(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        figures: ``{"central": {...}, "clients": {...}}``, as far as there is data for it: for ``metrics.jsonl``.
+        clients: client's id → number of examples and figures, for ``clients.jsonl``.
+    """
+
+    figures: dict[str, Any]
+    clients: dict[ClientId, ClientFigures]
+
+
+class ClientFigures(NamedTuple):
+    """The loss and metrics of the global model on one client's examples, and how many these are; and those of the
+    client's own model, if the algorithm gives it one."""
+
+    examples: int
+    figures: dict[str, float]
+    personal: dict[str, float] | None = None
+
+
+# A client's position → the buffers that the global model has there, and its own model, if there is one.
+Models = Callable[[int], tuple[Vector, Weights | None]]
+
+
+def evaluate(job: Job, trainer: Trainer, state: RunState, own: Models | None) -> Evaluated:
+    """The global model on the central test set, if there is one, and on every client's own data, if asked.
+
+    Args:
+        job, trainer: of the run.
+        state: after a round.
+        own: gives each client's own models; ``None`` leaves clients out.
+    """
+    figures: dict[str, Any] = {}
     if job.clients.central_test is not None:
-        found["central"] = _of(trainer, state.weights, job.clients.central_test, "the central test set")
-    if clients:
-        rows = []
-        for position in range(len(job.clients)):
-            examples = held_out(job.clients, position)
-            if len(examples):
-                kept = state.kept.get(position, state.weights.buffers)
-                whose = f"the data of client {job.clients.ids[position]!r}"
-                rows.append(_of(trainer, Weights(state.weights.vector, kept), examples, whose))
-        found["clients"] = spread(rows, job.task.metrics)
+        figures["central"] = _of(trainer, state.weights, job.clients.central_test, "the central test set")
+    if own is None:
+        return Evaluated(figures, {})
+    found = _clients(job, trainer, state, own)
+    figures["clients"] = spread([each.figures for each in found.values()], job.task.metrics)
+    if personal := [each.personal for each in found.values() if each.personal is not None]:
+        figures["personal"] = spread(personal, job.task.metrics)
+    return Evaluated(figures, found)
+
+
+def _clients(job: Job, trainer: Trainer, state: RunState, own: Models) -> dict[ClientId, ClientFigures]:
+    """Every client that has examples, in the order of the population."""
+    found = {}
+    for position, client in enumerate(job.clients.ids):
+        examples = held_out(job.clients, position)
+        if len(examples):
+            buffers, personal = own(position)
+            whose = f"the data of client {client!r}"
+            figures = _of(trainer, Weights(state.weights.vector, buffers), examples, whose)
+            mine = None if personal is None else _of(trainer, personal, examples, whose)
+            found[client] = ClientFigures(len(examples), figures, mine)
     return found
 
 
@@ -45,14 +88,6 @@ def _of(trainer: Trainer, weights: Weights, examples: Examples, whose: str) -> d
             f"evaluation on {whose} failed: {type(error).__name__}: {error}; the examples are {examples!r}",
             batch=(list(examples.inputs), examples.targets),
         ) from error
-
-
-def held_out(clients: Clients, position: int) -> Examples:
-    """A client's test examples, else its validation examples, else its training examples."""
-    for part in (clients.test(position), clients.validation(position)):
-        if part is not None:
-            return part
-    return clients.train(position)
 
 
 def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> dict[str, Any]:
@@ -69,7 +104,9 @@ def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> di
         if better.get(name, min) is min:
             known = known[::-1]
         worst = known[: max(1, int(np.ceil(WORST * len(known))))]
-        figure: dict[str, Any] = {"undefined": int(np.isnan(values).sum())} if len(known) < len(values) else {}
+        figure: dict[str, Any] = (
+            {"undefined": int(np.isnan(values).sum())} if len(known) < len(values) else {}
+        )
         if len(known):
             with np.errstate(invalid="ignore"):  # a client's loss may be infinite
                 of = {"mean": known.mean(), "spread": known.std(), "worst_decile": worst.mean()}

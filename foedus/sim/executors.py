@@ -90,7 +90,13 @@ def by_name(name: str) -> Executor | Auto:
 
 
 def open_session(
-    executor: Executor | Auto, job: Job, orders: Orders, *, rounds: int, again: str | None, say: Callable[[str], None]
+    executor: Executor | Auto,
+    job: Job,
+    orders: Orders,
+    *,
+    rounds: int,
+    again: str | None,
+    say: Callable[[str], None],
 ) -> Session:
     """Open an executor for a job. ``auto`` measures on ``orders`` with ``rounds`` to run, or takes the one named
     ``again``, which an interrupted run had chosen: other executors agree only to rounding."""
@@ -101,5 +107,7 @@ def open_session(
         assert not isinstance(executor, Auto)
         return executor.open(job)
     if again is not None and again != executor.name:
-        say(f"this run was begun with the executor {again}; going on with {executor.name}, which agrees to rounding")
+        say(
+            f"this run was begun with the executor {again}; going on with {executor.name}, which agrees to rounding"
+        )
     return executor.open(job)

@@ -21,18 +21,19 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
+from foedus.core.method import Vectors
 from foedus.errors import ConfigurationError, MissingExtra
 from foedus.sim.crew import CrewSession, check_workers, dismiss
 from foedus.sim.parcels import Failure, pack, unpack
 from foedus.sim.processes import cores
-from foedus.sim.work import Job, Outcome
+from foedus.sim.work import Job, Orders, Outcome
 from foedus.sim.worker import Begin, Share, Trainee, Word, caught
 
 PATIENCE = 20  # seconds until a core that is not free is given up

@@ -26,7 +26,8 @@ class Evaluation:
     Attributes:
         every: evaluate after each so many rounds (and after the last); 0 for never.
         clients: also evaluate on every client's own test examples (else validation, else training examples),
-            and report mean, spread and worst decile.
+            report mean, spread and worst decile, and keep every client's figures (``run.clients``, in the run
+            folder ``clients.jsonl``).
         stop_at: stop as soon as a central figure is reached, e.g. ``{"accuracy": 0.97}``.
 
     Example:
@@ -40,7 +41,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not _whole(self.every, 0):
-            raise ConfigurationError(f"Evaluation(every=...) is a number of rounds, 0 for never; not {self.every!r}")
+            raise ConfigurationError(
+                f"Evaluation(every=...) is a number of rounds, 0 for never; not {self.every!r}"
+            )
         if self.stop_at is not None and not isinstance(self.stop_at, Mapping):
             raise ConfigurationError(
                 f"stop_at names a figure and its value, e.g. stop_at={{'accuracy': 0.97}}; not {self.stop_at!r}"
@@ -71,7 +74,9 @@ class LocalCurves:
 
     def __post_init__(self) -> None:
         if not _whole(self.every, 1):
-            raise ConfigurationError(f"LocalCurves(every=...) is a number of local steps from 1, not {self.every!r}")
+            raise ConfigurationError(
+                f"LocalCurves(every=...) is a number of local steps from 1, not {self.every!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,9 @@ class Settings:
             ("local_curves", LocalCurves, "foedus.LocalCurves()"),
         ):
             if (value := getattr(self, name)) is not None and not isinstance(value, kind):
-                raise ConfigurationError(f"Settings({name}=...) takes e.g. {example}, and was given {value!r}")
+                raise ConfigurationError(
+                    f"Settings({name}=...) takes e.g. {example}, and was given {value!r}"
+                )
         if not isinstance(self.sinks, Sequence):
             raise ConfigurationError(f"sinks is a list; write sinks=[{self.sinks!r}]")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from foedus.backends import Weights
 from foedus.core.values import State
 from foedus.record import Checkpoint
-from foedus.tree import Vector
 
 COSTS = ("rounds", "bytes_up", "bytes_down", "compute_seconds", "energy_joules")
 
@@ -29,16 +29,18 @@ class RunState:
     server: State
     aggregator: State
     buffers: State
-    kept: dict[int, Vector] = field(default_factory=dict)
+    method: State = field(default_factory=dict)
+    sides: dict[str, State] = field(default_factory=dict)  # of the method's aggregators, by channel
     costs: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(COSTS))))
     simulated_seconds: float = 0.0
     stopped: str | None = None
 
     def checkpoint(self, identity: str, executor: str) -> Checkpoint:
         arrays: dict[str, NDArray[Any]] = {"vector": self.weights.vector, "buffers": self.weights.buffers}
-        for part in ("server", "aggregator", "buffers"):
+        for part in ("server", "aggregator", "buffers", "method"):
             arrays |= {f"{part}.{name}": array for name, array in getattr(self, part).items()}
-        arrays |= {f"kept.{client}": vector for client, vector in self.kept.items()}
+        for channel, state in self.sides.items():
+            arrays |= {f"sides.{channel}/{name}": array for name, array in state.items()}
         arrays["costs.clients"] = self.paid()
         arrays["costs.totals"] = self.costs[arrays["costs.clients"]]
         return Checkpoint(
@@ -54,7 +56,7 @@ class RunState:
         return np.flatnonzero(self.costs[:, 0])
 
     @staticmethod
-    def restored(saved: Checkpoint, population: int) -> RunState:
+    def restored(saved: Checkpoint, population: int, channels: Iterable[str] = ()) -> RunState:
         arrays, values = saved
 
         def part(prefix: str) -> dict[str, NDArray[Any]]:
@@ -68,7 +70,8 @@ class RunState:
             server=part("server."),
             aggregator=part("aggregator."),
             buffers=part("buffers."),
-            kept={int(client): vector for client, vector in part("kept.").items()},
+            method=part("method."),
+            sides={channel: part(f"sides.{channel}/") for channel in channels},
             costs=costs,
             simulated_seconds=values["simulated_seconds"],
             stopped=values["stopped"],

@@ -151,8 +151,8 @@ def sweep(
         for number, values in enumerate(combinations, 1):
             record = _run(variant, values, place)
             records.append((values, record))
-            _check_evaluated(record)
             metric = metric or next(iter(record.configuration["metrics"]), "loss")
+            _check_evaluated(record, metric)
             done(f"{number}/{len(combinations)} {_told(_result(values, record, metric, target), metric)}")
     assert metric is not None
     found = Sweep(place, metric, target, _sorted([_result(*r, metric, target) for r in records], metric))
@@ -184,19 +184,24 @@ def _run(variant: Callable[..., Federation], values: dict[str, Any], place: Path
         return read(own)
 
 
-def _check_evaluated(record: Record) -> None:
-    finished = record.configuration.get("status") == "finished"  # if not, it diverged, perhaps before the first time
+def _check_evaluated(record: Record, metric: str) -> None:
+    finished = (
+        record.configuration.get("status") == "finished"
+    )  # if not, it diverged, perhaps before the first time
     if finished and record.metrics and not any("central" in line for line in record.metrics):
         raise ConfigurationError(
             "sweep() sorts by a central figure, and nothing was evaluated centrally: give the clients a test set, "
             "clients.with_test((x, y)), and let Evaluation(every=...) be a number of rounds"
         )
+    if record.final and metric not in record.final:
+        there = ", ".join(record.final)
+        raise ConfigurationError(f"sweep(metric={metric!r}): there is no such figure; there is {there}")
 
 
 def _result(values: dict[str, Any], record: Record, metric: str, target: float | None) -> Result:
     choose, seen = better(record, metric), curve(record.metrics, "central", metric).values
     diverged = record.configuration.get("status") != "finished" or not len(seen)
-    last = next((line["central"][metric] for line in reversed(record.metrics) if "central" in line), None)
+    last = record.final.get(metric)
     rounds = None
     if target is not None and len(seen):
         rounds = rounds_to(record.metrics, metric, target, better=choose)

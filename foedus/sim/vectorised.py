@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from foedus.backends import Assignment, Trainer, Weights, open_trainer
 from foedus.backends.cohort import UNGUIDED, Block, Cohort, Stacked, open_cohort
-from foedus.core.batches import Plan, plan
+from foedus.core.batches import Plan, alike, plan
 from foedus.core.client import Client, LocalSGD
 from foedus.core.method import Measure, Trained
 from foedus.core.packing import PADDING, blocks, calls
@@ -37,6 +37,7 @@ from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, ch
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
 PROBE = 8  # examples that a model is tried out on
 SEARCHED = 1000  # clients that are read, at most, to find one that has examples
+TRIED = 0.01  # the least learning rate that a model is tried out with
 AGREEMENT = 1e-3  # relative, of one step of the probe, in float32
 
 Slots = NDArray[np.int64]
@@ -120,12 +121,14 @@ class VectorisedSession(Session):
             there = np.flatnonzero(sizes[cohort])
             count, most = self._cut(len(there))
             cut = [there[b] for b in blocks(sizes[cohort[there]], count, most=most)]
+        spec = self._job.algorithm.client
         for slots in cut:
             if clients.pool is None:
-                yield from _gathered(clients, cohort, slots)
+                yield from _gathered(spec, clients, cohort, slots)
             else:
                 assert sizes is not None
-                yield _Part(slots, sizes[cohort[slots]], None)
+                own = sizes[cohort[slots]]
+                yield from (_Part(slots[part], own[part], None) for part in alike(spec, own))
 
     def _cut(self, clients: int) -> tuple[int, int]:
         """How many blocks, and how many clients in each at most."""
@@ -172,9 +175,12 @@ class VectorisedSession(Session):
 
         sizes = part.sizes.tolist()
         seen = [
-            visit(job, orders, s, examples=n, layout=cohort.layout) for s, n in zip(part.slots.tolist(), sizes, strict=True)
+            visit(job, orders, s, examples=n, layout=cohort.layout)
+            for s, n in zip(part.slots.tolist(), sizes, strict=True)
         ]
-        for slot, size, brought in zip(part.slots.tolist(), sizes, contributions(job, seen, train, measure), strict=True):
+        for slot, size, brought in zip(
+            part.slots.tolist(), sizes, contributions(job, seen, train, measure), strict=True
+        ):
             collector.contribute(slot, brought, size)
         return collector.outcome
 
@@ -239,12 +245,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _gathered(clients: Clients, cohort: Slots, slots: Slots) -> Iterator[_Part]:
+def _gathered(spec: Client, clients: Clients, cohort: Slots, slots: Slots) -> Iterator[_Part]:
     """The examples of clients that are read when asked, put together; nothing if all are empty."""
     read_ones = [read(clients, int(cohort[slot])) for slot in slots]
-    sizes = np.array([len(e) for e in read_ones])
-    if full := [e for e in read_ones if len(e)]:
-        yield _Part(slots[sizes > 0], sizes[sizes > 0], Examples.concat(full))
+    sizes = np.array([len(e) for e in read_ones], np.int64)
+    full = np.flatnonzero(sizes)
+    for part in alike(spec, sizes[full]) if len(full) else ():
+        own = full[part]
+        yield _Part(slots[own], sizes[own], Examples.concat([read_ones[i] for i in own]))
 
 
 # --- trying out ---------------------------------------------------------------------------------------------
@@ -259,15 +267,17 @@ def _tried_out(job: Job, trainer: Trainer) -> Cohort:
     """
     spec = job.algorithm.client
     assert isinstance(spec, LocalSGD)
+    # A schedule may begin at 0, where every step is right because there is none.
+    spec = replace(spec, lr=max(spec.rate(1), TRIED))
     position, probe = _probe(job.clients)
-    pair = plan(spec, np.array([len(probe), max(1, len(probe) - 1)]), np.arange(2), seed=0, round=1, limit=1)
-    work = [Assignment(spec, probe, pair.of(np.array([i])), 1, job.clients.ids[position]) for i in range(2)]
+    three = _trial(spec, len(probe))
+    work = [Assignment(spec, probe, three.of(np.array([i])), 1, job.clients.ids[position]) for i in range(3)]
     start = trainer.initial()
     plain = [trainer.train(start, w).weights for w in work]
     try:
         cohort = open_cohort(job.task, spec, trainer, probe)
-        arranged = calls(pair.count, pair.steps, padding=0.0 if cohort.unpadded else 0.5)
-        block = Block(pair, arranged, np.stack([start.buffers] * 2), spec.rate(1))
+        arranged = calls(three.count, three.steps, padding=0.0 if cohort.unpadded else 0.5)
+        block = Block(three, arranged, np.stack([start.buffers] * 3), spec.rate(1))
         with cohort.settings():
             together = cohort.train(start, cohort.resident(probe), block)
     except FoedusError:
@@ -278,6 +288,14 @@ def _tried_out(job: Job, trainer: Trainer) -> Cohort:
         if not _alike(Weights(together.vectors[i], together.buffers[i]), alone, start):
             raise UnsupportedOperator("this model: batched over clients, its step differs from the plain one")
     return cohort
+
+
+def _trial(spec: LocalSGD, count: int) -> Plan:
+    """One step of three clients that share ``count`` examples: two have batches of one width, so that they step
+    together even where nothing may be padded, but of different examples, so that mixing them up would show."""
+    fewer = max(1, count - 1)
+    made = plan(spec, np.array([count, fewer, fewer]), np.arange(3), seed=0, round=1, limit=1)
+    return made._replace(rows=(made.rows + (made.client == 2)[:, None].astype(np.int32)) % count)
 
 
 def _probe(clients: Clients) -> tuple[int, Examples]:

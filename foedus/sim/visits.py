@@ -9,7 +9,7 @@ Not here: how a group is carried out (the executors).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from foedus.backends import Trainer, Weights
 from foedus.backends.cohort import Guides
 from foedus.core.client import Client
-from foedus.core.method import Contribution, Local, Measure, Method, Request, Train, Trained, Visit
+from foedus.core.method import Contribution, Measure, Method, Request, Train, Trained, Visit
 from foedus.errors import ConfigurationError
-from foedus.sim.evaluate import held_out
-from foedus.sim.work import METHOD, Job, Orders, read, under
+from foedus.sim.work import METHOD, Job, Orders, held_out, read, under
 from foedus.tree import Layout, Vector
 
 
@@ -95,7 +94,12 @@ def measured(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Mea
     return trainer.evaluate(Weights(request.vector, buffers), chosen)
 
 
-def drive(generators: Sequence[Local], visits: Sequence[Visit], train: Train_, measure: Measure_) -> list[Any]:
+def drive(
+    generators: Sequence[Generator[Request, Any, Any]],
+    visits: Sequence[Visit],
+    train: Train_,
+    measure: Measure_,
+) -> list[Any]:
     """Advance all generators until they have ended; what each returned."""
     results: list[Any] = [None] * len(visits)
     open_: dict[int, _Client] = {}
@@ -150,7 +154,9 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
 
     start = rows([r.start for r in requests])
     anchor = rows([r.anchor for r in requests])
-    if start is not None and anchor is None:  # penalties pull towards the received weights, wherever it begins
+    if (
+        start is not None and anchor is None
+    ):  # penalties pull towards the received weights, wherever it begins
         anchor = np.broadcast_to(visits[0].received, start.shape)
     buffers = [v.buffers if r.buffers is None else r.buffers for r, v in zip(requests, visits, strict=True)]
     return Group(
@@ -162,7 +168,9 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
 def _check(brought: Any, seen: Visit, job: Job) -> None:
     label = method_of(job).label
     if not isinstance(brought, Contribution):
-        raise ConfigurationError(f"the generator of the method {label} must return a Contribution, not {brought!r}")
+        raise ConfigurationError(
+            f"the generator of the method {label} must return a Contribution, not {brought!r}"
+        )
     if brought.update is not None and brought.update.shape != seen.received.shape:
         raise ConfigurationError(
             f"the method {label} contributed an update of shape {brought.update.shape}; the model has "

@@ -247,23 +247,32 @@ class Collector:
             elif channel == BUFFERS:
                 out.buffers = merged(algorithm.buffers, out.buffers, message)
             else:
-                out.sides[channel] = _merged(algorithm.aggregator_of(channel), out.sides.get(channel), message)
+                out.sides[channel] = _merged(
+                    algorithm.aggregator_of(channel), out.sides.get(channel), message
+                )
         out.senders += UPDATE in messages
-        kept = {f"{METHOD}{name}": array for name, array in brought.kept.items()} | memory
+        before = self._orders.kept.get(client, NOTHING)
+        kept: State = {name: array for name, array in before.items() if name.startswith(ENCODING)}
+        kept |= {f"{METHOD}{name}": array for name, array in brought.kept.items()} | memory
         if brought.buffers is not None and brought.buffers.size and not self._job.task.average_buffers:
             kept[BUFFERS] = brought.buffers
         if kept:
             out.kept[client] = kept
         return sent
 
-    def _encoded(self, client: int, brought: Contribution, examples: int) -> tuple[dict[str, Message], State, int]:
+    def _encoded(
+        self, client: int, brought: Contribution, examples: int
+    ) -> tuple[dict[str, Message], State, int]:
         """The admitted messages by channel, what the encodings remember, and the bytes that travelled."""
         weight = float(examples if brought.weight is None else brought.weight)
         messages: dict[str, Message] = {}
         memory: State = {}
         sent = 0
-        for channel, vector in self._channels(client, brought).items():
-            aggregator, context = self._job.algorithm.aggregator_of(channel), self._context(client, channel, vector)
+        for channel, vector in self._channels(brought).items():
+            aggregator, context = (
+                self._job.algorithm.aggregator_of(channel),
+                self._context(client, channel, vector),
+            )
             update = Update(vector, weight)
             message = aggregator.encode(update, context)
             sent += message_bytes(message)
@@ -273,10 +282,15 @@ class Collector:
             messages[channel] = aggregator.admit(message, context)
         return messages, memory, sent
 
-    def _channels(self, client: int, brought: Contribution) -> dict[str, Vector]:
+    def _channels(self, brought: Contribution) -> dict[str, Vector]:
         """The vectors that travel, by channel."""
         vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: brought.update}
-        if brought.buffers is not None and brought.buffers.size and self._job.task.average_buffers and vectors:
+        if (
+            brought.buffers is not None
+            and brought.buffers.size
+            and self._job.task.average_buffers
+            and vectors
+        ):
             vectors[BUFFERS] = changed(brought.buffers, self._orders.start.buffers)
         return vectors | dict(brought.sides)
 
@@ -285,7 +299,13 @@ class Collector:
         own = under(f"{ENCODING}{channel}.", kept) if kept else NOTHING
         layout = self._layouts[channel == BUFFERS] if channel in (UPDATE, BUFFERS) else None
         return Context(
-            self._job.seed, self._orders.round, client, layout=layout, size=len(vector), channel=channel, kept=own
+            self._job.seed,
+            self._orders.round,
+            client,
+            layout=layout,
+            size=len(vector),
+            channel=channel,
+            kept=own,
         )
 
     def add_all(self, slots: Sequence[int], results: Gained) -> None:
@@ -298,12 +318,14 @@ class Collector:
                 brought = Contribution(vector, buffers=buffers, steps=int(steps), loss=float(loss))
                 self.contribute(slot, brought, int(examples))
             return
-        assert aggregator.encode_all is not None
+        assert aggregator.shortcut is not None
         clients = [int(cohort[slot]) for slot in slots]
         updates = [Update(v, float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
-        contexts = [self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)]
+        contexts = [
+            self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)
+        ]
         out = self.outcome
-        out.message = merged(aggregator, out.message, aggregator.encode_all(updates, contexts))
+        out.message = merged(aggregator, out.message, aggregator.shortcut(updates, contexts))
         out.clients += clients
         out.examples += [int(n) for n in results.examples]
         out.steps += [int(n) for n in results.steps]
@@ -313,17 +335,19 @@ class Collector:
 
     def _at_once(self, aggregator: Aggregator, results: Gained) -> bool:
         """Whether every update is one to be added, and there is nothing beside it."""
-        if self._orders.single or aggregator.encode_all is None or aggregator.remember is not None:
+        if self._orders.single or aggregator.shortcut is None or aggregator.remember is not None:
             return False
         if not len(results.vectors) or results.buffers[0].size:
             return False
         pairs = zip(results.vectors, results.examples, strict=True)
-        return all(float(np.abs(v).max(initial=0.0)) * n < ORDINARY for v, n in pairs)  # False for NaN, too
+        # The length bounds every entry, and a product is the fastest way to it; false for NaN, too.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return all(float(v.dot(v)) * float(n) ** 2 < ORDINARY**2 for v, n in pairs)
 
     def _fault(self, brought: Contribution, client: int) -> str | None:
         """Why a contribution is refused."""
         parameters, buffers = self._layouts
-        checked = [(brought.update, parameters, "parameter")]
+        checked: list[tuple[Vector | None, Layout | None, str]] = [(brought.update, parameters, "parameter")]
         if brought.buffers is not None:
             checked.append((changed(brought.buffers, self._orders.buffers(client)), buffers, "buffer"))
         checked += [(vector, None, f"entry of {name!r}") for name, vector in brought.sides.items()]
@@ -369,7 +393,9 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.message = merged(job.algorithm.aggregator, total.message, part.message)
         total.buffers = merged(job.algorithm.buffers, total.buffers, part.buffers)
         for channel, message in part.sides.items():
-            total.sides[channel] = _merged(job.algorithm.aggregator_of(channel), total.sides.get(channel), message)
+            total.sides[channel] = _merged(
+                job.algorithm.aggregator_of(channel), total.sides.get(channel), message
+            )
         rows += zip(part.clients, part.examples, part.steps, part.losses, part.sent, strict=True)
         total.senders += part.senders
         total.refused += part.refused
@@ -409,3 +435,9 @@ def read(clients: Clients, position: int) -> Examples:
         ) from error
 
 
+def held_out(clients: Clients, position: int) -> Examples:
+    """A client's test examples, else its validation examples, else its training examples."""
+    for part in (clients.test(position), clients.validation(position)):
+        if part is not None:
+            return part
+    return clients.train(position)

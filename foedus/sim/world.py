@@ -72,7 +72,9 @@ class World:
             )
         check_number("over_selection", self.over_selection)
         if self.over_selection < 1:
-            raise ConfigurationError(f"over_selection must be a number of at least 1, not {self.over_selection}")
+            raise ConfigurationError(
+                f"over_selection must be a number of at least 1, not {self.over_selection}"
+            )
         if self.deadline is not None:
             check_number("deadline", self.deadline, also=", in seconds, or None", above=True)
         if not isinstance(self.minimum, int | np.integer) or self.minimum < 1:
@@ -135,7 +137,13 @@ class Passage(NamedTuple):
 
 
 def pass_round(
-    world: World, clients: Int64[NDArray[np.int64], " client"], load: Load, *, goal: int, seed: int, round: int
+    world: World,
+    clients: Int64[NDArray[np.int64], " client"],
+    load: Load,
+    *,
+    goal: int,
+    seed: int,
+    round: int,
 ) -> Passage:
     """One round in virtual time: who is counted, and what it cost.
 
@@ -159,7 +167,9 @@ def pass_round(
     draws = [generator(seed, "fate", round, int(c)).random(2) for c in clients]
     fate, moment = np.array(draws, np.float64).reshape(-1, 2).T
     dropped = fate < chance
-    idle = load.examples == 0  # nothing to train on: such a client sends nothing, and does not count as an answer
+    idle = (
+        load.examples == 0
+    )  # nothing to train on: such a client sends nothing, and does not count as an answer
     # A lost client stops at a random moment of its work; a late one stops when the round closes.
     ended = np.where(dropped, moment * finish, finish)
     answers = np.where(dropped | idle, np.inf, finish)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -263,3 +265,19 @@ def test_the_step_for_the_compiled_executor() -> None:
     assert buffers == {}
     for name in own.layout.names:
         np.testing.assert_allclose(grads[name], own_grads[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_opening_a_trainer_leaves_every_core_to_the_compiled_executor() -> None:
+    """Jax fixes the number of CPU devices when it is first used, and a jax task's trainer is what uses it first."""
+    script = """
+import jax.numpy as jnp
+import foedus as fd
+from foedus.backends import open_trainer
+from foedus.backends.jax_devices import available_cores, devices
+
+model = fd.JaxModel(lambda key: {"w": jnp.ones((2, 2))}, lambda p, x, *, train, key: x @ p["w"])
+trainer = open_trainer(fd.Task(model, loss=lambda output, target: ((output - target) ** 2).mean(1)), seed=0)
+assert trainer.device != "cpu" or len(devices()) == available_cores(), devices()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,10 +1,11 @@
-"""The conformance suite of aggregators and stages: a new member is one line in a list and inherits all of it."""
+"""The conformance suite of aggregators: a new member is one line in a list and inherits all of it."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import Any
 
+import cloudpickle
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -12,81 +13,34 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, add, fold, lift, mean, message_bytes
-from foedus.core.stage import Stage, chain, clip
-from foedus.core.values import Context, Message, Update
-from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
+from foedus.core.robust import (
+    bulyan,
+    centred_clipping,
+    dnc,
+    fltrust,
+    geometric_median,
+    krum,
+    median,
+    multi_krum,
+    trimmed_mean,
+)
+from foedus.core.stage import chain, clip
+from foedus.core.values import Update
+from foedus.errors import ConfigurationError, SumOverflow
 from foedus.tree import Layout
 
-
-def median() -> Aggregator:
-    """The entrywise median: a rule that needs every update, and collects them in an order of their own."""
-
-    def merge(a: Message, b: Message) -> Message:
-        values = np.concatenate([np.atleast_2d(m["values"]) for m in (a, b)])
-        return {"values": np.sort(values + 0.0, axis=0)}  # sorting does not tell −0 from 0, but bits do
-
-    return Aggregator(
-        init=lambda layout: {},
-        encode=lambda update, context: {"values": update.vector},
-        merge=merge,
-        decode=lambda state, message, context: (np.median(np.atleast_2d(message["values"]), axis=0), state),
-        additive=False,
-        label="median()",
-    )
-
+from .updates import CONTEXT, cohorts, copies, encoded, merged_in_some_order, same_bits
 
 WEIGHTED = [mean()]
-EVEN = [mean(weighted=False), median()]
-MEMBERS = [*WEIGHTED, *EVEN, chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
+EVEN = [mean(weighted=False), median(), trimmed_mean(0.2), geometric_median(), geometric_median(weighted=True)]
+PICKY = [krum(0), krum(1), multi_krum(1), multi_krum(0, keep=2), bulyan(0), bulyan(1), dnc(0), dnc(2, iterations=2)]
+ROBUST = [*PICKY, fltrust(trusted=0), centred_clipping(1.0), centred_clipping(1e-3, iterations=3)]
+MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
 SUMS = [m for m in MEMBERS if m.additive]
 IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
-STAGES = [clip(3.0), clip(1e-3)]
 
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
 sums = pytest.mark.parametrize("member", SUMS, ids=lambda m: m.label)
-CONTEXT = Context(seed=3, round=1, client=0)
-
-
-@st.composite
-def cohorts(draw: st.DrawFn, least: int = 1) -> list[Update]:
-    """Updates of one size, of wildly different magnitudes and weights, in float32 or float64."""
-    size, count = draw(st.integers(0, 6)), draw(st.integers(least, 9))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    vectors = rng.uniform(-1, 1, (count, size)) * 2.0 ** rng.integers(-70, 21, (count, size))
-    vectors *= rng.choice([0.0, -0.0, 1.0], (count, size), p=[0.05, 0.05, 0.9])
-    weights = np.where(
-        rng.random(count) < 0.5, rng.integers(1, 10_000, count), 2.0 ** rng.uniform(-20, 20, count)
-    )
-    dtype = draw(st.sampled_from(["float32", "float64"]))
-    return [Update(v, float(w)) for v, w in zip(vectors.astype(dtype), weights, strict=True)]
-
-
-def encoded(member: Aggregator, cohort: list[Update]) -> list[Message]:
-    contexts = [CONTEXT._replace(client=i, size=len(u.vector)) for i, u in enumerate(cohort)]
-    return [member.admit(member.encode(u, c), c) for u, c in zip(cohort, contexts, strict=True)]
-
-
-def copies(messages: list[Message]) -> list[Message]:
-    """``merge`` may reuse the memory of its first argument."""
-    return [{name: array.copy() for name, array in m.items()} for m in messages]
-
-
-def merged_in_some_order(member: Aggregator, messages: list[Message], rng: np.random.Generator) -> Message:
-    """Merged along a random tree: any two, again and again."""
-    left = copies([messages[i] for i in rng.permutation(len(messages))])
-    while len(left) > 1:
-        b, a = (left.pop(int(rng.integers(len(left)))) for _ in range(2))
-        left.append(member.merge(a, b))
-    return left[0]
-
-
-def same_bits(a: Message, b: Message) -> bool:
-    return a.keys() == b.keys() and all(
-        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
-        for x, y in ((a[n], b[n]) for n in a)
-    )
-
-
 @every
 @given(cohorts(), st.integers(0, 2**32))
 def test_neither_order_nor_place_of_merging_changes_a_bit(
@@ -95,9 +49,8 @@ def test_neither_order_nor_place_of_merging_changes_a_bit(
     messages, rng = encoded(member, cohort), np.random.default_rng(seed)
     one, other = (merged_in_some_order(member, messages, rng) for _ in range(2))
     assert same_bits(one, other)
-    state = member.init(Layout(("p",), ((len(cohort[0].vector),),), ("float32",)))
     context = CONTEXT._replace(size=len(cohort[0].vector))
-    assert member.decode(state, one, context)[0].tobytes() == member.decode(state, other, context)[0].tobytes()
+    assert decoded(member, one, context) == decoded(member, other, context)
 
 
 @every
@@ -255,66 +208,6 @@ def test_updates_of_different_lengths_do_not_add_up() -> None:
         mean().merge(a, b)
 
 
-# --- stages -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.label)
-@given(cohorts())
-def test_a_stage_keeps_shape_dtype_weight_and_its_argument(stage: Stage, cohort: list[Update]) -> None:
-    update = cohort[0]
-    before = update.vector.copy()
-    found = stage.encode(update, CONTEXT)
-    assert found.vector.shape == update.vector.shape
-    assert found.vector.dtype == update.vector.dtype
-    assert found.weight == update.weight
-    assert update.vector.tobytes() == before.tobytes()
-    assert stage.decode(found, CONTEXT).vector.shape == update.vector.shape
-
-
-@given(cohorts(), st.floats(1e-6, 1e6))
-def test_clipping_bounds_the_norm_and_keeps_the_direction(cohort: list[Update], norm: float) -> None:
-    vector = cohort[0].vector
-    found = clip(norm).encode(cohort[0], CONTEXT).vector
-    length = float(np.linalg.norm(vector.astype(np.float64)))
-    assert np.linalg.norm(found.astype(np.float64)) <= norm * (1 + 1e-6)
-    if length <= norm:
-        assert found.tobytes() == vector.tobytes()
-    else:
-        np.testing.assert_allclose(found, vector.astype(np.float64) * norm / length, rtol=1e-6, atol=1e-37)
-
-
-def test_stages_apply_from_left_to_right_and_are_undone_in_reverse() -> None:
-    def scale(factor: float) -> Stage:
-        return Stage(
-            lambda u, c: u._replace(vector=u.vector * factor + 1),
-            lambda u, c: u._replace(vector=(u.vector - 1) / factor),
-            f"scale({factor})",
-        )
-
-    rule = chain(scale(2.0), scale(10.0), mean())
-    message = rule.encode(Update(np.array([3.0]), 1.0), CONTEXT)
-    assert message["values"].tolist() == [(3.0 * 2 + 1) * 10 + 1]
-    assert rule.decode({}, rule.admit(message, CONTEXT), CONTEXT)[0].tolist() == [3.0]
-    assert rule.label == "chain(scale(2.0), scale(10.0), mean())"
-    assert rule.additive
-
-
-@pytest.mark.parametrize(
-    ("build", "told"),
-    [
-        (lambda: chain(), "ends with an aggregator"),
-        (lambda: chain(clip(1.0)), "ends with an aggregator"),
-        (lambda: chain(mean(), clip(1.0)), "ends with an aggregator"),
-        (lambda: chain(mean(), mean()), r"one aggregator, as its last part; mean\(\) stands before"),
-        (lambda: clip(0.0), "norm must be a number above 0"),
-        (lambda: clip(float("nan")), "norm must be a number above 0"),
-    ],
-)
-def test_chains_that_make_no_sense_are_refused_when_built(build: Any, told: str) -> None:
-    with pytest.raises((IncompatibleStages, ConfigurationError), match=told):
-        build()
-
-
 @pytest.mark.slow
 def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
     rng = np.random.default_rng(0)
@@ -333,19 +226,28 @@ def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
 @sums
 @given(cohorts(least=1))
 def test_encoding_all_at_once_is_encoding_one_by_one(member: Aggregator, cohort: list[Update]) -> None:
-    if member.encode_all is None:
+    if member.shortcut is None:
         return
     contexts = [CONTEXT._replace(client=i) for i in range(len(cohort))]
     total = fold(member, [lift(m) for m in encoded(member, cohort)])
     assert total is not None
-    assert same_bits(total, member.encode_all(cohort, contexts))
+    assert same_bits(total, member.shortcut(cohort, contexts))
 
 
 def test_encoding_all_at_once_in_many_blocks() -> None:
     rng = np.random.default_rng(0)
     cohort = [Update(rng.normal(size=40_000).astype("f4"), float(i + 1)) for i in range(11)]
     member = mean()
-    assert member.encode_all is not None
+    assert member.shortcut is not None
     total = fold(member, encoded(member, cohort))
     assert total is not None
-    assert same_bits(total, member.encode_all(cohort, [CONTEXT] * 11))
+    assert same_bits(total, member.shortcut(cohort, [CONTEXT] * 11))
+
+
+@pytest.mark.parametrize("member", [mean(), chain(mean()), mean(weighted=False)], ids=lambda m: m.label)
+def test_a_replaced_encode_or_merge_leaves_no_shortcut_past_it(member: Aggregator) -> None:
+    assert member.shortcut is not None
+    assert cloudpickle.loads(cloudpickle.dumps(member)).shortcut is not None, "nor does another process lose it"
+    assert member._replace(label="mine", decode=lambda s, m: member.decode(s, m)).shortcut is not None
+    assert member._replace(encode=lambda u, c: member.encode(u, c)).shortcut is None
+    assert member._replace(merge=lambda a, b: member.merge(a, b)).shortcut is None

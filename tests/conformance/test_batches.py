@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given
 from numpy.typing import NDArray
 from scipy import stats
 
-from foedus.core.batches import Plan, plan
+import foedus.core.batches
+from foedus.core.batches import Plan, alike, plan, processed
 from foedus.core.client import LocalSGD, local_sgd
+from foedus.errors import ConfigurationError
 
 sizes_ = st.lists(st.integers(1, 23), min_size=1, max_size=6)
 batches = st.one_of(st.none(), st.integers(1, 9))
@@ -113,6 +116,51 @@ def test_the_fields_agree_with_one_another(cohort: tuple, batch: int | None, epo
     assert (made.rows < sizes[made.client][:, None]).all(), "padding points at examples that exist"
     assert made.rows.dtype == made.count.dtype == made.client.dtype == made.steps.dtype == np.int32
     assert len({tuple(k) for k in made.keys.tolist()}) == len(made.keys), "every step has a key of its own"
+
+
+@given(cohorts(), batches, st.one_of(st.none(), st.integers(1, 40)), st.integers(1, 3))
+def test_what_is_processed_is_what_is_planned(
+    cohort: tuple, batch: int | None, steps: int | None, epochs: int
+) -> None:
+    sizes, clients = cohort
+    amounts = {"steps": steps} if steps else {"epochs": epochs}
+    spec = local_sgd(0.1, batch_size=batch, **amounts)
+    made = plan(spec, sizes, clients, seed=0, round=1)
+    with_empty = np.insert(sizes, 0, 0)
+    wanted = np.bincount(made.client, weights=made.count, minlength=len(sizes))
+    assert processed(spec, with_empty).tolist() == [0, *wanted.tolist()]
+
+
+uneven = st.lists(st.integers(0, 9).map(lambda k: 3**k), min_size=1, max_size=30).map(np.array)
+
+
+@given(uneven, st.one_of(st.none(), st.integers(1, 300)), st.integers(1, 3), st.sampled_from([1, 64, 10**9]))
+def test_no_part_of_a_cohort_is_mostly_padding(sizes: Any, batch: int | None, epochs: int, room: int) -> None:
+    spec = local_sgd(0.1, epochs=epochs, batch_size=batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foedus.core.batches, "ROOM", room)
+        parts = alike(spec, sizes)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(sizes)))
+    assert all((np.diff(part) > 0).all() for part in parts)
+    assert len(parts) <= 2 + np.log2(sizes.max() / sizes.min())
+    for part in parts:
+        made = plan(spec, sizes[part], part, seed=0, round=1)
+        assert made.rows.size <= max(room, 2 * made.count.sum() + 2 * epochs * len(part) * (batch or 0))
+
+
+def test_a_giant_among_many_small_ones_is_planned_apart() -> None:
+    sizes = np.array([7] * 2000 + [1_000_000])
+    parts = alike(local_sgd(0.1, epochs=2, batch_size=None), sizes)
+    assert [len(part) for part in parts] == [2, 1999]  # the giant and one more take as much again as the giant
+    made = [plan(local_sgd(0.1, batch_size=None), sizes[part], part, seed=0, round=1) for part in parts]
+    assert sum(m.rows.size for m in made) == 2 * 1_000_000 + 1999 * 7
+    assert len(alike(local_sgd(0.1, batch_size=32), sizes)) == 1
+
+
+def test_a_plan_that_no_memory_holds_is_refused() -> None:
+    told = "1,000 batches of up to 4,000,000 examples, for 1 client together, take 15 GB. Give a smaller batch_size"
+    with pytest.raises(ConfigurationError, match=told):
+        plan(local_sgd(0.1, steps=1000, batch_size=None), np.array([4_000_000]), np.array([0]), seed=0, round=1)
 
 
 def test_orders_differ_between_rounds_epochs_clients_and_seeds() -> None:

@@ -152,14 +152,6 @@ def test_a_gradient_of_zero_can_be_clipped() -> None:
     ].tolist() == [0, 0, 0]
 
 
-@given(st.floats(0, 10), seeds)
-def test_the_gradient_of_a_penalty_is_that_of_its_value(mu: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    w, received = torch.tensor(rng.normal(size=5), requires_grad=True), torch.tensor(rng.normal(size=5))
-    (gradient,) = torch.autograd.grad(proximal(mu).value(w, received), w)
-    np.testing.assert_allclose(proximal(mu).gradient(w, received).detach(), gradient, rtol=1e-12, atol=1e-12)
-
-
 # --- values as the user writes them -------------------------------------------------------------------------
 
 

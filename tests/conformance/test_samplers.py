@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
-from foedus.core.select import Population, Sampler, available, by_data, everybody, poisson, uniform
+from foedus.core.select import Population, Sampler, always, available, by_data, everybody, poisson, uniform
 from foedus.errors import ConfigurationError
 
 
@@ -23,7 +23,8 @@ def odd(round: int) -> Any:
 
 
 MEMBERS = [everybody(), uniform(1), uniform(5), poisson(0.3), poisson(1.0), by_data(4), available(odd, uniform(5)),
-           available(odd, poisson(0.5)), available(odd, everybody()), available(odd, uniform(30))]  # fmt: skip
+           available(odd, poisson(0.5)), available(odd, everybody()), available(odd, uniform(30)),
+           always([3, 17, 4], uniform(5)), always([39], by_data(4)), always([], poisson(0.3))]  # fmt: skip
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
 
 POPULATION = Population(40, np.arange(40) % 7 + 1)
@@ -107,6 +108,15 @@ def test_a_night_with_few_clients_takes_all_of_them_and_one_with_none_takes_nobo
     )  # each with its own chance, not all
 
 
+@given(st.lists(st.integers(0, 3), min_size=40, max_size=40), st.sets(st.integers(0, 39)), st.integers(1, 30))
+def test_a_night_with_few_clients_that_have_data_takes_those(sizes: list[int], there: set[int], k: int) -> None:
+    with_data = sorted(c for c in there if sizes[c])
+    night = available(lambda round: np.array(sorted(there), np.int64), by_data(k))
+    found = night.sample(Population(40, np.array(sizes)), 0, 1).tolist()
+    assert set(found) <= set(with_data)
+    assert len(found) == min(k, len(with_data))
+
+
 def fastest(work: Callable[[], Any]) -> float:
     """Seconds of the fastest of some tries: the one that nothing disturbed."""
     times = []
@@ -131,6 +141,8 @@ def test_a_cohort_of_a_million_costs_what_one_of_ten_thousand_costs(make: Callab
     [
         (lambda: uniform(0), "at least one client|at least 1"),
         (lambda: uniform(2.5), "at least one client|whole number"),
+        (lambda: uniform(True), "at least one client, not True"),
+        (lambda: by_data(True), "at least one client, not True"),
         (
             lambda: uniform(41).sample(POPULATION, 0, 1),
             "41 clients does not fit into a population of 40; write cohort=40",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from foedus.core.aggregate import _whole
+from foedus.core.aggregate import _limbs
 
 LIMIT = 2.0**51 - 1
 HALVES = st.integers(-(2**51) + 2, 2**51 - 2).map(lambda twice: twice / 2)  # ties, to the even number
@@ -19,10 +19,10 @@ VALUES = hnp.arrays(
 
 
 @given(VALUES)
-def test_rounding_by_bits_is_rounding(values: Any) -> None:
-    whole, total = _whole(values.copy(), LIMIT)
-    slow, slow_total = _whole(values.copy(), 2.0**51)
-    assert np.array_equal(whole, np.rint(values))
-    assert np.array_equal(slow, np.rint(values))
-    assert np.array_equal(total, np.rint(values).astype(np.int64).sum(0))
-    assert np.array_equal(slow_total, total)
+def test_limbs_are_the_rounded_values_and_what_is_left(values: Any) -> None:
+    whole = np.rint(values)
+    left = np.rint((values - whole) * 2.0**40)
+    wanted = whole.astype(np.int64).sum(0), left.astype(np.int64).sum(0)
+    for bound in (LIMIT, 2.0**51):  # by bits, and slowly
+        for found, sums in zip(_limbs(values.copy(), bound), wanted, strict=True):
+            assert np.array_equal(found, sums)

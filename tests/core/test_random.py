@@ -78,6 +78,16 @@ def test_order_permutes_each_segment_by_itself(counts, seed):
         assert own.tolist() == np.argsort(bits(k, np.arange(count))).tolist()
 
 
+@pytest.mark.parametrize("segments", [1, 255, 256, 70_000])
+def test_order_is_the_order_of_the_words_within_each_segment(segments):
+    draw = np.random.default_rng(segments)
+    keys, counts = draw.integers(0, 2**63, segments).astype(np.uint64), draw.integers(0, 4, segments)
+    owner = np.repeat(np.arange(segments), counts)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    words = bits(keys[owner], np.arange(len(owner)) - starts)
+    assert np.array_equal(order(keys, counts), np.lexsort((words, owner)) - starts)
+
+
 def test_order_is_uniform():
     """Each of the 24 permutations of four comes up about as often: chi-square with 23 degrees of freedom."""
     trials = 24_000

@@ -84,6 +84,7 @@ class TestByClass:
     @given(st.integers(1, 12), st.floats(0.05, 1.0), labels)
     def test_the_rule_as_written(self, nodes, share, targets):
         assume(len(np.unique(targets)) > 1)
+        assume(share * len(np.unique(targets)) >= 1)
         try:
             dealt = deal(by_class(nodes, share=share), targets)
         except DataError:
@@ -100,7 +101,7 @@ class TestByClass:
             others = np.delete(counts[node], home)
             assert others.max() - others.min() <= 1
 
-    @given(st.integers(1, 9), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+    @given(st.integers(1, 9), st.sampled_from([0.25, 0.5, 0.9, 1.0]))
     def test_no_larger_equal_size_would_do(self, rarest, share):
         """With a node per class the size is that of the rarest class, whatever the share."""
         targets = np.repeat(np.arange(4), [rarest, 9, 10, 12])
@@ -166,11 +167,27 @@ class TestByKey:
         (lambda: quantity_skew(3, alpha=-1.0), "alpha"),
         (lambda: by_class(3, share=0.0), "share"),
         (lambda: by_class(3, share=1.1), "1.1"),
+        (lambda: by_class(3, share="0.9"), "share must be a number above 0; not '0.9'"),
+        (lambda: dirichlet(3, alpha="a"), "alpha must be a number above 0; not 'a'"),
+        (lambda: quantity_skew(3, alpha=None), "alpha must be a number"),
+        (lambda: dirichlet(3, alpha=1.0, minimum="1"), "minimum must be a whole number of at least 0, and is '1'"),
+        (lambda: quantity_skew(3, minimum=-1), "minimum must be"),
+        (lambda: shards(3, shards_per_node=1.5), "shards_per_node must be a whole number"),
+        (lambda: iid(True), "nodes must be a whole number of at least 1, and is True"),
     ],
 )
 def test_impossible_rules_are_refused_when_written(build, message):
     with pytest.raises(ConfigurationError, match=message):
         build()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7, 10])
+def test_by_class_goes_from_the_uniform_share(classes):
+    targets = np.arange(20 * classes) % classes
+    for share in (1 / classes, round(1 / classes, 12)):
+        assert sum(len(r) for r in deal(by_class(classes, share=share), targets).values()) == len(targets)
+    with pytest.raises(ConfigurationError, match=f"with {classes} classes the share of the home class goes from"):
+        deal(by_class(classes, share=0.9 / classes), targets)
 
 
 @pytest.mark.parametrize("rule", [dirichlet(5, alpha=1.0, minimum=3), quantity_skew(5, minimum=3)])

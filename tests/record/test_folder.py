@@ -193,7 +193,7 @@ def test_equal_values_are_equal_bytes_and_what_is_no_number_is_null() -> None:
 def test_models_and_costs(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    folder = RunFolder(tmp_path, local=True)
+    folder = RunFolder(tmp_path, more=[LOCAL])
     folder.save_model({"w": np.arange(6.0).reshape(2, 3).T}, {"round": "3"})
     folder.save_costs([{"client": "a", "bytes_up": 5.0}, {"client": 2, "bytes_up": 0.0}])
     folder.append(LOCAL, {"round": 1})

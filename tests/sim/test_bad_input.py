@@ -327,6 +327,7 @@ def test_first_weights_in_a_file_of_something_else(tmp_path: Path) -> None:
         (lambda: fd.executors.by_name("warp"), "no executor is named 'warp'; there are: auto"),
         (lambda: fd.executors.processes(workers=0), "workers"),
         (lambda: fd.Task(logistic(2, 2), metrics=[fd.accuracy, fd.accuracy]), "differ from each other"),
+        (lambda: fd.Task(logistic(2, 2), metrics=[fd.Metric("client", abs)]), "from loss, round, client, .*'client'"),
         (lambda: fd.Task(lambda: None), "a loss is needed"),
         (lambda: fd.Task(7, print), "model must be a function"),  # type: ignore[arg-type]
     ],

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import foedus as fd
-from foedus.core.values import SERVER, Context
+import foedus.core.batches
 from foedus.backends import open_trainer
 from foedus.core.client import LocalSGD
+from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, TrainingError
 from foedus.sim.compiled import Compiled
 from foedus.sim.debug import Debug
@@ -62,6 +63,14 @@ def close(job: Job, tolerance: float) -> None:
 def test_ragged_empty_and_single_example_clients(local: LocalSGD) -> None:
     task = fd.Task(net, F.cross_entropy)
     close(Job(task, fd.fedavg(local), population([13, 0, 1, 4, 30]), seed=3), 1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_clients_that_differ_a_lot_are_planned_apart(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foedus.core.batches, "ROOM", 1)
+    clients = population([1, 300, 2, 0, 17, 40, 1])
+    clients = clients if known else fd.Clients.generated(partial(_of, clients), 7)
+    close(Job(fd.Task(net, F.cross_entropy), fd.fedavg(fd.local_sgd(0.1, batch_size=None)), clients, seed=3), 1e-5)
 
 
 def test_a_generated_population() -> None:

@@ -19,6 +19,7 @@ import foedus as fd
 from foedus.core.linear import logistic
 from foedus.errors import CheckpointError, ConfigurationError, StorageError
 from foedus.record.folder import CHECKPOINT, METRICS, MODEL
+from foedus.record.folder import CLIENTS as EACH
 from foedus.sim.world import phone
 
 RNG = np.random.default_rng(0)
@@ -110,6 +111,40 @@ def test_every_client_is_evaluated_on_its_own_data(tmp_path: Path) -> None:
     assert found["loss"]["worst_decile"] >= found["loss"]["mean"]
 
 
+def test_every_clients_figures_are_kept_by_id_and_add_up_to_those_of_all(tmp_path: Path) -> None:
+    split = fd.Clients.of({f"c{i}": (X[i::10], Y[i::10]) for i in range(10)} | {"none": (X[:0], Y[:0])})
+    asked = fd.Evaluation(every=2, clients=True)
+    done = run(tmp_path, clients=split, task=fd.Task(logistic(6, 2), metrics=[fd.accuracy, fd.auroc]), rounds=5,
+               evaluation=asked)  # fmt: skip
+    assert [(row["round"], row["client"]) for row in done.clients] == [
+        (number, f"c{i}") for number in (2, 4, 5) for i in range(10)
+    ]
+    assert {tuple(row) for row in done.clients} == {("round", "client", "examples", "loss", "accuracy", "auroc")}
+    for line in (line for line in done.metrics if "clients" in line):
+        for name in ("loss", "accuracy", "auroc"):
+            values = [row[name] for row in done.clients if row["round"] == line["round"]]
+            assert line["clients"][name]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
+    wrong = (done.model["weight"].T @ X[3::10].T + done.model["bias"][:, None]).argmax(0) != Y[3::10]
+    own = done.final_clients["c3"]
+    assert (own["accuracy"], own["examples"]) == (pytest.approx(1 - wrong.mean()), 40)
+    assert list(done.final_clients) == [f"c{i}" for i in range(10)]
+
+
+def test_without_clients_evaluated_there_is_no_file_of_them(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert (done.clients, done.final_clients) == ([], {})
+    assert not (tmp_path / EACH).exists()
+
+
+def test_a_figure_that_a_client_has_not_is_null(tmp_path: Path) -> None:
+    """AUROC where only one class occurs; the others' is kept."""
+    one_class = fd.Clients.of({"both": (X, Y), "ones": (X[Y == 1], Y[Y == 1])})
+    task = fd.Task(logistic(6, 2), metrics=[fd.auroc])
+    done = run(tmp_path, clients=one_class, task=task, cohort=2, rounds=1, evaluation=fd.Evaluation(clients=True))
+    assert done.final_clients["ones"]["auroc"] is None
+    assert done.final_clients["both"]["auroc"] == done.metrics[0]["clients"]["auroc"]["mean"]
+
+
 def test_a_run_stops_when_a_figure_is_reached(tmp_path: Path) -> None:
     done = run(tmp_path, rounds=200, cohort=None, evaluation=fd.Evaluation(stop_at={"accuracy": 0.9}))
     assert len(done.metrics) < 200
@@ -166,16 +201,19 @@ def interrupted(after: int, error: type[BaseException]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
-@pytest.mark.parametrize("after", [0, 2, 5])
+@pytest.mark.parametrize("after", [0, 17, 55])  # of 66: the central test set and ten clients a round
 def test_a_run_interrupted_within_a_round_ends_with_the_same_bytes(
     tmp_path: Path, after: int, checkpoint_seconds: float, error: type[BaseException]
 ) -> None:
-    whole = run(tmp_path / "whole")
+    asked = fd.Evaluation(clients=True)
+    whole = run(tmp_path / "whole", evaluation=asked)
     task = fd.Task(TASK.model, metrics=[fd.accuracy._replace(value=interrupted(after, error))])
     with pytest.raises(error):
-        run(tmp_path / "cut", task=task, checkpoint_seconds=checkpoint_seconds)
-    found = run(tmp_path / "cut")
+        run(tmp_path / "cut", task=task, checkpoint_seconds=checkpoint_seconds, evaluation=asked)
+    found = run(tmp_path / "cut", evaluation=asked)
     assert metrics(found.folder) == metrics(whole.folder)
+    assert (found.folder / EACH).read_bytes() == (whole.folder / EACH).read_bytes()
+    assert len(found.clients) == 60
     assert found.weights.vector.tobytes() == whole.weights.vector.tobytes()
 
 
@@ -225,11 +263,15 @@ def test_a_folder_with_a_run_may_be_asked_to_be_new(tmp_path: Path) -> None:
         run(tmp_path, resume=False)
 
 
-def test_lines_edited_by_hand_are_refused(tmp_path: Path) -> None:
-    run(tmp_path, rounds=3)
-    (tmp_path / METRICS).write_bytes(metrics(tmp_path).replace(b'"round": 1', b'"round": 9'))
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl differs"):
-        run(tmp_path, rounds=5)
+@pytest.mark.parametrize("name", [METRICS, EACH])
+def test_lines_edited_by_hand_are_refused(tmp_path: Path, name: str) -> None:
+    asked = fd.Evaluation(clients=True)
+    run(tmp_path, rounds=3, evaluation=asked)
+    edited = (tmp_path / name).read_bytes().replace(b'"round": 1', b'"round": 9')
+    (tmp_path / name).write_bytes(edited)
+    with pytest.raises(CheckpointError, match=rf"{name} differs"):
+        run(tmp_path, rounds=5, evaluation=asked)
+    assert (tmp_path / name).read_bytes() == edited
 
 
 @pytest.mark.parametrize("at", [10, 100, 400, -20])
@@ -337,6 +379,10 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, kind: str, rounds:
     assert killed >= 2
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     assert len(metrics(tmp_path / "whole").splitlines()) == rounds
+    if kind == "numpy":
+        clients = [(tmp_path / name / EACH).read_bytes() for name in ("whole", "killed")]
+        assert clients[0] == clients[1]
+        assert len(clients[0].splitlines()) == 8 * rounds
     from safetensors.numpy import load_file
 
     models = [load_file(tmp_path / name / MODEL) for name in ("whole", "killed")]
@@ -362,6 +408,7 @@ def test_a_full_disk_is_an_error_that_says_so_and_nothing_is_lost(tmp_path: Path
     assert finished(started(tmp_path / "full", kind="numpy", rounds=40)) == ""
     assert finished(whole) == ""
     assert metrics(tmp_path / "full") == metrics(tmp_path / "whole")
+    assert (tmp_path / "full" / EACH).read_bytes() == (tmp_path / "whole" / EACH).read_bytes()
 
 
 @pytest.mark.slow

@@ -49,6 +49,11 @@ def test_a_loss_is_sorted_upwards(tmp_path: Path) -> None:
     assert losses == sorted(losses)
 
 
+def test_a_figure_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"metric='acc'.*there is loss, accuracy"):
+        swept(tmp_path, metric="acc")
+
+
 def test_with_a_target_the_fewest_rounds_come_first(tmp_path: Path) -> None:
     found = swept(tmp_path, target=0.74)
     rounds = [math.inf if r.rounds is None else r.rounds for r in found.results]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import foedus.core.batches
 from foedus.backends import Weights, open_trainer, torch_record, torch_stacked
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.client import LocalSGD, local_sgd, local_training, proximal
@@ -307,6 +308,28 @@ ABSOLUTE = NumpyModel(  # takes no client axis
 def test_numpy_models(model: NumpyModel, spec: LocalSGD) -> None:
     clients, task = population("mlp"), Task(model)
     assert_alike(ran(Vectorised(), task, clients, spec), ran(Debug(), task, clients, spec), 1e-10)
+
+
+@pytest.mark.parametrize("rate", [lambda r: 0.1, lambda r: 0.1 * (r - 1), 1e-9], ids=["steady", "from 0", "tiny"])
+def test_a_gradient_that_mixes_clients_is_found_out_at_any_learning_rate(rate: Any) -> None:
+    def gradient(p: Any, x: Any, y: Any) -> Any:
+        error = (x[0].reshape(*y.shape, -1) * p["w"][..., None, :]).sum(-1) - y
+        own = error[..., None] * x[0].reshape(*y.shape, -1)
+        return (error**2).mean(-1) / 2, {"w": own.mean(0 if y.ndim == 1 else (0, 1)) + 0 * p["w"]}
+
+    mixing = NumpyModel(lambda g: {"w": g.normal(size=64)}, ABSOLUTE.predict, gradient, stacked=True)
+    told = "its step differs from the plain one"
+    with pytest.raises(UnsupportedOperator, match=told):
+        ran(Vectorised(), Task(mixing), population("mlp"), local_sgd(rate, batch_size=8))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_clients_that_differ_a_lot_are_planned_apart(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foedus.core.batches, "ROOM", 1)
+    resident, task = population("mlp", sizes=[1, 300, 2, 0, 17, 40, 1]), task_of("mlp")
+    clients = resident if known else Clients.generated(resident.train, len(resident))
+    spec = local_sgd(0.1, batch_size=None, epochs=2)
+    assert_alike(ran(Vectorised(), task, clients, spec), ran(Debug(), task, resident, spec), 1e-10)
 
 
 # --- faults

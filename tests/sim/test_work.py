@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 
 import foedus as fd
-from foedus.core.values import SERVER, Context
 from foedus.backends import Weights
 from foedus.core.linear import logistic
+from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, DataError
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, read, shards, union
@@ -64,6 +64,19 @@ def same(a: Outcome, b: Outcome) -> bool:
         return True
     one, two = (fd.mean().decode({}, m, Context(0, 1, SERVER))[0] for m in (a.message, b.message))
     return one.tobytes() == two.tobytes()
+
+
+HALVED = fd.mean()._replace(encode=lambda u, context: fd.mean().encode(u._replace(vector=u.vector / 2), context))
+
+
+@given(st.integers(0, 2**32))
+@pytest.mark.parametrize("rule", [HALVED, fd.chain(HALVED)], ids=["replaced", "replaced, in a chain"])
+def test_a_users_own_encode_is_called_for_every_update(rule: fd.Aggregator, seed: int) -> None:
+    this, given_ = job(aggregator=rule), updates(seed)
+    at_once = collected(this, given_, list(range(7)), at_once=True)
+    assert same(at_once, collected(this, given_, list(range(7))))
+    plain = collected(job(aggregator=fd.mean()), given_, list(range(7)), at_once=True)
+    assert plain.message is None or not same(at_once, plain)
 
 
 @given(st.integers(0, 2**32))
