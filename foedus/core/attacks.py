@@ -1,9 +1,9 @@
 """Attacks on aggregation: what malicious clients send in the place of their updates, to test defences with.
 
 An :class:`Attack` is a pure function of what the attackers see (:class:`Scene`): the updates that they would honestly
-have sent, and, if they are omniscient, those of everybody else, the aggregator and its state. An :class:`Adversary` says
-which clients attack, and :func:`corrupted` puts their updates in the place of the honest ones; in a simulation,
-``Settings(adversary=...)``.
+have sent, and, if they are omniscient, those of everybody else, the aggregator and its state. An
+:class:`Adversary` says which clients attack, and :func:`corrupted` puts their updates in the place of the honest
+ones; in a simulation, ``Settings(adversary=...)``.
 
 Not here: attacks on training data (``core/poison.py``), attacks on privacy, defences (``core/robust.py``).
 """
@@ -173,7 +173,9 @@ def alie(deviations: float | None = None, *, omniscient: bool = True) -> Attack:
         return same_for_all(s.known.mean(axis=0) - z * s.known.std(axis=0), s)
 
     if deviations is None and not omniscient:
-        raise ConfigurationError("alie(omniscient=False) does not know the cohort: write alie(1.0, omniscient=False)")
+        raise ConfigurationError(
+            "alie(omniscient=False) does not know the cohort: write alie(1.0, omniscient=False)"
+        )
     return Attack(craft, f"alie({'' if deviations is None else deviations})", omniscient)
 
 
@@ -206,11 +208,12 @@ def against_mean(known: Matrix) -> Vector:
 
 def against_sign(known: Matrix) -> Vector:
     """Against the sign of the honest mean in every parameter, [parameter]."""
-    return -np.sign(known.mean(axis=0))
+    signs: Vector = -np.sign(known.mean(axis=0))
+    return signs
 
 
 def against_deviation(known: Matrix) -> Vector:
-    """Minus the honest standard deviation in every parameter, [parameter]: the strongest in most of the paper's tests."""
+    """Minus the honest standard deviation of every parameter, [parameter]: the strongest in most tests of the paper."""
     deviation: Vector = -known.std(axis=0)
     return deviation
 
@@ -293,7 +296,7 @@ def adaptive(aggregator: Aggregator, direction: Direction = against_deviation, *
 
 def best_scale(gained: Callable[[float], float], unit: float, steps: int) -> float:
     """The scale of the greatest gain: a ladder from unit/32 to 32·unit, then halving around its best rung."""
-    ladder = [unit * 2.0**k for k in np.linspace(-5, 5, max(steps // 2, 2))]
+    ladder = [unit * 2.0 ** float(k) for k in np.linspace(-5, 5, max(steps // 2, 2))]
     found = {scale: gained(scale) for scale in ladder}
     width = ladder[1] / ladder[0]
     while len(found) < steps:
@@ -364,7 +367,9 @@ class Adversary:
 
     def __post_init__(self) -> None:
         if not isinstance(self.attack, Attack):
-            raise ConfigurationError(f"attack must be an Attack, e.g. foedus.attacks.alie(); not {self.attack!r}")
+            raise ConfigurationError(
+                f"attack must be an Attack, e.g. foedus.attacks.alie(); not {self.attack!r}"
+            )
         object.__setattr__(self, "clients", tuple(self.clients))
         for client in self.clients:
             check_whole("Adversary(clients=...): a position", client)

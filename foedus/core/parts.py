@@ -184,7 +184,9 @@ def _apply_some(part: Part, function: Function, chosen: frozenset[int], position
     result = applied(function, examples)
     if len(result) != len(examples):
         name = getattr(function, "__name__", repr(function))
-        raise DataError(f"{name} must keep the number of examples, and made {len(result)} of {len(examples)}.")
+        raise DataError(
+            f"{name} must keep the number of examples, and made {len(result)} of {len(examples)}."
+        )
     return result
 
 

@@ -28,7 +28,8 @@ Trigger = Callable[[NDArray[Any]], NDArray[Any]]  # inputs [example, ...] -> the
 def flip_labels(classes: int) -> Poison:
     """Every label becomes its mirror image: class c becomes ``classes − 1 − c``.
 
-    Source: Fang, Cao, Jia, Gong 2020, "Local model poisoning attacks to Byzantine-robust federated learning", section 4.
+    Source: Fang, Cao, Jia, Gong 2020, "Local model poisoning attacks to Byzantine-robust federated
+    learning", section 4.
 
     Args:
         classes: how many there are.
@@ -66,8 +67,8 @@ def patch(value: float = 1.0, *, size: int = 3, image: tuple[int, int] | None = 
         pictures = marked if image is None else marked.reshape(*inputs.shape[:-1], *image)
         if pictures.ndim < 3 or min(pictures.shape[-2:]) < size:
             raise DataError(
-                f"patch(size={size}) does not fit into inputs of shape {list(inputs.shape[1:])}. For pictures that come "
-                "as rows of numbers, write patch(image=(height, width))."
+                f"patch(size={size}) does not fit into inputs of shape {list(inputs.shape[1:])}. For pictures that "
+                "come as rows of numbers, write patch(image=(height, width))."
             )
         pictures[..., -size:, -size:] = value
         return marked

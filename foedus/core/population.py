@@ -355,7 +355,9 @@ def _ask(
     except FoedusError:
         raise
     except Exception as error:
-        raise DataError(f"The data of client {client!r} could not be read: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"The data of client {client!r} could not be read: {type(error).__name__}: {error}"
+        ) from error
     examples = _examples(made, f"the function for client {client!r}")
     if sizes is not None and len(examples) != sizes[position]:
         raise DataError(

@@ -271,7 +271,7 @@ def krum(attackers: int) -> Aggregator:
 
     def rule(c: Collected) -> Vector:
         _enough(c, label, attackers, each=2)
-        return c.rows[int(np.argmin(scores(squared_distances(c.rows), attackers)))].astype(np.float64)
+        return c.rows[int(ranked(squared_distances(c.rows), attackers)[0])].astype(np.float64)
 
     return collect(rule, label)
 
@@ -297,7 +297,7 @@ def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
 
     def rule(c: Collected) -> Vector:
         _enough(c, label, attackers, each=2)
-        order = np.argsort(scores(squared_distances(c.rows), attackers), kind="stable")
+        order = ranked(squared_distances(c.rows), attackers)
         return average(c.rows, order[: len(c.rows) - attackers if keep is None else keep])
 
     return collect(rule, label)
@@ -328,7 +328,7 @@ def bulyan(attackers: int) -> Aggregator:
         _enough(c, label, attackers, each=4)
         away, left, picked = squared_distances(c.rows), list(range(len(c.rows))), list[int]()
         while len(picked) < len(c.rows) - 2 * attackers:
-            picked.append(left.pop(int(np.argmin(scores(away[np.ix_(left, left)], attackers)))))
+            picked.append(left.pop(int(ranked(away[np.ix_(left, left)], attackers)[0])))
         return by_parameter([c.rows[i] for i in sorted(picked)], lambda v: central(v, 2 * attackers))
 
     return collect(rule, label)
@@ -408,7 +408,7 @@ def fltrust(trusted: int) -> Aggregator:
             )
         own = int(np.searchsorted(c.clients, trusted))
         inner = gram(c.rows, np.zeros(len(c.rows[0])))
-        norms = np.maximum(np.sqrt(inner.diagonal()), 1e-300)
+        norms = np.maximum(np.sqrt(inner.diagonal()), 1e-150)
         trust = np.maximum(inner[own] / (norms * norms[own]), 0)
         trust[own] = 0
         return combined(c.rows, trust / max(trust.sum(), 1e-300) * norms[own] / norms)
@@ -526,11 +526,13 @@ def average(rows: Rows, chosen: NDArray[np.integer]) -> Float64[Floats, " parame
     return combined([rows[i] for i in kept], np.full(len(kept), 1 / len(kept)))
 
 
-def scores(away: Floats, attackers: int) -> Float64[Floats, " client"]:
-    """Krum's scores: of squared distances [client, client], the sum of each row's clients − attackers − 2 least."""
+def ranked(away: Floats, attackers: int) -> Int64[NDArray[np.int64], " client"]:
+    """Rows in the order of Krum's scores: of squared distances [client, client], the sum of the
+    clients − attackers − 2 least. Where few are left, two that are nearest to each other have the same score; then
+    the sum of all distances decides, not the numbers of the clients."""
     near = max(len(away) - attackers - 2, 1)
-    found: Floats = np.sort(away, axis=1)[:, 1 : 1 + near].sum(axis=1)  # the first is its own, 0
-    return found
+    scores = np.sort(away, axis=1)[:, 1 : 1 + near].sum(axis=1)  # the first is its own, 0
+    return np.lexsort((away.sum(axis=1), scores))
 
 
 def _enough(c: Collected, label: str, attackers: int, *, each: int, more: int = 3) -> None:

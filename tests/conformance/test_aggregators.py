@@ -25,15 +25,30 @@ from foedus.core.robust import (
     trimmed_mean,
 )
 from foedus.core.stage import chain, clip
-from foedus.core.values import Update
+from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, SumOverflow
 from foedus.tree import Layout
 
 from .updates import CONTEXT, cohorts, copies, encoded, merged_in_some_order, same_bits
 
 WEIGHTED = [mean()]
-EVEN = [mean(weighted=False), median(), trimmed_mean(0.2), geometric_median(), geometric_median(weighted=True)]
-PICKY = [krum(0), krum(1), multi_krum(1), multi_krum(0, keep=2), bulyan(0), bulyan(1), dnc(0), dnc(2, iterations=2)]
+EVEN = [
+    mean(weighted=False),
+    median(),
+    trimmed_mean(0.2),
+    geometric_median(),
+    geometric_median(weighted=True),
+]
+PICKY = [
+    krum(0),
+    krum(1),
+    multi_krum(1),
+    multi_krum(0, keep=2),
+    bulyan(0),
+    bulyan(1),
+    dnc(0),
+    dnc(2, iterations=2),
+]
 ROBUST = [*PICKY, fltrust(trusted=0), centred_clipping(1.0), centred_clipping(1e-3, iterations=3)]
 MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
 SUMS = [m for m in MEMBERS if m.additive]
@@ -41,6 +56,22 @@ IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
 
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
 sums = pytest.mark.parametrize("member", SUMS, ids=lambda m: m.label)
+
+
+def layout_of(size: int) -> Layout:
+    return Layout(("p",), ((size,),), ("float32",))
+
+
+def decoded(member: Aggregator, message: Message, context: Context, state: State | None = None) -> Any:
+    """The update and the next state as bytes, or the text of what is wrong with so few updates."""
+    try:
+        state = member.init(layout_of(context.size)) if state is None else state
+        vector, state = member.decode(state, message, context)
+    except ConfigurationError as error:
+        return str(error)
+    return vector.tobytes(), {name: array.tobytes() for name, array in state.items()}
+
+
 @every
 @given(cohorts(), st.integers(0, 2**32))
 def test_neither_order_nor_place_of_merging_changes_a_bit(
@@ -69,12 +100,12 @@ def test_merge_is_commutative_and_associative(member: Aggregator, cohort: list[U
 def test_encoding_and_decoding_change_none_of_their_arguments(
     member: Aggregator, cohort: list[Update]
 ) -> None:
-    state = member.init(Layout(("p",), ((len(cohort[0].vector),),), ("float32",)))
+    state = member.init(layout_of(len(cohort[0].vector)))
     before, kept = cohort[0].vector.copy(), {n: a.copy() for n, a in state.items()}
     context = CONTEXT._replace(size=len(cohort[0].vector))
     message = member.admit(member.encode(cohort[0], context), context)
     (sent,) = copies([message])
-    member.decode(state, message, context)
+    decoded(member, message, context, state)
     assert cohort[0].vector.tobytes() == before.tobytes()
     assert same_bits(state, kept)
     assert same_bits(message, sent)
@@ -247,7 +278,9 @@ def test_encoding_all_at_once_in_many_blocks() -> None:
 @pytest.mark.parametrize("member", [mean(), chain(mean()), mean(weighted=False)], ids=lambda m: m.label)
 def test_a_replaced_encode_or_merge_leaves_no_shortcut_past_it(member: Aggregator) -> None:
     assert member.shortcut is not None
-    assert cloudpickle.loads(cloudpickle.dumps(member)).shortcut is not None, "nor does another process lose it"
+    assert cloudpickle.loads(cloudpickle.dumps(member)).shortcut is not None, (
+        "nor does another process lose it"
+    )
     assert member._replace(label="mine", decode=lambda s, m: member.decode(s, m)).shortcut is not None
     assert member._replace(encode=lambda u, c: member.encode(u, c)).shortcut is None
     assert member._replace(merge=lambda a, b: member.merge(a, b)).shortcut is None

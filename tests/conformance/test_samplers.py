@@ -109,7 +109,9 @@ def test_a_night_with_few_clients_takes_all_of_them_and_one_with_none_takes_nobo
 
 
 @given(st.lists(st.integers(0, 3), min_size=40, max_size=40), st.sets(st.integers(0, 39)), st.integers(1, 30))
-def test_a_night_with_few_clients_that_have_data_takes_those(sizes: list[int], there: set[int], k: int) -> None:
+def test_a_night_with_few_clients_that_have_data_takes_those(
+    sizes: list[int], there: set[int], k: int
+) -> None:
     with_data = sorted(c for c in there if sizes[c])
     night = available(lambda round: np.array(sorted(there), np.int64), by_data(k))
     found = night.sample(Population(40, np.array(sizes)), 0, 1).tolist()
