@@ -147,6 +147,7 @@ class Reason(StrEnum):
     NOT_FINITE = "not finite"
     WEIGHT = "weight"
     NORM = "norm"
+    RANGE = "range"
     REPLAY = "replay"
 
 

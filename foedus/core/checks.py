@@ -41,13 +41,14 @@ def check_number(
         raise ConfigurationError(f"{name} must be a number {bound}{also}; not {value!r}")
 
 
-def check_whole(name: str, value: Any, *, least: int = 0) -> None:
-    """Refuse all but whole numbers from ``least``.
+def check_whole(name: str, value: Any, *, least: int = 0, most: int | None = None) -> None:
+    """Refuse all but whole numbers from ``least``, to ``most`` if that is given.
 
     Args:
         name: of the argument, for the message.
         value: what was written.
         least: the smallest that is let pass.
+        most: the largest.
 
     Raises:
         ConfigurationError: it is something else; says what.
@@ -58,5 +59,6 @@ def check_whole(name: str, value: Any, *, least: int = 0) -> None:
         foedus.errors.ConfigurationError: attackers must be a whole number of at least 0; not 1.5
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ConfigurationError(f"{name} must be a whole number of at least {least}; not {value!r}")
+    if not whole or value < least or (most is not None and value > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigurationError(f"{name} must be a whole number {wanted}; not {value!r}")

@@ -40,7 +40,9 @@ def dither(draw: np.random.Generator, count: int) -> NDArray[np.float32]:
 
     It is therefore unbiased to 2⁻¹⁷ of a step.
     """
-    found = np.multiply(words(draw, 2 * count).view("<u2"), np.float32(2.0**-16), dtype=np.float32)
+    found: NDArray[np.float32] = np.multiply(
+        words(draw, 2 * count).view("<u2"), np.float32(2.0**-16), dtype=np.float32
+    )
     found += np.float32(2.0**-17)
     return found
 

@@ -1,12 +1,12 @@
 """Quantisers: a few bits per entry.
 
-Two families. *Stochastic rounding* on evenly spaced levels (``quantise``, ``qsgd``) is unbiased whatever the entries are,
-with an error that grows with their range. *Codebooks* for rotated vectors (``drive``, ``eden``) use that the entries of a
-randomly rotated vector are as good as normally distributed: the levels are the best ones for that distribution, known
-to both sides, and one number per update makes the estimate unbiased.
+Two families. *Stochastic rounding* on evenly spaced levels (``quantise``, ``qsgd``) is unbiased whatever the
+entries are, with an error that grows with their range. *Codebooks* for rotated vectors (``drive``, ``eden``) use
+that the entries of a randomly rotated vector are as good as normally distributed: the levels are the best ones for
+that distribution, known to both sides, and one number per update makes the estimate unbiased.
 
-With a common scale the codes of all clients add up (under secure aggregation too); scales and rotations of each client's
-own are undone message by message.
+With a common scale the codes of all clients add up (under secure aggregation too); scales and rotations of each
+client's own are undone message by message.
 
 Expected error ‖decoded − x‖² / ‖x‖² at 1, 2, 3, 4 bits (n = 2²⁰): EDEN 0.571, 0.133, 0.0358, 0.0096; rotation and
 stochastic rounding between minimum and maximum about 24, 2, 0.33, 0.07 (``experiments/compression_nmse.py``).
@@ -29,7 +29,7 @@ from foedus.core.coding import codes, dither, draws, part, peak, product, refuse
 from foedus.core.rotation import padded, turned, turned_back
 from foedus.core.stage import Kind, Stage, chain
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, SumOverflow
+from foedus.errors import SumOverflow
 from foedus.tree import Vector
 
 _TINY = 2.0**-100  # a range below this is no range: float32 could not divide by it
@@ -40,10 +40,10 @@ _TINY = 2.0**-100  # a range below this is no range: float32 could not divide by
 def quantise(bits: int, scale: float | None = None) -> Stage:
     """Round every entry at random to one of the two levels beside it, of 2^bits evenly spaced ones; unbiased.
 
-    Without ``scale`` the levels go from the update's minimum to its maximum (two numbers beside the codes). With it, they
-    go from −scale to scale for everybody, so that codes add up: linear, fit for secure aggregation. Entries beyond are
-    cut to ±scale: clip and rotate first, so that there are hardly any
-    (``chain(clip(c), rotate(), quantise(8, scale=5 * c / n**0.5), mean())`` for n parameters).
+    Without ``scale`` the levels go from the update's minimum to its maximum (two numbers beside the codes). With
+    it, they go from −scale to scale for everybody, so that codes add up: linear, fit for secure aggregation.
+    Entries beyond are cut to ±scale: clip and rotate first, so that there are hardly any (``chain(clip(c),
+    rotate(), quantise(8, scale=5 * c / n**0.5), mean())`` for n parameters).
     Source: Konečný et al. 2016 (arXiv 1610.05492), section 3, "probabilistic quantization"; Suresh et al. 2017.
 
     Args:
@@ -56,7 +56,7 @@ def quantise(bits: int, scale: float | None = None) -> Stage:
         >>> sent.vector.tolist(), stage.decode(sent, context).vector.tolist()
         ([0, 1, 2, 3], [0.0, 1.0, 2.0, 3.0])
     """
-    check_bits(bits, most=16)
+    check_whole("bits", bits, least=1, most=16)
     if scale is not None:
         return _common(bits, scale)
     top = 2**bits - 1
@@ -102,7 +102,9 @@ def _rounded(
     if high - low < _TINY:
         return update._replace(vector=np.zeros(len(vector), kind), beside=beside)
     if not math.isfinite(np.float32(high - low)):
-        raise SumOverflow(f"an update with entries from {low:.3g} to {high:.3g} is beyond float32; it cannot be quantised")
+        raise SumOverflow(
+            f"an update with entries from {low:.3g} to {high:.3g} is beyond float32; it cannot be quantised"
+        )
     found = vector - vector.dtype.type(low)
     found *= vector.dtype.type(top / (high - low))
     found += dither(draw, len(vector))
@@ -142,7 +144,9 @@ def qsgd(levels: int) -> Stage:
         unit = update.vector / update.vector.dtype.type(largest) if largest > _TINY else update.vector
         norm = np.float32(largest * math.sqrt(square(unit)))
         if not np.isfinite(norm):
-            raise SumOverflow(f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised")
+            raise SumOverflow(
+                f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised"
+            )
         bounds = np.array([-norm, norm], np.float64)
         draw = draws(context, "qsgd", own=True)
         return _rounded(update, bounds, 2 * levels, draw, {"norm": np.array([norm], np.float32)})
@@ -176,8 +180,8 @@ def drive(*, biased: bool = False) -> Stage:
     Example:
         >>> stage, context = drive(), Context(seed=0, round=1, client=0, size=2)
         >>> sent = stage.encode(Update(np.array([2.0, 0.0], "f4"), 1.0), context)
-        >>> stage.decode(sent, context).vector.round(3).tolist()
-        [2.0, 0.0]
+        >>> bool(np.abs(stage.decode(sent, context).vector - [2, 0]).max() < 1e-6)
+        True
     """
     return _codebook(1, "drive(biased=True)" if biased else "drive()", biased=biased)
 
@@ -185,8 +189,8 @@ def drive(*, biased: bool = False) -> Stage:
 def eden(bits: int, *, biased: bool = False) -> Stage:
     """A rotation of each client's own, the best 2^bits levels for normally distributed numbers, and one scale.
 
-    Of all stages here the least error per bit: 0.571, 0.133, 0.0358, 0.0096 times ‖x‖² at 1, 2, 3, 4 bits, whatever the
-    entries look like; the errors of different clients are independent and the mean's shrinks with their number.
+    Of all stages here the least error per bit: 0.571, 0.133, 0.0358, 0.0096 times ‖x‖² at 1, 2, 3, 4 bits, whatever
+    the entries look like; the errors of different clients are independent and the mean's shrinks with their number.
     Source: Vargaftik et al. 2022 (arXiv 2108.08842), algorithm 1; the levels are those of Lloyd 1982 and Max 1960.
 
     Args:
@@ -197,10 +201,10 @@ def eden(bits: int, *, biased: bool = False) -> Stage:
     Example:
         >>> stage, context = eden(2), Context(seed=0, round=1, client=0, size=8)
         >>> sent = stage.encode(Update(np.ones(8, "f4"), 1.0), context)
-        >>> sent.vector.max() < 4, stage.decode(sent, context).vector.shape
+        >>> bool(sent.vector.max() < 4), stage.decode(sent, context).vector.shape
         (True, (8,))
     """
-    check_bits(bits, most=8)
+    check_whole("bits", bits, least=1, most=8)
     return _codebook(bits, f"eden({bits}, biased=True)" if biased else f"eden({bits})", biased=biased)
 
 
@@ -220,7 +224,9 @@ def _codebook(bits: int, label: str, *, biased: bool) -> Stage:
         factor = product(turned_, near) / square(near) if biased else size / product(turned_, near)
         scale = np.float32(largest * norm / math.sqrt(size) * factor)
         if not np.isfinite(scale):
-            raise SumOverflow(f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised")
+            raise SumOverflow(
+                f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised"
+            )
         return update._replace(vector=found, beside={"scale": np.array([scale], np.float32)})
 
     def decode(update: Update, context: Context) -> Update:
@@ -237,8 +243,8 @@ def nearest(vector: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """For each entry the index of the nearest of the :func:`levels`, uint8 [n]."""
     borders = ((levels(bits)[1:] + levels(bits)[:-1]) / 2).astype(vector.dtype)
     if bits > 4:
-        return np.searchsorted(borders, vector).astype(np.uint8)
-    found = (vector > borders[0]).view(np.uint8)
+        return np.asarray(np.searchsorted(borders, vector), np.uint8)
+    found: NDArray[np.uint8] = (vector > borders[0]).view(np.uint8)
     for border in borders[1:]:  # 0.2 ns an entry each, where a search takes 25
         found += vector > border
     return found
@@ -248,8 +254,8 @@ def nearest(vector: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def levels(bits: int) -> NDArray[np.float64]:
     """The 2^bits numbers, rising, that represent a standard normal variable with the least mean squared error.
 
-    Lloyd's iteration: borders half-way between levels, levels at the means of what lies between borders. Source: Lloyd
-    1982 ("Least squares quantization in PCM"), Max 1960 ("Quantizing for minimum distortion").
+    Lloyd's iteration: borders half-way between levels, levels at the means of what lies between borders. Source:
+    Lloyd 1982 ("Least squares quantization in PCM"), Max 1960 ("Quantizing for minimum distortion").
 
     >>> levels(1).round(4).tolist(), levels(2).round(4).tolist()
     ([-0.7979, 0.7979], [-1.5104, -0.4528, 0.4528, 1.5104])
@@ -299,7 +305,8 @@ def eden_error(bits: int, *, biased: bool = False) -> float:
 def signs() -> Stage:
     """One bit per entry: whether it is positive; what comes back is ±1, or the mean of many ±1.
 
-    Zeros are sent as a random sign, so that they favour none. Linear: votes add up. :func:`sign_majority` decides them.
+    Zeros are sent as a random sign, so that they favour none. Linear: votes add up. :func:`sign_majority` decides
+    them.
 
     Example:
         >>> stage, context = signs(), Context(seed=0, round=1, client=0, size=2)
@@ -342,13 +349,3 @@ def sign_majority() -> Aggregator:
         return np.sign(share), state
 
     return votes._replace(decode=decode, label="sign_majority()")
-
-
-def check_bits(bits: Any, *, most: int) -> None:
-    """Refuse all but whole numbers of bits from 1 to ``most``.
-
-    Raises:
-        ConfigurationError: it is something else.
-    """
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 1 <= bits <= most:
-        raise ConfigurationError(f"bits must be a whole number from 1 to {most}; not {bits!r}")

@@ -1,9 +1,9 @@
 """Sending some of the entries only: chosen at random by a seed that both sides know, or the largest.
 
-Which entries were chosen by a seed costs nothing on the wire. A mask that all clients share is linear: the masked entries
-of all clients add up. Choices of each client's own are put back into place message by message; whichever entries a
-client chose by their size, it must say: k of n positions take about k·(2 + log₂(n/k)) bits here (Elias–Fano coding, Elias
-1974, Fano 1971; at most 0.6 bits a position above the least possible).
+Which entries were chosen by a seed costs nothing on the wire. A mask that all clients share is linear: the masked
+entries of all clients add up. Choices of each client's own are put back into place message by message; whichever
+entries a client chose by their size, it must say: k of n positions take about k·(2 + log₂(n/k)) bits here
+(Elias–Fano coding, Elias 1974, Fano 1971; at most 0.6 bits a position above the least possible).
 
 Not here: error feedback, which biased choices need to converge (``core/feedback.py``).
 """
@@ -37,7 +37,7 @@ def random_mask(share: float, *, unbiased: bool = True) -> Stage:
         >>> stage, context = random_mask(0.5), Context(seed=0, round=1, client=0, size=4)
         >>> sent = stage.encode(Update(np.array([1.0, 2, 3, 4]), 1.0), context)
         >>> len(sent.vector), sorted(stage.decode(sent, context).vector.tolist())
-        (2, [0.0, 0.0, 2.0, 8.0])
+        (2, [0.0, 0.0, 4.0, 8.0])
     """
     return _chosen(share, "random_mask", unbiased=unbiased, own=False)
 
@@ -120,7 +120,11 @@ def top_k(share: float) -> Stage:
     def encode(update: Update, context: Context) -> Update:
         peak(update)
         size, count = len(update.vector), kept(len(update.vector), share)
-        at = np.sort(np.argpartition(np.abs(update.vector), size - count)[size - count :]) if count else np.arange(0)
+        at = (
+            np.sort(np.argpartition(np.abs(update.vector), size - count)[size - count :])
+            if count
+            else np.arange(0)
+        )
         low, high = positions_packed(at, size)
         return update._replace(vector=update.vector[at], beside={"low": low, "high": high})
 
@@ -164,7 +168,9 @@ def subset(size: int, count: int, draw: np.random.Generator) -> NDArray[np.int64
     rate = (count + 5 * math.sqrt(count) + 5) / size  # fewer than wanted once in millions of times
     limit = min(math.ceil(rate * 2**16), 2**16)
     while True:
-        found = np.flatnonzero(words(draw, 2 * size).view("<u2") < limit) if limit < 2**16 else np.arange(size)
+        found = (
+            np.flatnonzero(words(draw, 2 * size).view("<u2") < limit) if limit < 2**16 else np.arange(size)
+        )
         if len(found) >= count:
             break
     left_out = draw.choice(len(found), len(found) - count, replace=False, shuffle=False)

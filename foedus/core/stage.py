@@ -9,7 +9,8 @@ A :class:`Stage` stands before an aggregator in a :func:`chain`. Two kinds diffe
 
 A chain is refused when it is built if its parts cannot work together: see :class:`Kind`.
 
-Not here: the stages that compress (``core/compress.py``), rules that need every update (``core/robust.py``).
+Not here: the stages that compress (``core/rotation.py``, ``core/sparse.py``, ``core/quantise.py``, ``core/layers.py``,
+``core/entropy.py``), rules that need every update (``core/robust.py``).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, Shortcut
 from foedus.core.checks import check_number
+from foedus.core.coding import part, refused
 from foedus.core.values import NOTHING, Context, Message, State, Update
-from foedus.errors import ConfigurationError, IncompatibleStages, SumOverflow
+from foedus.errors import ConfigurationError, IncompatibleStages, Reason, SumOverflow
 from foedus.tree import Layout, Vector
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Stage(NamedTuple):
     * ``takes``, ``gives``: what the vector holds before and after.
     * ``bits``: if it gives codes, how many bits each takes on the wire: whole numbers from 0 to 2**bits − 1.
     * ``size(n, layout) -> length``: of the encoded vector, from that of the vector before.
+    * ``layers``: it looks at the model's layers, so that the vector must still lie as the model's ``Layout`` says.
+    * ``scatters``: after it the vector does not.
 
     Example:
         >>> double = Stage(
@@ -71,6 +75,8 @@ class Stage(NamedTuple):
     gives: Kind = Kind.REALS
     bits: int | None = None
     size: Callable[[int, Layout | None], int] = lambda n, layout: n
+    layers: bool = False
+    scatters: bool = False
 
 
 def chain(*stages: Stage | Aggregator) -> Aggregator:
@@ -113,15 +119,33 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
         raise IncompatibleStages(
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
         )
-    kind, last = Kind.REALS, "the client's training"
-    for stage in outer:
+    check_order(outer)
+    if inner.remember and not _Links(outer, inner).plain:
+        raise IncompatibleStages(
+            f"{inner.label} encodes on the client, and {outer[-1].label} before it is undone only on the server. "
+            f"Write {inner.label.partition('(')[0]}(chain({outer[-1].label}, ...))"
+        )
+    return outer, inner
+
+
+def check_order(stages: Sequence[Stage]) -> None:
+    """Refuse stages that cannot follow each other.
+
+    Raises:
+        IncompatibleStages: one takes another kind than the one before gives, or looks at layers that one before moved.
+    """
+    kind, last, moved = Kind.REALS, "the client's training", ""
+    for stage in stages:
         if stage.takes != kind:
             raise IncompatibleStages(
                 f"{stage.label} takes {stage.takes.name.lower()}, and {last} before it gives {kind.name.lower()}. "
                 f"{_ORDER}"
             )
-        kind, last = stage.gives, stage.label
-    return outer, inner
+        if stage.layers and moved:
+            raise IncompatibleStages(
+                f"{stage.label} looks at the model's layers, and {moved} before it moves entries; write it first"
+            )
+        kind, last, moved = stage.gives, stage.label, moved or (stage.label if stage.scatters else "")
 
 
 _ORDER = (
@@ -149,52 +173,107 @@ class _Links(NamedTuple):
         return self.later == len(self.outer) and self.outer[-1].gives is Kind.REALS
 
     def encode(self, update: Update, context: Context) -> Message:
-        beside: Message = {}
-        for i, stage in enumerate(self.outer):
-            update = stage.encode(update._replace(beside=NOTHING), context._replace(size=len(update.vector)))
-            beside |= {f"{i}.{name}": array for name, array in update.beside.items()}
-        values, bits = update.vector, self.outer[-1].bits
-        return {
-            "values": values if bits is None else packed(values, bits),
-            "weight": np.array([update.weight], np.float64),
-            **beside,
-        }
+        if self.plain:  # then the aggregator's own way of writing is what travels
+            update, context = self.through(update, context)
+            return self.inner.encode(update, context)
+        return sent(self.outer, update, context) | {"weight": np.array([update.weight], np.float64)}
+
+    def through(self, update: Update, context: Context) -> tuple[Update, Context]:
+        """The update after all stages, for plain ones, which put nothing beside it."""
+        for stage in self.outer:
+            update = stage.encode(update, context._replace(size=len(update.vector)))
+        return update, context._replace(size=len(update.vector))
 
     def encode_all(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
         assert self.inner.shortcut is not None
-        through = []
-        for update, context in zip(updates, contexts, strict=True):
-            for stage in self.outer:
-                update = stage.encode(update, context._replace(size=len(update.vector)))
-            through.append(update)
-        return self.inner.shortcut(through, contexts)
+        pairs = [self.through(u, c) for u, c in zip(updates, contexts, strict=True)]
+        return self.inner.shortcut([u for u, _ in pairs], [c for _, c in pairs])
+
+    def remember(self, update: Update, message: Message, context: Context) -> State:
+        assert self.inner.remember is not None
+        update, context = self.through(update, context)
+        return self.inner.remember(update, message, context)
 
     def admit(self, message: Message, context: Context) -> Message:
         """One client's message with its last stages undone, as the aggregator's own."""
-        sizes, last = self.sizes(context), self.outer[-1]
-        values = message["values"] if last.bits is None else unpacked(message["values"], last.bits, sizes[-1])
-        update = Update(values, float(message["weight"][0]))
-        for i in range(len(self.outer) - 1, self.later - 1, -1):
-            beside = {n.partition(".")[2]: a for n, a in message.items() if n.startswith(f"{i}.")}
-            update = self.outer[i].decode(update._replace(beside=beside), context._replace(size=sizes[i]))
-        if update.vector.dtype.kind in "iu":  # codes that are undone after the merging
-            update = update._replace(vector=update.vector.astype(np.float32))
-        return self.inner.admit(self.inner.encode(update._replace(beside=NOTHING), context), context)
+        own = context._replace(size=lengths(self.outer, context)[self.later])
+        if self.plain:
+            return self.inner.admit(message, own)
+        weight = float(part(message, "weight", context, dtype="float64", shape=(1,))[0])
+        update = received(self.outer, message, context, down_to=self.later)._replace(weight=weight)
+        return self.inner.admit(self.inner.encode(update, own), own)
 
     def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
-        sizes = self.sizes(context)
+        sizes = lengths(self.outer, context)
         vector, state = self.inner.decode(state, message, context._replace(size=sizes[self.later]))
         update = Update(vector, 1.0)
         for i in range(self.later - 1, -1, -1):
             update = self.outer[i].decode(update, context._replace(size=sizes[i]))
         return update.vector, state
 
-    def sizes(self, context: Context) -> list[int]:
-        """The lengths of the vector before every stage, and after the last."""
-        sizes = [context.size]
-        for stage in self.outer:
-            sizes.append(stage.size(sizes[-1], context.layout))
-        return sizes
+
+# --- a row of stages ----------------------------------------------------------------------------------------
+
+
+def sent(stages: Sequence[Stage], update: Update, context: Context) -> Message:
+    """What travels of an update that goes through stages: ``values``, and what each put beside it as ``0.name``."""
+    beside: Message = {}
+    for i, stage in enumerate(stages):
+        update = stage.encode(update._replace(beside=NOTHING), context._replace(size=len(update.vector)))
+        beside |= {f"{i}.{name}": array for name, array in update.beside.items()}
+    bits = stages[-1].bits
+    return {"values": update.vector if bits is None else packed(update.vector, bits), **beside}
+
+
+def received(stages: Sequence[Stage], message: Message, context: Context, *, down_to: int = 0) -> Update:
+    """The inverse of :func:`sent`, or that of the stages from ``down_to`` on.
+
+    Args:
+        stages: at least one.
+        message: of one client; may have been written by anybody.
+        context: with the size of the vector before the first stage.
+        down_to: how many of the first stages are left as they are.
+
+    Raises:
+        UpdateRefused: the message is not what the stages write.
+    """
+    sizes = lengths(stages, context)
+    update = Update(_values(stages[-1], message, context._replace(size=sizes[-1])), 1.0)
+    for i in range(len(stages) - 1, down_to - 1, -1):
+        beside = {n.partition(".")[2]: a for n, a in message.items() if n.startswith(f"{i}.")}
+        update = stages[i].decode(update._replace(beside=beside), context._replace(size=sizes[i]))
+    vector = update.vector
+    if vector.shape != (sizes[down_to],):
+        raise refused(
+            f"sent a vector of {list(vector.shape)} where {sizes[down_to]} numbers are expected", context
+        )
+    if vector.dtype.kind in "iu":  # codes that are undone after the merging
+        if len(vector) and vector.max() >= 2 ** (stages[down_to - 1].bits or 16):
+            raise refused(f"sent codes that {stages[down_to - 1].label} never gives", context, Reason.RANGE)
+        vector = vector.astype(np.float32)
+    return update._replace(vector=vector, beside=NOTHING)
+
+
+def _values(last: Stage, message: Message, context: Context) -> NDArray[Any]:
+    """The vector as the last stage gave it."""
+    values, bits = message.get("values"), last.bits
+    if bits is not None:
+        size = -(-context.size * bits // 8)
+        return unpacked(part(message, "values", context, dtype="uint8", shape=(size,)), bits, context.size)
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "fu":
+        raise refused(f"sent {type(values).__name__} where a vector is expected", context)
+    return values
+
+
+def lengths(stages: Sequence[Stage], context: Context) -> list[int]:
+    """The lengths of the vector before every stage, and after the last."""
+    sizes = [context.size]
+    for stage in stages:
+        sizes.append(stage.size(sizes[-1], context.layout))
+    return sizes
+
+
+# --- simple stages ------------------------------------------------------------------------------------------
 
 
 def clip(norm: float) -> Stage:
