@@ -243,10 +243,29 @@ def nearest(vector: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """For each entry the index of the nearest of the :func:`levels`, uint8 [n]."""
     borders = ((levels(bits)[1:] + levels(bits)[:-1]) / 2).astype(vector.dtype)
     if bits > 4:
-        return np.asarray(np.searchsorted(borders, vector), np.uint8)
+        return _looked_up(vector, borders)
     found: NDArray[np.uint8] = (vector > borders[0]).view(np.uint8)
     for border in borders[1:]:  # 0.2 ns an entry each, where a search takes 25
         found += vector > border
+    return found
+
+
+def _looked_up(vector: NDArray[Any], borders: NDArray[Any]) -> NDArray[np.uint8]:
+    """How many of many borders [border] lie below each entry: by a table of cells so fine that none holds two."""
+    start, cells = float(borders[0]), 1 << 12
+    per = (cells - 1) / (float(borders[-1]) - start)  # cells for a unit
+    first = np.searchsorted(borders, start + (np.arange(cells) - 0.5) / per).astype(
+        np.uint8
+    )  # half a cell for rounding
+    following = np.append(borders, vector.dtype.type(np.inf))
+    found = np.empty(len(vector), np.uint8)
+    for at in range(0, len(vector), 1 << 15):
+        part = vector[at : at + (1 << 15)]
+        cell = np.clip((part - start) * vector.dtype.type(per), 0, cells - 1).astype(np.intp)
+        code = first.take(cell)
+        for _ in range(2):  # of a cell and the halves beside it, at most two
+            code += part > following.take(code)
+        found[at : at + (1 << 15)] = code
     return found
 
 
@@ -263,13 +282,13 @@ def levels(bits: int) -> NDArray[np.float64]:
     half = 2 ** (bits - 1)
     # A start whose density is that of the best levels: the cube root of the normal's (Panter & Dite 1951).
     found = np.array([_normal_quantile(0.5 + (i + 0.5) / (2 * half)) * math.sqrt(3) for i in range(half)])
-    for _ in range(20_000):
+    for _ in range(3_000):
         borders = np.concatenate([[0.0], (found[1:] + found[:-1]) / 2, [math.inf]])
         below = np.array([math.erfc(b / math.sqrt(2)) / 2 for b in borders])
         height = np.exp(-np.square(borders) / 2) / math.sqrt(2 * math.pi)
         better = (height[:-1] - height[1:]) / (below[:-1] - below[1:])
         moved, found = np.abs(better - found).max(), better
-        if moved < 1e-12:
+        if moved < 1e-10:
             break
     return np.concatenate([-found[::-1], found])
 

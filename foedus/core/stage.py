@@ -333,17 +333,23 @@ def packed(codes: NDArray[Any], bits: int) -> UInt8[NDArray[np.uint8], " byte"]:
     """
     if bits in (8, 16):
         return np.ascontiguousarray(codes, "<u1" if bits == 8 else "<u2").view(np.uint8)
-    wide = np.ascontiguousarray(codes, "<u2")
-    if bits < 8 and 8 % bits == 0:  # several to a byte, by shifts
-        each = 8 // bits
-        rows = np.zeros((-(-len(wide) // each), each), np.uint8)
-        rows.reshape(-1)[: len(wide)] = wide
-        out = rows[:, 0].copy()
-        for k in range(1, each):
-            out |= rows[:, k] << np.uint8(k * bits)
-        return out
-    digits = (wide[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
-    return np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little")
+    count = len(codes)
+    if bits > 8:
+        digits = (np.ascontiguousarray(codes, "<u2")[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
+        return np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little")
+    eights = np.zeros((-(-count // 8), 8), np.uint8)
+    eights.reshape(-1)[:count] = codes
+    words = eights.view("<u8").reshape(-1)
+    for width in (8, 16, 32):  # neighbours move together: eight codes to a word of 8·bits bits
+        some = width * bits // 8
+        first, second = _lanes(some, 2 * width), _lanes(some, 2 * width) << np.uint64(some)
+        words[:] = (words & first) | ((words >> np.uint64(width - some)) & second)
+    return np.ascontiguousarray(eights[:, :bits]).reshape(-1)[: -(-count * bits // 8)]
+
+
+def _lanes(bits: int, width: int) -> np.uint64:
+    """A word whose every ``width`` bits begin with ``bits`` ones."""
+    return np.uint64(sum((2**bits - 1) << at for at in range(0, 64, width)))
 
 
 def unpacked(values: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16] | NDArray[np.uint8]:
@@ -358,9 +364,17 @@ def unpacked(values: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uin
         )
     if bits in (8, 16):
         return values.view("<u1" if bits == 8 else "<u2")
-    if bits < 8 and 8 % bits == 0:
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return ((values[:, None] >> shifts) & np.uint8(2**bits - 1)).reshape(-1)[:count]
-    digits = np.unpackbits(values, bitorder="little")[: count * bits].reshape(count, bits)
-    found: NDArray[np.uint16] = digits.astype(np.uint16) @ (1 << np.arange(bits)).astype(np.uint16)
-    return found
+    if bits > 8:
+        digits = np.unpackbits(values, bitorder="little")[: count * bits].reshape(count, bits)
+        found: NDArray[np.uint16] = digits.astype(np.uint16) @ (1 << np.arange(bits)).astype(np.uint16)
+        return found
+    eights = np.zeros((-(-count // 8), 8), np.uint8)
+    whole = len(values) // bits
+    eights[:whole, :bits] = values[: whole * bits].reshape(-1, bits)
+    eights[whole:, : len(values) - whole * bits] = values[whole * bits :]  # a last one that is not full
+    words = eights.view("<u8").reshape(-1)
+    for width in (32, 16, 8):
+        some = width * bits // 8
+        first, second = _lanes(some, 2 * width), _lanes(some, 2 * width) << np.uint64(some)
+        words[:] = (words & first) | ((words & second) << np.uint64(width - some))
+    return eights.reshape(-1)[:count]
