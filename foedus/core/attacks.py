@@ -68,8 +68,8 @@ class Attack(NamedTuple):
 
         >>> lazy = Attack(lambda scene: np.zeros_like(scene.own), "lazy()")
         >>> scene = Scene(np.ones((0, 3)), np.ones((2, 3)), Context(0, 1, SERVER), np.random.default_rng(0))
-        >>> lazy.craft(scene).sum()
-        0.0
+        >>> lazy.craft(scene).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
 
     craft: Callable[[Scene], Matrix]
@@ -297,7 +297,7 @@ def adaptive(aggregator: Aggregator, direction: Direction = against_deviation, *
 def best_scale(gained: Callable[[float], float], unit: float, steps: int) -> float:
     """The scale of the greatest gain: a ladder from unit/32 to 32·unit, then halving around its best rung."""
     ladder = [unit * 2.0 ** float(k) for k in np.linspace(-5, 5, max(steps // 2, 2))]
-    found = {scale: gained(scale) for scale in ladder}
+    found: dict[float, float] = {scale: gained(scale) for scale in ladder}
     width = ladder[1] / ladder[0]
     while len(found) < steps:
         best, width = max(found, key=lambda scale: found[scale]), math.sqrt(width)
