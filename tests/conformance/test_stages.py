@@ -20,6 +20,9 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from foedus.core.aggregate import fold, mean
+from foedus.core.quantise import drive, eden, qsgd, quantise
+from foedus.core.rotation import rotate
+from foedus.core.sparse import rand_k, random_mask, subsample, top_k
 from foedus.core.stage import Stage, chain, clip
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError, FoedusError, IncompatibleStages
@@ -66,6 +69,19 @@ MEMBERS = [
     Member(lambda: clip(1e-3), clipped(1e-3), error=2.0**-39),
     Member(lambda: clip(1e9), unchanged),
     Member(lambda: scaled(0.25), unchanged),
+    Member(lambda: rotate(), unchanged, error=2.0**-45),
+    Member(lambda: rotate(own=True), unchanged, error=2.0**-45),
+    Member(lambda: random_mask(1.0), unchanged),
+    Member(lambda: random_mask(1.0, unbiased=False), unchanged),
+    Member(lambda: subsample(1.0), unchanged),
+    Member(lambda: rand_k(1.0), unchanged),
+    Member(lambda: top_k(1.0), unchanged),
+    Member(lambda: quantise(8), unchanged, error=2 / 255, keeps=False),
+    Member(lambda: quantise(16), unchanged, error=2 / (2**16 - 1), keeps=False),
+    Member(lambda: qsgd(100), unchanged, error=1 / 100, keeps=False),
+    Member(lambda: drive(), unchanged, error=1 + 6**0.5, keeps=False),
+    Member(lambda: eden(4), unchanged, error=0.5, keeps=False),
+    Member(lambda: eden(8, biased=True), unchanged, error=0.2, keeps=False),
 ]
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.make().label)
 
