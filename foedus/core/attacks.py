@@ -401,7 +401,8 @@ def corrupted(
     if not bad or context.round < adversary.since:
         return dict(updates)
     own = np.stack([updates[c].vector for c in bad])
-    good = sorted(updates.keys() - set(bad)) if adversary.attack.omniscient else []
+    seen = sorted(updates.keys() - set(bad)) if adversary.attack.omniscient else []
+    good = [c for c in seen if np.isfinite(updates[c].vector).all()]  # others will be refused
     honest = np.stack([updates[c].vector for c in good]) if good else np.empty((0, own.shape[1]), own.dtype)
     draws = generator(context.seed, context.round, "attack")
     scene = Scene(honest, own, context, draws, state or NOTHING, (*good, *bad))

@@ -13,6 +13,7 @@ from typing import Any
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.client import Client, LocalSGD, LocalTraining, Schedule, local_sgd
+from foedus.core.gate import Gate
 from foedus.core.method import Method
 from foedus.core.server import ServerOptimiser, sgd
 from foedus.core.stage import Stage
@@ -29,6 +30,7 @@ class Algorithm:
         server: what the server does with that update.
         buffers: how non-trainable buffers (BatchNorm statistics) are combined, if the task averages them.
         method: what clients and server do beyond training and averaging; ``None`` for nothing.
+        gate: what every update has to pass before anything is done with it.
 
     Example:
         >>> Algorithm(client=local_sgd(lr=0.1), server=sgd(lr=0.5)).label
@@ -40,6 +42,7 @@ class Algorithm:
     server: ServerOptimiser = field(default_factory=sgd)
     buffers: Aggregator = field(default_factory=mean)
     method: Method | None = None
+    gate: Gate = field(default_factory=Gate)
 
     def __post_init__(self) -> None:
         if not isinstance(self.client, LocalSGD | LocalTraining):
@@ -54,7 +57,13 @@ class Algorithm:
                     f"{hint if isinstance(value, Stage) else ''}"
                 )
         if self.method is not None and not isinstance(self.method, Method):
-            raise ConfigurationError(f"method must be a Method, e.g. foedus.fine_tune(); not {_told(self.method)}")
+            raise ConfigurationError(
+                f"method must be a Method, e.g. foedus.fine_tune(); not {_told(self.method)}"
+            )
+        if not isinstance(self.gate, Gate):
+            raise ConfigurationError(
+                f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}"
+            )
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
                 f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
@@ -81,7 +90,10 @@ class Algorithm:
     def label(self) -> str:
         method = "" if self.method is None else f"{self.method.label}: "
         buffers = "" if self.buffers.label == mean().label else f", buffers {self.buffers.label}"
-        return f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}"
+        gate = "" if self.gate == Gate() else f", {self.gate.label}"
+        return (
+            f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}"
+        )
 
 
 def _told(value: Any) -> str:
@@ -92,20 +104,24 @@ def _told(value: Any) -> str:
 
 
 def fedavg(
-    client: Client, *, aggregator: Aggregator | None = None, server: ServerOptimiser | None = None
-) -> Algorithm:
+    client: Client, *, aggregator: Aggregator | None = None, server: ServerOptimiser | None = None,
+    gate: Gate | None = None,
+) -> Algorithm:  # fmt: skip
     """Federated averaging (McMahan et al. 2017): clients train for a while, the server averages.
 
     Args:
         client: local training, e.g. ``local_sgd(lr=0.1, epochs=1, batch_size=10)``.
         aggregator: by default the mean weighted by numbers of examples.
         server: by default the average becomes the model; ``server=adam(lr=0.01)`` makes it FedAdam.
+        gate: by default every update must be finite and of the right form.
 
     Example:
         >>> fedavg(local_sgd(lr=0.1)).server.label
         'sgd(lr=1.0)'
     """
-    return Algorithm(client=client, aggregator=aggregator or mean(), server=server or sgd())
+    return Algorithm(
+        client=client, aggregator=aggregator or mean(), server=server or sgd(), gate=gate or Gate()
+    )
 
 
 def fedsgd(lr: float | Schedule, *, aggregator: Aggregator | None = None) -> Algorithm:

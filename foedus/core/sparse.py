@@ -226,7 +226,8 @@ def positions_unpacked(
     found = (ones - np.arange(count)) << bits
     for i in range(0, bits, 16):
         width = min(bits - i, 16)
-        lasts = unpacked(low[2 * count :] if i else low[: -(-count * width // 8)], width, count)
+        at = 2 * count * (i // 16)
+        lasts = unpacked(low[at : at + -(-count * width // 8)], width, count)
         found |= lasts.astype(np.int64) << i
     if count and (found[-1] >= context.size or not (np.diff(found) > 0).all()):
         raise refused(f"sent positions that do not rise from 0 to {context.size - 1}", context, Reason.RANGE)

@@ -37,6 +37,7 @@ from foedus.sim import evaluate, start
 from foedus.sim.commit import Server
 from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
+from foedus.sim.hostile import attacked
 from foedus.sim.local_curves import attach
 from foedus.sim.progress import Progress, into_sinks, progress
 from foedus.sim.run import Run
@@ -143,6 +144,8 @@ class _Plan(NamedTuple):
             job.task.average_buffers, _name(job.task.loss), world and world.label,
             start.describe(self.settings.start),
         )  # fmt: skip
+        if (adversary := self.settings.adversary) is not None:
+            parts += (adversary.label, adversary.clients, adversary.since)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -285,7 +288,7 @@ class _Engine:
         passage = self._passage(asked, load, number)
         cohort = asked if passage is None else asked[passage.counted]
         self._whole = plan.settings.local_curves is None  # its lines are written while the round is under way
-        outcome = union(plan.job, [session.run(self._orders(number, cohort))])
+        outcome = self._brought(session, self._orders(number, cohort))
         clock.lap("train")
         self._whole = False
         self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
@@ -309,6 +312,13 @@ class _Engine:
             self.kept.write(number, outcome.kept)
         self.state.round = number
 
+    def _brought(self, session: Session, orders: Orders) -> Outcome:
+        job, trainer, adversary = self.plan.job, self.plan.trainer, self.plan.settings.adversary
+        if adversary is None:
+            return union(job, [session.run(orders)])
+        layouts = (trainer.layout, trainer.buffer_layout)
+        return attacked(session, orders, adversary, job=job, layouts=layouts, state=self.state.aggregator)
+
     def _orders(self, number: int, cohort: NDArray[np.int64]) -> Orders:
         """The orders of a round to some clients."""
         method, state = self.plan.job.algorithm.method, self.state
@@ -319,8 +329,8 @@ class _Engine:
         ids = self.plan.job.clients.ids
         told = "; ".join(f"client {ids[r.client]!r}: {r.reason}" for r in outcome.refused[:3])
         return NothingToAggregate(
-            f"round {number}: every one of the {len(outcome.clients)} updates was refused as not finite ({told}). "
-            "The model has diverged or the data holds NaN: try a smaller learning rate, clip_norm in local_sgd(), or "
+            f"round {number}: every one of the {len(outcome.clients)} updates was refused ({told}). "
+            "If they are not finite, the model has diverged or the data holds NaN: try a smaller learning rate, clip_norm in local_sgd(), or "
             "look at one client with executor=foedus.executors.debug()",
             round=number,
         )

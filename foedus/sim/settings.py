@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from foedus.core.attacks import Adversary
 from foedus.core.checks import check_number
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
@@ -95,6 +96,7 @@ class Settings:
         device: e.g. ``"cuda"``; by default a GPU if the framework sees one.
         progress: show a progress bar and table.
         local_curves: see :class:`LocalCurves`.
+        adversary: clients that attack, and how; see :class:`Adversary`.
         sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
 
     Example:
@@ -112,6 +114,7 @@ class Settings:
     device: str | None = None
     progress: bool = True
     local_curves: LocalCurves | None = None
+    adversary: Adversary | None = None
     sinks: Sequence[Sink] = ()
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ class Settings:
         for name, kind, example in (
             ("world", World, "foedus.World(device=foedus.sim.world.phone)"),
             ("local_curves", LocalCurves, "foedus.LocalCurves()"),
+            ("adversary", Adversary, "foedus.Adversary(clients=[0], attack=foedus.attacks.sign_flip())"),
         ):
             if (value := getattr(self, name)) is not None and not isinstance(value, kind):
                 raise ConfigurationError(

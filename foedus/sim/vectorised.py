@@ -173,15 +173,10 @@ class VectorisedSession(Session):
             with self._measuring:
                 return measured(job, self._trainer, orders, int(part.slots[member]), request)
 
-        sizes = part.sizes.tolist()
-        seen = [
-            visit(job, orders, s, examples=n, layout=cohort.layout)
-            for s, n in zip(part.slots.tolist(), sizes, strict=True)
-        ]
-        for slot, size, brought in zip(
-            part.slots.tolist(), sizes, contributions(job, seen, train, measure), strict=True
-        ):
-            collector.contribute(slot, brought, size)
+        pairs = list(zip(part.slots.tolist(), part.sizes.tolist(), strict=True))
+        seen = [visit(job, orders, slot, examples=n, layout=cohort.layout) for slot, n in pairs]
+        for (slot, n), brought in zip(pairs, contributions(job, seen, train, measure), strict=True):
+            collector.contribute(slot, brought, n)
         return collector.outcome
 
     def _together(

@@ -24,7 +24,7 @@ from foedus.core.method import Contribution, Vectors
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import NOTHING, Context, Message, State, Update
-from foedus.errors import ConfigurationError, FoedusError, SumOverflow
+from foedus.errors import ConfigurationError, FoedusError, SumOverflow, UpdateRefused
 from foedus.tree import Layout, Vector
 
 
@@ -232,13 +232,16 @@ class Collector:
         out = self.outcome
         if brought.report:
             out.reports[client] = dict(brought.report)
-        if reason := self._fault(brought, client):
+        if reason := self._fault(brought, client, examples):
             out.refused.append(Refusal(client, reason))
             return 0
         try:
             messages, memory, sent = self._encoded(client, brought, examples)
         except SumOverflow as error:
             out.refused.append(Refusal(client, f"the update has diverged: {error}"))
+            return 0
+        except UpdateRefused as error:
+            out.refused.append(Refusal(client, str(error)))
             return 0
         algorithm = self._job.algorithm
         for channel, message in messages.items():
@@ -337,6 +340,8 @@ class Collector:
         """Whether every update is one to be added, and there is nothing beside it."""
         if self._orders.single or aggregator.shortcut is None or aggregator.remember is not None:
             return False
+        if self._job.algorithm.gate.needs_single:
+            return False
         if not len(results.vectors) or results.buffers[0].size:
             return False
         pairs = zip(results.vectors, results.examples, strict=True)
@@ -344,7 +349,7 @@ class Collector:
         with np.errstate(over="ignore", invalid="ignore"):
             return all(float(v.dot(v)) * float(n) ** 2 < ORDINARY**2 for v, n in pairs)
 
-    def _fault(self, brought: Contribution, client: int) -> str | None:
+    def _fault(self, brought: Contribution, client: int, examples: int) -> str | None:
         """Why a contribution is refused."""
         parameters, buffers = self._layouts
         checked: list[tuple[Vector | None, Layout | None, str]] = [(brought.update, parameters, "parameter")]
@@ -354,6 +359,19 @@ class Collector:
         for values, layout, what in checked:
             if values is not None and (reason := _not_finite(values, layout, what)):
                 return reason
+        if self._job.algorithm.gate.needs_single and brought.update is not None:
+            return self._stopped_at_the_gate(brought.update, brought.weight, (client, examples))
+        return None
+
+    def _stopped_at_the_gate(
+        self, vector: Vector, weight: float | None, whose: tuple[int, int]
+    ) -> str | None:
+        client, examples = whose
+        try:
+            update = Update(vector, float(examples if weight is None else weight))
+            self._job.algorithm.gate.check(update, self._context(client, UPDATE, vector))
+        except UpdateRefused as refused:
+            return str(refused)
         return None
 
 

@@ -76,6 +76,7 @@ def test_the_trimmed_mean_leaves_out_both_ends(rows: Matrix, share: float) -> No
     np.testing.assert_allclose(run(trimmed_mean(share), rows), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @given(matrices(least=2), st.integers(0, 2**20))
 def test_the_geometric_median_has_the_least_summed_distance(rows: Matrix, seed: int) -> None:
     weights = np.random.default_rng(seed).integers(1, 9, len(rows))
@@ -239,9 +240,8 @@ def test_moving_all_updates_moves_the_result(rule: Aggregator, rows: Matrix, by:
 
 
 @every
-@given(st.integers(0, 2**20))
-def test_float32_rows_of_many_blocks_give_what_float64_gives(rule: Aggregator, seed: int) -> None:
-    rows = np.random.default_rng(seed % 4).normal(size=(11, 20_001)).astype("f4")
+def test_float32_rows_of_many_blocks_give_what_float64_gives(rule: Aggregator) -> None:
+    rows = np.random.default_rng(0).normal(size=(11, 20_001)).astype("f4")
     np.testing.assert_allclose(run(rule, rows), run(rule, rows.astype("f8")), atol=1e-5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def plainly(visits: list[tuple[int, int, float]], now: int, after: int, rounds: 
     return away
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([-1.0, 1.0, math.nan])), max_size=3), max_size=7),
        st.integers(1, 3), st.integers(1, 5))  # fmt: skip

@@ -30,7 +30,7 @@ from foedus.core.task import Task
 from foedus.errors import ConfigurationError, DataError, TrainingError, WorkerDied
 from foedus.sim.debug import Debug
 from foedus.sim.processes import Processes, cores
-from foedus.sim.work import Executor, Job, Orders, Outcome
+from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ def bits(outcome: Outcome) -> Any:
         m and {k: v.tobytes() for k, v in sorted(m.items())} for m in (outcome.message, outcome.buffers)
     ]
     told = sorted(zip(outcome.clients, outcome.examples, outcome.steps, outcome.losses, strict=True))
-    return arrays, told, sorted(outcome.refused), {c: v.tobytes() for c, v in sorted(outcome.kept.items())}
+    return arrays, told, sorted(outcome.refused), {c: v[BUFFERS].tobytes() for c, v in sorted(outcome.kept.items())}
 
 
 COHORTS = [[0, 1, 3, 4, 5, 6, 7, 8], [8, 3], [1], [], [7, 4, 0, 5]]

@@ -30,7 +30,7 @@ from foedus.core.task import Task
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError, WorkerDied
 from foedus.sim.debug import Debug
 from foedus.sim.ray_executor import Ray
-from foedus.sim.work import Executor, Job, Orders, Outcome
+from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning:ray.*")]
 ray = pytest.importorskip("ray")
@@ -83,7 +83,7 @@ def bits(outcome: Outcome) -> Any:
         m and {k: v.tobytes() for k, v in sorted(m.items())} for m in (outcome.message, outcome.buffers)
     ]
     told = sorted(zip(outcome.clients, outcome.examples, outcome.steps, outcome.losses, strict=True))
-    return arrays, told, sorted(outcome.refused), {c: v.tobytes() for c, v in sorted(outcome.kept.items())}
+    return arrays, told, sorted(outcome.refused), {c: v[BUFFERS].tobytes() for c, v in sorted(outcome.kept.items())}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
 from foedus.sim.debug import Debug
 from foedus.sim.vectorised import Vectorised
-from foedus.sim.work import Executor, Job, Orders, Outcome
+from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
 
 SIZES = [9, 1, 0, 23, 9, 12, 2, 20]  # ragged, with an empty client and one of one example
 WORDS, CLASSES = 11, 5
@@ -190,8 +190,8 @@ def assert_alike(a: Outcome, b: Outcome, tolerance: float) -> None:
             for row, wanted in zip(x["values"], y["values"], strict=True):
                 assert np.linalg.norm(row - wanted) <= tolerance * np.linalg.norm(wanted)
     assert a.kept.keys() == b.kept.keys()
-    for client, buffers in a.kept.items():
-        np.testing.assert_allclose(buffers, b.kept[client], rtol=tolerance, atol=tolerance)
+    for client, own in a.kept.items():
+        np.testing.assert_allclose(own[BUFFERS], b.kept[client][BUFFERS], rtol=tolerance, atol=tolerance)
 
 
 ROUND = local_sgd(lr=0.1, epochs=2, batch_size=8)
@@ -265,7 +265,7 @@ def test_buffers_that_clients_keep() -> None:
     sizes = [6, 11, 4]
     clients = population("batch norm", sizes=sizes)
     task = Task(lambda: IMAGES["batch norm"]().double(), F.cross_entropy, average_buffers=False)
-    own = {1: open_trainer(task, seed=0).initial().buffers + 0.5}
+    own = {1: {BUFFERS: open_trainer(task, seed=0).initial().buffers + 0.5}}
     ours, plain = (ran(e, task, clients, ROUND, kept=own) for e in (Vectorised(), Debug()))
     assert sorted(ours.kept) == [0, 1, 2]
     assert_alike(ours, plain, 1e-10)

@@ -10,10 +10,11 @@ from hypothesis import given
 import foedus as fd
 from foedus.backends import Weights
 from foedus.core.linear import logistic
+from foedus.core.method import Contribution
 from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, DataError
 from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, read, shards, union
+from foedus.sim.work import BUFFERS, Collector, Gained, Job, Orders, Outcome, read, shards, union
 from foedus.tree import Layout
 
 LAYOUTS = (Layout(("w", "v"), ((3,), (2,)), ("float32",) * 2), Layout((), (), ()))
@@ -52,7 +53,7 @@ def collected(this: Job, given: list[np.ndarray], slots: list[int], *, at_once: 
         )
     else:
         for slot in slots:
-            collector.add_update(slot, given[slot], NOTHING, examples=slot + 1, steps=2, loss=0.5)
+            collector.contribute(slot, Contribution(given[slot], steps=2, loss=0.5), slot + 1)
     return collector.outcome
 
 
@@ -105,7 +106,8 @@ def test_only_what_is_finite_and_in_range_is_let_in(seed: int) -> None:
     if good:
         assert found.message is not None
         wanted = np.mean([given_[i].astype(np.float64) for i in good], axis=0)
-        np.testing.assert_allclose(fd.mean().decode({}, found.message, Context(0, 1, SERVER))[0], wanted, rtol=1e-9, atol=1e-9)
+        mean, _ = fd.mean().decode({}, found.message, Context(0, 1, SERVER))
+        np.testing.assert_allclose(mean, wanted, rtol=1e-9, atol=1e-9)
     else:
         assert found.message is None
 
@@ -120,9 +122,8 @@ def test_only_what_is_finite_and_in_range_is_let_in(seed: int) -> None:
 )
 def test_a_refusal_names_the_array(vector: list[float], buffers: list[float], reason: str) -> None:
     collector = Collector(job(), orders(2), WITH_BUFFERS)
-    collector.add_update(
-        2, np.array(vector, np.float32), np.array(buffers, np.float32), examples=3, steps=1, loss=1.0
-    )
+    brought = Contribution(np.array(vector, np.float32), buffers=np.array(buffers, np.float32), steps=1, loss=1.0)
+    collector.contribute(2, brought, 3)
     assert collector.outcome.refused == [(5, reason)]
     assert collector.outcome.message is None
     assert collector.outcome.kept == {}
@@ -130,10 +131,11 @@ def test_a_refusal_names_the_array(vector: list[float], buffers: list[float], re
 
 def test_numbers_whose_sum_overflows_are_finite_all_the_same() -> None:
     collector = Collector(job(aggregator=fd.chain(fd.clip(1.0), fd.mean())), orders(), LAYOUTS)
-    collector.add_update(0, np.full(5, 3e38, np.float32), NOTHING, examples=1, steps=1, loss=1.0)
+    collector.contribute(0, Contribution(np.full(5, 3e38, np.float32), steps=1, loss=1.0), 1)
     assert collector.outcome.refused == []
     assert collector.outcome.message is not None
-    np.testing.assert_allclose(collector.outcome.message["values"], np.full(5, 5**-0.5), rtol=1e-6)
+    found, _ = fd.mean().decode({}, collector.outcome.message, Context(0, 1, SERVER))
+    np.testing.assert_allclose(found, np.full(5, 5**-0.5), rtol=1e-6)
 
 
 def test_buffers_are_averaged_or_kept() -> None:
@@ -150,7 +152,8 @@ def test_buffers_are_averaged_or_kept() -> None:
             assert out.kept == {}
         else:
             assert out.buffers is None
-            assert {c: b.tolist() for c, b in out.kept.items()} == {11: [1.0, 1.0], 2: [5.0, 5.0]}
+            own = {c: {name: b.tolist() for name, b in kept.items()} for c, kept in out.kept.items()}
+            assert own == {11: {BUFFERS: [1.0, 1.0]}, 2: {BUFFERS: [5.0, 5.0]}}
 
 
 @given(st.lists(st.integers(0, 100), max_size=30), st.integers(1, 6))
@@ -165,7 +168,7 @@ def test_shards_hold_every_slot_once_and_are_about_equal(sizes: list[int], count
 
 
 def test_orders_for_some_slots() -> None:
-    whole = Orders(3, Weights(np.zeros(1), np.zeros(1)), np.array([4, 9, 2]), {9: np.ones(1), 2: np.zeros(1)})
+    whole = Orders(3, Weights(np.zeros(1), np.zeros(1)), np.array([4, 9, 2]), {9: {BUFFERS: np.ones(1)}, 2: {}})
     part = whole.only(np.array([2, 0]))
     assert part.cohort.tolist() == [2, 4]
     assert list(part.kept) == [2]
@@ -195,20 +198,23 @@ def test_a_state_comes_back_from_its_checkpoint(seed: int) -> None:
         server={"m": rng.normal(size=5), "v": rng.normal(size=5)},
         aggregator={"norm": np.asarray(rng.normal())},
         buffers={},
-        kept={int(c): rng.normal(size=3) for c in rng.integers(0, 12, 3)},
+        method={"control": rng.normal(size=5)},
+        sides={"control": {"total": rng.normal(size=5)}, "tau": {}},
         costs=costs,
         simulated_seconds=float(rng.random()),
         stopped="accuracy reached" if rng.random() < 0.5 else None,
     )
     saved = state.checkpoint("identity", "debug")
-    again = RunState.restored(saved, 12)
+    again = RunState.restored(saved, 12, ("control", "tau"))
     assert (again.round, again.simulated_seconds, again.stopped) == (
         state.round,
         state.simulated_seconds,
         state.stopped,
     )
     np.testing.assert_array_equal(again.costs, costs)
-    for name in ("server", "aggregator", "buffers", "kept"):
+    assert again.sides.keys() == state.sides.keys()
+    assert again.sides["control"]["total"].tobytes() == state.sides["control"]["total"].tobytes()
+    for name in ("server", "aggregator", "buffers", "method"):
         one, two = getattr(state, name), getattr(again, name)
         assert {k: (a.shape, a.tobytes()) for k, a in one.items()} == {
             k: (a.shape, a.tobytes()) for k, a in two.items()
