@@ -30,15 +30,6 @@ def test_every_row_is_used_exactly_once_and_the_seed_decides(rule, targets, seed
     assert all(np.array_equal(again[node], rows) for node, rows in dealt.items())
 
 
-@pytest.mark.parametrize(
-    "rule", [iid(5), shards(5), dirichlet(5, alpha=1.0), by_class(5, share=0.5), quantity_skew(5)]
-)
-def test_another_seed_deals_differently(rule):
-    targets = np.arange(200) % 5
-    first, second = deal(rule, targets, 0), deal(rule, targets, 1)
-    assert any(not np.array_equal(first[n], second[n]) for n in first)
-
-
 @given(st.integers(1, 12), labels)
 def test_iid_sizes_differ_by_one_at_most(nodes, targets):
     sizes = [len(r) for r in deal(iid(nodes), targets).values()]
@@ -210,15 +201,3 @@ def test_a_data_set_deals_by_seed_and_keeps_its_test():
     assert len(clients.central_test) == 1
     with pytest.raises(DataError, match="no natural clients"):
         data.clients()
-
-
-@pytest.mark.parametrize(
-    ("rule", "label"),
-    [
-        (iid(3), "iid(3)"),
-        (by_class(10, share=0.9), "by_class(10, share=0.9)"),
-        (by_key("ward"), "by_key('ward')"),
-    ],
-)
-def test_labels_read_as_written(rule, label):
-    assert rule.label == label
