@@ -335,8 +335,8 @@ def _limbs(exact: NDArray[np.float64], bound: float) -> tuple[NDArray[np.int64],
     rounding and converting, which processors do one by one.
     """
     if bound >= 2.0**51:
-        whole = np.rint(values)
-        integers = whole.astype(np.int64)
+        whole = np.rint(exact)
+        high = whole.astype(np.int64).sum(0)
     else:
         whole = exact + _SNAP
         high = _last_bits(whole, _SNAP)
@@ -350,7 +350,8 @@ def _last_bits(snapped: NDArray[np.float64], snap: float) -> NDArray[np.int64]:
     """Σ over the rows of ``snapped`` [row, parameter] of the integers in the last bits, to each of which ``snap``
     has been added; integers wrap around, so that its own bits can be taken off at the end."""
     own: NDArray[np.int64] = len(snapped) * np.array([snap]).view(np.int64)
-    return np.subtract(snapped.view(np.int64).sum(0), own)
+    total: NDArray[np.int64] = snapped.view(np.int64).sum(0)
+    return total - own
 
 
 def _bound(values: Float[Vector, " parameter"], units: int) -> float:

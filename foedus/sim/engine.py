@@ -13,6 +13,7 @@ import math
 import reprlib
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +164,7 @@ class _Engine:
         self.state, self.executor_name = self._restored()
         self._saved_at = time.monotonic()
         self._whole = True  # whether state and metrics.jsonl are those of the same round
+        self._coming: tuple[int, _Called] | None = None  # the next round's call, where it has been made already
 
     # --- beginning and end
 
@@ -275,12 +277,10 @@ class _Engine:
         clock = _Clock()
         state, plan = self.state, self.plan
         number = state.round + 1
-        asked = plan.cohort(number)
-        load = self._load(asked)
-        passage = self._passage(asked, load, number)
-        cohort = asked if passage is None else asked[passage.counted]
+        asked, load, passage, cohort = self._called(number)
+        orders = Orders(number, state.weights, cohort, state.kept, following=self._following(number))
         self._whole = plan.settings.local_curves is None  # its lines are written while the round is under way
-        outcome = union(plan.job, [session.run(Orders(number, state.weights, cohort, state.kept))])
+        outcome = union(plan.job, [session.run(orders)])
         clock.lap("train")
         self._whole = False
         self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
@@ -328,6 +328,24 @@ class _Engine:
         up = message_bytes(job.algorithm.aggregator.encode(empty, Context(job.seed, 0, 0)))
         if job.task.average_buffers:
             up += weights.buffers.nbytes
+    def _called(self, number: int) -> _Called:
+        """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == number:
+            return coming[1]
+        asked = self.plan.cohort(number)
+        load = self._load(asked)
+        passage = self._passage(asked, load, number)
+        return _Called(asked, load, passage, asked if passage is None else asked[passage.counted])
+
+    def _following(self, number: int) -> NDArray[np.int64] | None:
+        """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
+        if number >= self.plan.rounds:
+            return None
+        with suppress(Exception):
+            self._coming = number + 1, self._called(number + 1)
+        return None if self._coming is None else self._coming[1].cohort
+
         work = np.zeros(len(asked), np.int64)
         if self.plan.settings.world is not None:
             work = _work(job, asked)
@@ -398,6 +416,16 @@ class _Clock:
     def __init__(self) -> None:
         self._begin = self._last = time.perf_counter()
         self._laps: dict[str, float] = {}
+
+class _Called(NamedTuple):
+    """Positions of the clients asked, int64 [C]; what each has to do; what becomes of them in a simulated world;
+    and those whose updates count."""
+
+    asked: NDArray[np.int64]
+    load: Load
+    passage: Passage | None
+    cohort: NDArray[np.int64]
+
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()

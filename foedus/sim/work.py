@@ -48,6 +48,8 @@ class Orders:
         cohort: int64 [C], positions of the clients in the population.
         kept: buffers [buffer] that a client kept for itself, by position (``average_buffers=False``).
         limit: at most so many local steps for each client; ``None`` for all that the algorithm asks.
+        following: int64, who trains in the round after this one, where that is known already: an executor may read
+            their data meanwhile.
     """
 
     round: int
@@ -55,6 +57,7 @@ class Orders:
     cohort: NDArray[np.int64]
     kept: Mapping[int, Vector] = field(default_factory=dict)
     limit: int | None = None
+    following: NDArray[np.int64] | None = None
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
         """The orders for some slots of the cohort."""

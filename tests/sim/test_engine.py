@@ -17,9 +17,12 @@ import pytest
 
 import foedus as fd
 from foedus.core.linear import logistic
+from foedus.core.select import Population
 from foedus.errors import CheckpointError, ConfigurationError, StorageError
 from foedus.record.folder import CHECKPOINT, METRICS, MODEL
 from foedus.record.folder import CLIENTS as EACH
+from foedus.sim.debug import Debug, DebugSession
+from foedus.sim.work import Job, Orders, Outcome
 from foedus.sim.world import phone
 
 RNG = np.random.default_rng(0)
@@ -208,6 +211,53 @@ def test_a_run_interrupted_within_a_round_ends_with_the_same_bytes(
     asked = fd.Evaluation(clients=True)
     whole = run(tmp_path / "whole", evaluation=asked)
     task = fd.Task(TASK.model, metrics=[fd.accuracy._replace(value=interrupted(after, error))])
+class Listening:
+    """The plain executor, which notes what it is told of the coming rounds."""
+
+    name = "listening"
+
+    def __init__(self) -> None:
+        self.cohorts: list[list[int]] = []
+        self.following: list[list[int] | None] = []
+
+    def open(self, job: Job) -> DebugSession:
+        session = Debug().open(job)
+        plain = session.run
+
+        def listened(orders: Orders) -> Outcome:
+            self.cohorts.append(orders.cohort.tolist())
+            self.following.append(None if orders.following is None else orders.following.tolist())
+            return plain(orders)
+
+        session.run = listened  # type: ignore[method-assign]
+        return session
+
+
+WORLD = fd.World(device=lambda draw: phone(draw)._replace(dropout=0.3), over_selection=1.5)
+
+
+@pytest.mark.parametrize("world", [None, WORLD], ids=["plain", "world"])
+def test_an_executor_is_told_who_trains_next(tmp_path: Path, world: fd.World | None) -> None:
+    listening = Listening()
+    run(tmp_path / "told", executor=listening, world=world, rounds=5)
+    assert listening.following == [*listening.cohorts[1:], None]
+    assert len({tuple(c) for c in listening.cohorts}) > 1
+    run(tmp_path / "plain", world=world, rounds=5)
+    assert metrics(tmp_path / "told") == metrics(tmp_path / "plain")
+
+
+def test_a_sampler_that_fails_in_a_later_round_does_so_then(tmp_path: Path) -> None:
+    def sample(population: Population, seed: int, number: int) -> Any:
+        if number == 3:
+            raise ConfigurationError("nobody is there")
+        return fd.uniform(4).sample(population, seed, number)
+
+    sampler = fd.uniform(4)._replace(sample=sample)
+    with pytest.raises(ConfigurationError, match="nobody is there"):
+        run(tmp_path, cohort=sampler)
+    assert [json.loads(line)["round"] for line in metrics(tmp_path).splitlines()] == [1, 2]
+
+
     with pytest.raises(error):
         run(tmp_path / "cut", task=task, checkpoint_seconds=checkpoint_seconds, evaluation=asked)
     found = run(tmp_path / "cut", evaluation=asked)
