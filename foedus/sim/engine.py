@@ -321,13 +321,6 @@ class _Engine:
             round=number,
         )
 
-    def _load(self, asked: NDArray[np.int64]) -> Load:
-        """Bytes and examples of the round, per client; examples only where a world asks for them."""
-        job, weights = self.plan.job, self.state.weights
-        empty = Update(np.zeros_like(weights.vector), 1.0)
-        up = message_bytes(job.algorithm.aggregator.encode(empty, Context(job.seed, 0, 0)))
-        if job.task.average_buffers:
-            up += weights.buffers.nbytes
     def _called(self, number: int) -> _Called:
         """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
         coming, self._coming = self._coming, None
@@ -346,6 +339,13 @@ class _Engine:
             self._coming = number + 1, self._called(number + 1)
         return None if self._coming is None else self._coming[1].cohort
 
+    def _load(self, asked: NDArray[np.int64]) -> Load:
+        """Bytes and examples of the round, per client; examples only where a world asks for them."""
+        job, weights = self.plan.job, self.state.weights
+        empty = Update(np.zeros_like(weights.vector), 1.0)
+        up = message_bytes(job.algorithm.aggregator.encode(empty, Context(job.seed, 0, 0)))
+        if job.task.average_buffers:
+            up += weights.buffers.nbytes
         work = np.zeros(len(asked), np.int64)
         if self.plan.settings.world is not None:
             work = _work(job, asked)
@@ -410,13 +410,6 @@ class _Engine:
         self._saved_at = time.monotonic()
 
 
-class _Clock:
-    """Seconds by phase of one round."""
-
-    def __init__(self) -> None:
-        self._begin = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
 class _Called(NamedTuple):
     """Positions of the clients asked, int64 [C]; what each has to do; what becomes of them in a simulated world;
     and those whose updates count."""
@@ -426,6 +419,13 @@ class _Called(NamedTuple):
     passage: Passage | None
     cohort: NDArray[np.int64]
 
+
+class _Clock:
+    """Seconds by phase of one round."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()

@@ -183,34 +183,6 @@ def test_a_cohort_that_turns_out_empty_leaves_the_model_as_it_is(tmp_path: Path)
     assert all((m["trained"], m["train_loss"], m["bytes_up"]) == (0, None, 0) for m in empty)
 
 
-# --- going on -----------------------------------------------------------------------------------------------
-
-
-class Stop(BaseException):
-    """Nothing catches it."""
-
-
-def interrupted(after: int, error: type[BaseException]) -> Callable[..., Any]:
-    """A metric that raises at its so-manieth evaluation, in the middle of a round."""
-    seen = iter(range(10**6))
-
-    def value(output: Any, target: Any) -> Any:
-        if next(seen) == after:
-            raise error
-        return (output.argmax(1) == target).astype(float)
-
-    return value
-
-
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
-@pytest.mark.parametrize("after", [0, 17, 55])  # of 66: the central test set and ten clients a round
-def test_a_run_interrupted_within_a_round_ends_with_the_same_bytes(
-    tmp_path: Path, after: int, checkpoint_seconds: float, error: type[BaseException]
-) -> None:
-    asked = fd.Evaluation(clients=True)
-    whole = run(tmp_path / "whole", evaluation=asked)
-    task = fd.Task(TASK.model, metrics=[fd.accuracy._replace(value=interrupted(after, error))])
 class Listening:
     """The plain executor, which notes what it is told of the coming rounds."""
 
@@ -258,6 +230,34 @@ def test_a_sampler_that_fails_in_a_later_round_does_so_then(tmp_path: Path) -> N
     assert [json.loads(line)["round"] for line in metrics(tmp_path).splitlines()] == [1, 2]
 
 
+# --- going on -----------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """Nothing catches it."""
+
+
+def interrupted(after: int, error: type[BaseException]) -> Callable[..., Any]:
+    """A metric that raises at its so-manieth evaluation, in the middle of a round."""
+    seen = iter(range(10**6))
+
+    def value(output: Any, target: Any) -> Any:
+        if next(seen) == after:
+            raise error
+        return (output.argmax(1) == target).astype(float)
+
+    return value
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
+@pytest.mark.parametrize("after", [0, 17, 55])  # of 66: the central test set and ten clients a round
+def test_a_run_interrupted_within_a_round_ends_with_the_same_bytes(
+    tmp_path: Path, after: int, checkpoint_seconds: float, error: type[BaseException]
+) -> None:
+    asked = fd.Evaluation(clients=True)
+    whole = run(tmp_path / "whole", evaluation=asked)
+    task = fd.Task(TASK.model, metrics=[fd.accuracy._replace(value=interrupted(after, error))])
     with pytest.raises(error):
         run(tmp_path / "cut", task=task, checkpoint_seconds=checkpoint_seconds, evaluation=asked)
     found = run(tmp_path / "cut", evaluation=asked)
