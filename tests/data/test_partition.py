@@ -9,10 +9,10 @@ from foedus.core.random import generator
 from foedus.data import by_class, by_key, dirichlet, from_arrays, iid, quantity_skew, shards
 from foedus.errors import ConfigurationError, DataError
 
-labels = st.lists(st.integers(0, 4), min_size=20, max_size=80).map(np.array)
+labels = st.lists(st.integers(0, 4), min_size=24, max_size=80).map(np.array)
 complete = st.one_of(
     st.builds(iid, st.integers(1, 10)),
-    st.builds(shards, st.integers(1, 10), shards_per_node=st.integers(1, 4)),
+    st.builds(shards, st.integers(1, 8), shards_per_node=st.integers(1, 3)),
     st.builds(dirichlet, st.integers(1, 10), alpha=st.floats(0.02, 50), minimum=st.integers(0, 2)),
     st.builds(quantity_skew, st.integers(1, 10), alpha=st.floats(0.02, 50), minimum=st.integers(0, 2)),
 )
