@@ -36,7 +36,7 @@ from foedus.record.folder import read as read_record
 from foedus.sim import evaluate, start
 from foedus.sim.executors import open_session
 from foedus.sim.local_curves import attach
-from foedus.sim.progress import Progress, into_sinks, progress
+from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.state import COSTS, RunState
@@ -61,7 +61,7 @@ def simulate(
         task: model, loss and metrics.
         algorithm: e.g. ``fedavg(local_sgd(lr=0.1))``.
         clients: the population, see :mod:`foedus.data`.
-        rounds: how many rounds in all.
+        rounds: how many rounds in all. A folder that holds fewer is continued, one that holds more is refused.
         cohort: clients per round: a number (drawn uniformly without replacement), a sampler, or ``None`` for
             all clients.
         seed: everything random is a function of it.
@@ -189,6 +189,12 @@ class _Engine:
             evaluation, metrics = self.plan.evaluation, self.plan.job.task.metrics
             central = read_record(self.folder.path).final
             state.stopped = evaluate.reached(central, evaluation.stop_at, metrics)
+        if state.round > self.plan.rounds:
+            raise ConfigurationError(
+                f"{self.folder.path} holds {state.round} rounds of this run already, and rounds={self.plan.rounds} "
+                f"asks for fewer; rounds cannot be taken back. Write rounds={state.round}, or more, choose another "
+                "folder, or look at what is there: foedus.read_run(folder)"
+            )
         return state, saved.values["executor"]
 
     def _fresh(self) -> RunState:
@@ -208,6 +214,7 @@ class _Engine:
             # None yet: no rounds were wanted. Running: it was killed after its last checkpoint.
             if (self.folder.configuration() or {}).get("status") != "finished":
                 self._finish(self.executor_name)
+            announce(self.plan.settings.progress, f"nothing to train: {self._farewell()}")
             return self._result()
         settings = self.plan.settings
         with (
@@ -363,7 +370,7 @@ class _Engine:
     ) -> dict[str, Any]:
         """The round's line in metrics.jsonl."""
         ids = self.plan.job.clients.ids
-        up = np.full(len(asked), load.up) if passage is None else passage.up
+        up = np.where(np.isin(asked, outcome.clients), load.up, 0) if passage is None else passage.up  # none: no data
         down = np.full(len(asked), load.down) if passage is None else passage.down
         compute, energy = (passage.compute, passage.energy) if passage else (np.zeros(len(asked)), np.zeros(len(asked)))
         self._account(asked, np.stack([np.ones(len(asked)), up, down, compute, energy], axis=-1))

@@ -73,10 +73,16 @@ def _of(trainer: Trainer, weights: Weights, examples: Examples, whose: str) -> d
 
 
 def held_out(clients: Clients, position: int) -> Examples:
-    """A client's test examples, else its validation examples, else its training examples."""
-    for part in (clients.test(position), clients.validation(position)):
+    """A client's examples of the first of these parts that the population has: test, validation, training.
+
+    It is one part for all clients, so that figures compare: a client that has nothing in it is empty here, and not
+    evaluated on data that it trained on. No other part is read.
+    """
+    for part, read in ((clients.testing, clients.test), (clients.validating, clients.validation)):
         if part is not None:
-            return part
+            found = read(position)
+            assert found is not None
+            return found
     return clients.train(position)
 
 

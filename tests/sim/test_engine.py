@@ -84,6 +84,34 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     assert one.weights.vector.tobytes() == two.weights.vector.tobytes()
 
 
+def test_equal_runs_leave_equal_models(tmp_path: Path) -> None:
+    models = {(run(tmp_path / str(i), rounds=1).folder / MODEL).read_bytes() for i in range(6)}
+    assert len(models) == 1
+
+
+def test_fewer_rounds_than_the_folder_holds_are_refused_and_as_many_are_said_to_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(tmp_path, rounds=3)
+    with pytest.raises(ConfigurationError, match=r"holds 3 rounds .* and rounds=2 asks for fewer.* rounds=3, or more"):
+        run(tmp_path, rounds=2)
+    assert run(tmp_path, rounds=3).metrics == done.metrics
+    assert capsys.readouterr().err == ""
+    settings = fd.Settings(folder=tmp_path, executor=fd.executors.debug(), checkpoint_seconds=0.0)
+    fd.simulate(TASK, ALGORITHM, CLIENTS, rounds=3, cohort=4, seed=1, settings=settings)
+    assert capsys.readouterr().err == f"foedus: nothing to train: 3 rounds done; everything is in {tmp_path}\n"
+
+
+def test_clients_without_data_send_no_bytes(tmp_path: Path) -> None:
+    some = fd.Clients.of({"a": (X[:9], Y[:9]), "none": (X[:0], Y[:0]), "b": (X[9:20], Y[9:20])})
+    done = run(tmp_path, clients=some, cohort=None, rounds=2)
+    each = 14 * 4 + 8
+    assert [m["bytes_up"] for m in done.metrics] == [2 * each] * 2
+    assert [m["bytes_down"] for m in done.metrics] == [3 * 14 * 4] * 2
+    costs = {row["client"]: row["bytes_up"] for row in done.record.costs}
+    assert costs == {"a": 2 * each, "none": 0, "b": 2 * each}
+
+
 def test_metrics_hold_no_clocks(tmp_path: Path) -> None:
     keys = {key for m in run(tmp_path).metrics for key in m}
     assert keys == {
@@ -272,8 +300,9 @@ def test_more_rounds_go_on_where_the_run_ended(tmp_path: Path) -> None:
     run(tmp_path / "parts", rounds=2)
     parts = run(tmp_path / "parts", rounds=6)
     assert metrics(parts.folder) == metrics(whole.folder)
-    fewer = run(tmp_path / "parts", rounds=3)
-    assert len(fewer.metrics) == 6, "what is done is not undone"
+    with pytest.raises(ConfigurationError, match="holds 6 rounds"):
+        run(tmp_path / "parts", rounds=3)
+    assert metrics(parts.folder) == metrics(whole.folder), "what is done is not undone"
 
 
 def test_a_world_goes_on_in_another_process(tmp_path: Path) -> None:
