@@ -31,6 +31,7 @@ class Member(NamedTuple):
     * ``steady``: whether training and evaluation compute the same, so that a step's loss can be checked: no dropout,
       no statistics of the batch.
     * ``buffers``, ``frozen``: whether it has any; ``mixes``: whether examples of one batch change each other.
+    * ``compiles``: whether every new shape costs a second, so that tests use few.
     """
 
     task: Callable[[str], fd.Task]
@@ -38,6 +39,7 @@ class Member(NamedTuple):
     buffers: bool = False
     frozen: bool = False
     mixes: bool = False
+    compiles: bool = False
 
 
 def cross_entropy(output: Any, target: Any) -> Any:
@@ -90,13 +92,17 @@ MEMBERS = {
     "torch, frozen": Member(lambda dtype: torch_task(dtype, LINEAR, frozen=0), frozen=True),
     "torch, dropout": Member(lambda dtype: torch_task(dtype, DROPPED), steady=False),
     "torch, batch norm": Member(lambda dtype: torch_task(dtype, NORMED), steady=False, buffers=True, mixes=True),
-    "jax": Member(jax_task),
-    "jax, dropout": Member(lambda dtype: jax_task(dtype, 0.4), steady=False),
+    "jax": Member(jax_task, compiles=True),
+    "jax, dropout": Member(lambda dtype: jax_task(dtype, 0.4), steady=False, compiles=True),
 }
-every = pytest.mark.parametrize(
-    "member",
-    [pytest.param(m, id=name, marks=[pytest.mark.slow] * name.startswith("jax")) for name, m in MEMBERS.items()],
-)  # jax compiles
+
+
+def params(*names: str) -> list[Any]:
+    """Members as parameters of a test; those that compile are slow."""
+    return [pytest.param(MEMBERS[n], id=n, marks=[pytest.mark.slow] * MEMBERS[n].compiles) for n in names]
+
+
+every = pytest.mark.parametrize("member", params(*MEMBERS))
 
 PLAIN = fd.local_sgd(lr=0.1, epochs=2, batch_size=4)
 EVERYTHING = fd.local_sgd(
