@@ -15,12 +15,12 @@ from foedus.core.batches import plan
 from foedus.core.client import LocalSGD
 from foedus.core.packing import PADDING, calls
 
-from .models import EVERYTHING, MEMBERS, PLAIN, Member, assignment, examples, params
+from .models import EVERYTHING, MEMBERS, NAMES, PLAIN, Member, assignment, examples, params
 
 RAGGED, EVEN, FEW = [9, 1, 5, 12, 2], [8, 6, 4, 12, 7], [4, 2, 4]  # BatchNorm takes no batch of one
 SPECS = {"plain": PLAIN, "whole": fd.local_sgd(lr=0.2, epochs=3, batch_size=None), "everything": EVERYTHING}
-NAMES = [name for name in MEMBERS if name != "jax"]  # the one with dropout does the same, and more
-every = pytest.mark.parametrize("member", params(*NAMES))
+QUICK = [name for name in NAMES if not MEMBERS[name].compiles]
+every, quick = (pytest.mark.parametrize("member", params(*names)) for names in (NAMES, QUICK))
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def assert_rows(
 
 
 @pytest.mark.parametrize("spec", ["plain", "whole"])
-@pytest.mark.parametrize("member", params(*(n for n in NAMES if not MEMBERS[n].compiles)))
+@quick
 def test_a_round_in_float64_is_the_plain_trainers(member: Member, spec: str) -> None:
     cohort, trainer = opened(member, spec)
     work, start = Work(cohort, SPECS[spec], sizes_of(member)), trainer.initial()
@@ -96,7 +96,7 @@ def test_a_round_of_everything_is_the_plain_trainers(member: Member) -> None:
     assert_rows(trained(cohort, start, work), trainer, start, work, within=1e-10)
 
 
-@every
+@quick
 def test_a_step_in_float32_is_the_plain_trainers(member: Member) -> None:
     cohort, trainer = opened(member, "everything", "float32")
     work, start = Work(cohort, EVERYTHING, sizes_of(member), dtype="float32", limit=1), trainer.initial()
