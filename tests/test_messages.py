@@ -92,6 +92,22 @@ SLIPS = {
     "a partition not called": (lambda: fd.data.from_arrays(X, Y).partition(fd.data.iid), "not iid"),
     "a list as population": (lambda: fd.Clients.of([(X, Y)]), r"dict\(enumerate\(pairs\)\)"),
     "no inputs": (lambda: fd.data.from_arrays(None, Y), "not the single value None"),
+    "a text as share": (lambda: clients().split(test="0.2"), r"split\(validation=0.1, test='0.2'\) cannot be: each share is a number in"),
+    "true as share": (lambda: clients().split(test=True), r"test=True\) cannot be"),
+    "a text as alpha": (lambda: fd.data.dirichlet(3, alpha="a"), "alpha must be a number above 0; not 'a'"),
+    "true as nodes": (lambda: fd.data.iid(True), "nodes must be a whole number of at least 1, and is True"),
+    "true as cohort": (lambda: fd.uniform(True), "a cohort has at least one client, not True"),
+    "true as features": (lambda: fd.logistic(True, 2), "features must be a whole number"),
+    "true as workers": (lambda: fd.executors.processes(True), "workers is a number from 1, or None for one per core; not True"),
+    "a data set to scale": (
+        lambda: fd.data.federated_scaling(fd.data.from_arrays(X, Y)),
+        r"of a foedus.Clients, and this is of type Dataset. Deal .*dataset.partition\(foedus.data.iid\(10\)\)",
+    ),
+    "pairs to scale": (lambda: fd.data.federated_mean_filling([(X, Y)]), "of type list. Deal"),
+    "hashes as targets": (
+        lambda: fd.Examples.of(X, np.full(20, 2**63, np.uint64)),
+        r"a target of 9223372036854775808, and whole numbers become int64.*return_inverse=True",
+    ),
     "no folder": (lambda: fd.data.from_folder("nowhere", target="y"), "There is no folder .*nowhere"),
 }  # fmt: skip
 
@@ -104,6 +120,15 @@ def test_a_slip_is_told_with_what_to_write_instead(slip, tmp_path, monkeypatch):
         wrong()
     assert isinstance(caught.value, ConfigurationError | DataError | IncompatibleStages)
     assert len(str(caught.value)) < 400  # no arrays or modules printed whole
+
+
+def test_numpys_whole_numbers_are_as_good_as_pythons():
+    two = np.int64(2)
+    assert fd.logistic(np.int32(3), two).init(np.random.default_rng(0))["weight"].shape == (3, 2)
+    assert fd.linear(two).init(np.random.default_rng(0))["weight"].shape == (2, 1)
+    assert fd.executors.processes(two) == fd.executors.processes(2)
+    kept = fd.Examples.of(X, np.full(20, 2**63 - 1, np.uint64))
+    assert (kept.targets == 2**63 - 1).all()
 
 
 @pytest.mark.slow  # loads matplotlib

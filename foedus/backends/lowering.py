@@ -35,7 +35,7 @@ from foedus.backends.jax_devices import cpu_devices, keep_programs
 from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
 from foedus.backends.lowering_ops import OPERATORS
 from foedus.backends.lowering_rules import Out
-from foedus.backends.torch_random import counted
+from foedus.backends.torch_random import counted, unrepeated
 from foedus.errors import FoedusError, LoweringMismatch, UnsupportedOperator
 
 __all__ = ["Batch", "Lowered", "lower", "verify"]
@@ -140,31 +140,35 @@ def tensors_of(module: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Te
 
 def _step_of(module: torch.nn.Module, objective: Objective) -> Callable[..., Any]:
     """The step as torch would take it: (loss, gradients, new buffers)."""
-    harness = _Harness(module)
+    harness = _Harness(module, objective)
 
     def step(params: Any, frozen: Any, buffers: Any, inputs: Any, target: Any, mask: Any, key: Any) -> Any:
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         state = {**leaves, **frozen, **{n: b.clone() for n, b in buffers.items()}}
         with Rewritten(mask), counted(key, strict=True):
             named = {f"module.{n}": t for n, t in state.items()}
-            output, after = torch.func.functional_call(harness, named, tuple(inputs))
-            loss = objective(output, target, mask)
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            given = (list(leaves.values()), tuple(inputs), target, mask)
+            loss, grads, after = torch.func.functional_call(harness, named, given)
         return loss.detach(), dict(zip(leaves, grads, strict=True)), {n: after[n].detach() for n in buffers}
 
     return step
 
 
 class _Harness(torch.nn.Module):
-    """Gives the buffers after the call along with the output, were they changed in place or set anew."""
+    """A whole step inside one functional call: the backward pass may call checkpointed parts of the model once more,
+    with the same parameters. Gives loss, gradients, and the buffers, were they changed in place or set anew."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, objective: Objective) -> None:
         super().__init__()
-        self.module = module
+        self.module, self._objective = module, objective
 
-    def forward(self, *inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        output = self.module(*inputs)
-        return output, dict(self.module.named_buffers())
+    def forward(
+        self, leaves: list[Tensor], inputs: tuple[Tensor, ...], target: Tensor, mask: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        loss = self._objective(self.module(*inputs), target, mask)
+        with unrepeated():
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return loss, grads, dict(self.module.named_buffers())
 
 
 # --- recording --------------------------------------------------------------------------------------------------
@@ -447,9 +451,8 @@ def _eager(module: torch.nn.Module, objective: Objective, state: Any, *, batch: 
     named = {**leaves, **frozen, **{n: b.clone() for n, b in buffers.items()}}
     with counted(batch.key):
         harnessed = {f"module.{n}": t for n, t in named.items()}
-        output, after = torch.func.functional_call(_Harness(module), harnessed, inputs)
-        loss = objective(output, target, mask)
-    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        given = (list(leaves.values()), inputs, target, mask)
+        loss, grads, after = torch.func.functional_call(_Harness(module, objective), harnessed, given)
     return _mapped((loss, dict(zip(leaves, grads, strict=True)), after), _array)
 
 

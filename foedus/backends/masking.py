@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from foedus.backends.torch_random import counted
+from foedus.backends.torch_random import counted, unrepeated
 
 Loss = Callable[[Any, Tensor], Tensor]
 MaskedLoss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -264,7 +264,8 @@ def _step(
     with counted(_key(inputs[0])):
         value = loss(module(*inputs))
     parameters = [p for p in module.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    with unrepeated():
+        grads = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
     buffers = [value.new_zeros(0), *(b.detach().to(value.dtype).reshape(-1) for b in module.buffers())]
     return value.detach(), torch.cat([g.reshape(-1) for g in grads]), torch.cat(buffers)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from foedus.backends.located import located
-from foedus.backends.torch_random import counted
+from foedus.backends.torch_random import DrawnAgain, counted
 from foedus.backends.trainer import Assignment, Tally, Trained, Weights, leaves_of
 from foedus.core.client import LocalSGD, LocalTraining, LoopContext, Steering, descend
 from foedus.core.population import Examples
@@ -30,6 +30,7 @@ EVALUATION_BATCH = 1000
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Advance = Callable[[torch.Tensor, AbstractContextManager[Any]], None]
 GATHERED_BYTES = 1 << 22  # of batches gathered at once; more would leave the processor's cache
 
 
@@ -80,6 +81,7 @@ class TorchTrainer:
         _check_exact(self.buffer_layout, self.buffers)
         self._initial = self.read()
         self._draws = False  # whether the model was ever seen to draw random numbers in training
+        self._repeats = False  # whether it was ever seen to draw them in a backward pass, too
         self._generators = _generators(torch.device(device))
 
     @property
@@ -120,9 +122,12 @@ class TorchTrainer:
                 loss = self._own_loop(work.spec.loop, work)
             return Trained(self.read(), loss)
         with self._seeded(work) as untouched:
-            loss = self._steps(work)
-            missed = not self._draws and not untouched()
-        if missed:  # it drew nothing in the first step, but did later: once more, every draw counted
+            try:
+                loss = self._steps(work)
+                missed = not self._draws and not untouched()
+            except DrawnAgain:  # in a backward pass: once more, so that it can be the same draw
+                missed = self._repeats = True
+        if missed:  # or it drew nothing in the first step, but did later: once more, every draw counted
             self._draws = True
             return self.train(start, work)
         return Trained(self.read(), loss)
@@ -155,12 +160,15 @@ class TorchTrainer:
             try:
                 # Watching every call costs 20 µs a step: only where the model draws, and to find out whether.
                 if self._draws or not step or work.observe:
-                    with counted(keys[step]) as draw:
+                    with counted(keys[step], repeatable=self._repeats or bool(work.observe)) as draw:
                         loss = self.loss(self._module(*batch), target)
                     self._draws = self._draws or draw.calls > 0
+                    advance(loss, draw.again() if draw.calls else nullcontext())
                 else:
                     loss = self.loss(self._module(*batch), target)
-                advance(loss)
+                    advance(loss, nullcontext())
+            except DrawnAgain:
+                raise
             except Exception as error:
                 raise located(error, work, step, batch, target) from error
             losses.append(loss.detach())
@@ -182,8 +190,8 @@ class TorchTrainer:
                 full = count == width
                 yield (batch, target) if full else ([x[:count] for x in batch], target[:count])
 
-    def _advance(self, work: Assignment) -> Callable[[torch.Tensor], None]:
-        """The function that takes one step down a loss."""
+    def _advance(self, work: Assignment) -> Advance:
+        """The function that takes one step down a loss, whose backward pass runs in the context given."""
         if isinstance(work.spec, LocalTraining):
             steering = Steering(self._leaves(work.shift), self._leaves(work.mask))
             return _by_optimiser(work.spec, list(self.parameters.values()), work.spec.rate(work.round), steering)
@@ -280,17 +288,16 @@ class _Guide(NamedTuple):
     steering: Steering
 
 
-def _by_descent(
-    spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float, guide: _Guide
-) -> Callable[[torch.Tensor], None]:
+def _by_descent(spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float, guide: _Guide) -> Advance:
     steered = guide.steering.shift or guide.steering.mask
     plain = not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty or steered)
     received = guide.anchor or ([] if plain else [p.detach().clone() for p in parameters])
     memory = [torch.zeros_like(p) for p in parameters] if spec.momentum else []
 
-    def advance(loss: torch.Tensor) -> None:
+    def advance(loss: torch.Tensor, backward: AbstractContextManager[Any]) -> None:
         nonlocal memory
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        with backward:
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             if plain:  # the same step as `descend`, without temporaries
                 torch._foreach_add_(parameters, grads, alpha=-lr)  # type: ignore[arg-type]
@@ -305,16 +312,17 @@ def _by_descent(
 
 def _by_optimiser(
     spec: LocalTraining, parameters: list[torch.nn.Parameter], lr: float, steering: Steering
-) -> Callable[[torch.Tensor], None]:
+) -> Advance:
     assert spec.optimiser is not None
     optimiser = spec.optimiser(parameters)
     if spec.lr is not None:
         for group in optimiser.param_groups:
             group["lr"] = lr
 
-    def advance(loss: torch.Tensor) -> None:
+    def advance(loss: torch.Tensor, backward: AbstractContextManager[Any]) -> None:
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with backward:
+            torch.autograd.backward(loss)
         with torch.no_grad():
             for i, parameter in enumerate(parameters if steering.shift or steering.mask else ()):
                 slope = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from foedus.backends.cohort import Block, Stacked, rows_of
 from foedus.backends.masking import Objective, objective
 from foedus.backends.torch_backend import TorchTrainer, same_bits
+from foedus.backends.torch_random import unrepeated
 from foedus.backends.torch_record import Recorder
 from foedus.backends.torch_stacked import stacked
 from foedus.backends.trainer import Trainer, Weights, leaves_of
@@ -189,7 +190,8 @@ class TorchCohort:
         named = dict(zip(names, parameters, strict=True))
         with torch.enable_grad(), _named_by_operator():
             losses, after = torch.vmap(self._one)(named, buffers, batch)
-            grads = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
+            with unrepeated():
+                grads = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
         return [losses.detach(), *grads, *(after[name].detach() for name in kept)]
 
     def _one(

@@ -15,6 +15,11 @@ functions", 2018, public domain).
   seeded from (key, call) in a fork of its state. That needs a key whose value is known, so a traced or
   vmapped key raises :class:`~foedus.errors.UnsupportedOperator`, which names the function.
 
+Activation checkpointing (``torch.utils.checkpoint``) calls a part of the model once more in the backward pass. What
+that part draws must come out again: the plain trainer runs the backward pass in ``with draw.again()``, which finds
+out by the state that checkpointing puts torch's generator back to how many draws had been made before the part.
+Traced and batched steps refuse such draws, in ``with unrepeated():``.
+
 Not here: where the keys come from (``core/batches.py``).
 """
 
@@ -22,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final, NamedTuple
@@ -30,9 +36,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from foedus.errors import UnsupportedOperator
+from foedus.errors import ConfigurationError, UnsupportedOperator
 
-__all__ = ["Attention", "attended", "counted"]
+__all__ = ["Attention", "DrawnAgain", "attended", "counted", "unrepeated"]
 
 Rule = Callable[..., Any]
 
@@ -49,6 +55,8 @@ class counted(TorchFunctionMode):
     Args:
         key: int32 [2]; may be traced, or batched by ``torch.func.vmap``.
         strict: refuse functions that cannot be counted, instead of seeding torch's generator; for tracing.
+        repeatable: whether the backward pass may draw once more (:meth:`again`). Every draw then moves torch's
+            generator on by one number, so that no two draws are made in the same state of it.
 
     Attributes:
         calls: how many draws were made so far.
@@ -65,9 +73,19 @@ class counted(TorchFunctionMode):
         True
     """
 
-    def __init__(self, key: Tensor, *, strict: bool = False) -> None:
+    def __init__(self, key: Tensor, *, strict: bool = False, repeatable: bool = False) -> None:
         super().__init__()
         self.key, self.strict, self.calls = key, strict, 0
+        self.states = {_state(): 0} if repeatable else None  # of torch's generator: how many draws were made by then
+
+    def again(self) -> counted:
+        """The same draws in the backward pass, where a checkpointed part of the model is called once more.
+
+        Raises:
+            DrawnAgain: there, if these are not ``repeatable``.
+            ConfigurationError: there, if torch's generator is not put back to where it was.
+        """
+        return _Again(self)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,6 +95,9 @@ class counted(TorchFunctionMode):
             return _recurrent(self, func, args)
         if func in _SEEDED:
             return _seeded(self, func, args, kwargs)
+        if (backward := _BACKWARD.get(func)) is not None:
+            with self:
+                return backward(*args, **kwargs)
         if type(func) is FunctionType and (inside := _opened(func)) is not None:
             with self:
                 return inside(*args, **kwargs)
@@ -84,11 +105,18 @@ class counted(TorchFunctionMode):
 
     def bits(self, shape: Iterable[int]) -> Tensor:
         """Random bits, int32 [shape], of one more call; the upper ones are the best mixed."""
-        number = self.calls
-        self.calls += 1
+        number = self.number()
         word = self.key[0] + _wrapped((number + 1) * _CALL)
         mixed = _mixed(_cells(tuple(shape), self.key.device) + word, 16, _FACTORS[0]) ^ self.key[1]
         return _mixed(_mixed(mixed, 16, _FACTORS[0]), 15, _FACTORS[1])
+
+    def number(self) -> int:
+        """The number of the draw that is being made."""
+        number = self.calls
+        self.calls += 1
+        if self.states is not None:
+            self.states[_moved_on()] = self.calls
+        return number
 
     def kept(self, shape: Iterable[int], share: float) -> Tensor:
         """A mask, bool [shape], true with probability ``share``."""
@@ -105,6 +133,68 @@ class counted(TorchFunctionMode):
         shape = tuple(shape)
         radius = (-2 * torch.log1p(-self.uniform(shape, dtype))).sqrt()
         return radius * torch.cos(2 * math.pi * self.uniform(shape, dtype))
+
+
+class DrawnAgain(Exception):
+    """A backward pass draws once more what was not ``repeatable``."""
+
+
+class _Again(counted):
+    """See :meth:`counted.again`."""
+
+    def __init__(self, first: counted) -> None:
+        super().__init__(first.key)
+        self.states = first.states
+        self._open: list[ExitStack] = []
+
+    def __enter__(self) -> _Again:
+        self._open.append(ExitStack())
+        # The thread that the mode is in carries the pass out.
+        self._open[-1].enter_context(torch.autograd.set_multithreading_enabled(False))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._open.pop().close()
+
+    def number(self) -> int:
+        if self.states is None:
+            raise DrawnAgain
+        number = self.states.get(_state())
+        if number is None:
+            raise ConfigurationError(
+                "a part of the model under torch.utils.checkpoint draws random numbers (dropout), and in the backward "
+                "pass they cannot be drawn again, since torch's generator is not as it was then. Leave "
+                "preserve_rng_state=True, its default, and do not seed torch's generator inside the model"
+            )
+        _moved_on()
+        return number
+
+
+class unrepeated(counted):
+    """Refuses draws in a backward pass, for steps that are traced or batched: there they could not be the same again.
+
+    Raises:
+        UnsupportedOperator: a part of the model under ``torch.utils.checkpoint`` draws random numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(2, dtype=torch.int32))
+
+    def number(self) -> int:
+        raise UnsupportedOperator("random numbers under torch.utils.checkpoint")
+
+
+def _state() -> bytes:
+    """The state of the generator that checkpointing always puts back."""
+    return torch.default_generator.get_state().numpy().tobytes()
+
+
+def _moved_on() -> bytes:
+    """The state after one more number, which is drawn and forgotten."""
+    torch.empty((), dtype=torch.int32).random_()
+    return _state()
 
 
 # --- the hash -----------------------------------------------------------------------------------------------
@@ -302,13 +392,23 @@ def _opened(func: FunctionType) -> Rule | None:
     """
     if func.__module__ != "torch.nn.functional" or not _DRAWING & set(func.__code__.co_names):
         return None
+    return _unseen(func)
+
+
+_CHECKS: Final = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def _unseen(func: Any) -> Rule:
+    """A copy of a function of torch's that never hands itself over to a mode, so that the mode sees what it does."""
+    assert isinstance(func, FunctionType)
     names = {**func.__globals__, **dict.fromkeys(_CHECKS, lambda *_: False)}
     copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
 
-_CHECKS: Final = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+# Checkpointed parts of a model are called inside these.
+_BACKWARD: Final = {f: _unseen(f) for f in (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)}
 
 _COUNTED: Final[dict[Any, Rule]] = {
     torch.dropout: _dropout,

@@ -226,7 +226,10 @@ def _added(total: Message, vectors: Sequence[Vector], units: Sequence[int]) -> M
     for row in range(0, len(vectors), rows):
         for at in range(0, size, _CHUNK):
             part = slice(at, at + _CHUNK)
-            exact = np.stack([v[part] for v in vectors[row : row + rows]]) * scales[row : row + rows]
+            block = scales[row : row + rows]
+            exact = np.concatenate([v[part] for v in vectors[row : row + rows]], dtype=np.float64)
+            exact = exact.reshape(len(block), -1)
+            exact *= block
             high, low = _limbs(exact, grown["bound"] * 2.0**HIGH_BITS)
             total["high"][part] += high
             total["low"][part] += low

@@ -76,6 +76,11 @@ class Examples:
         inputs = tuple(_array(name, a, keep_dtype) for name, a in _named_inputs(x))
         targets = _array("targets", y, keep_dtype)
         if targets.dtype.kind in "iub" and not keep_dtype:
+            if targets.dtype == np.uint64 and targets.size and targets.max() >= 2**63:
+                raise DataError(
+                    f"There is a target of {targets.max()}, and whole numbers become int64, which ends at {2**63 - 1}. "
+                    "Number the classes from 0; for hashes or ids write np.unique(y, return_inverse=True)[1]."
+                )
             targets = targets.astype(np.int64, copy=False)
         return cls(inputs, targets)
 

@@ -150,5 +150,5 @@ def _labels(target: Array, classes: int) -> Array:
 
 def _counts(**values: int) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")

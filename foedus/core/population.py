@@ -330,10 +330,11 @@ class Clients:
         return int(position)
 
     def _check_shares(self, shares: dict[str, float]) -> None:
-        if not (all(0 <= s < 1 for s in shares.values()) and sum(shares.values()) < 1):
+        numbers = all(isinstance(s, int | float | np.number) and not isinstance(s, bool) for s in shares.values())
+        if not (numbers and all(0 <= s < 1 for s in shares.values()) and sum(shares.values()) < 1):
             raise ConfigurationError(
-                f"split(validation={shares['validation']}, test={shares['test']}) cannot be: each share lies "
-                "in [0, 1), and together they leave something to train on."
+                f"split(validation={shares['validation']!r}, test={shares['test']!r}) cannot be: each share is a "
+                "number in [0, 1), and together they leave something to train on."
             )
         for name, part in (("validation", self.validating), ("test", self.testing)):
             if shares[name] and part is not None:

@@ -10,7 +10,8 @@ A `Partition` is a value, a function of the targets and a random generator. Appl
     by_key           one client per value of a natural key (hospital, engine, writer)
     quantity_skew    rows at random, sizes by a Dirichlet draw (Li et al. 2022)
 
-Every rule uses every row exactly once, but for `by_class`, which says what it leaves out.
+Every rule uses every row exactly once, but for `by_class`, which says what it leaves out; and every node gets a
+row, where the rule does not say otherwise (``minimum=0``): more nodes than rows are refused.
 
 Not here: splitting each client's own rows into training and test (`Clients.split`), and the picture of
 a partition (`foedus.report.plot_partition`).
@@ -68,6 +69,7 @@ def iid(nodes: int) -> Partition:
     _check_nodes(nodes)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
+        _check_enough(len(targets), nodes, 1)
         return _numbered(np.array_split(generator.permutation(len(targets)), nodes))
 
     return Partition(deal, f"iid({nodes})")
@@ -90,6 +92,7 @@ def shards(nodes: int, *, shards_per_node: int = 2) -> Partition:
     _check_whole("shards_per_node", shards_per_node, least=1)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
+        _check_enough(len(targets), nodes, shards_per_node)
         ordered = np.argsort(_flat(targets), kind="stable")
         pieces = np.array_split(ordered, nodes * shards_per_node)
         dealt = generator.permutation(len(pieces)).reshape(nodes, shards_per_node)
@@ -320,6 +323,7 @@ def _check_enough(rows: int, nodes: int, minimum: int) -> int:
     spare = rows - nodes * minimum
     if spare < 0:
         raise DataError(
-            f"{nodes} nodes with at least {minimum} rows each need more than the {rows} there are."
+            f"{nodes} nodes with at least {minimum} row{'s' * (minimum > 1)} each need more than the {rows} there are. "
+            f"Use at most {rows // minimum} nodes."
         )
     return spare

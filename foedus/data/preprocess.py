@@ -245,6 +245,12 @@ def federated_sum(
         >>> federated_sum(clients, lambda e: np.array([len(e), e.targets.sum()], float))
         array([3., 2.])
     """
+    if not isinstance(clients, Clients):
+        raise ConfigurationError(
+            f"statistics over clients are of a foedus.Clients, and this is of type {type(clients).__name__}. Deal the "
+            "data out first: dataset.partition(foedus.data.iid(10)), where foedus.data.from_torch(...) and "
+            "foedus.data.from_arrays(x, y) make a dataset of what you have"
+        )
     return added((_asked(clients, statistic, i) for i in range(len(clients))), aggregator)
 
 

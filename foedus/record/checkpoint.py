@@ -33,12 +33,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         StorageError: it could not be written; the previous checkpoint is still there.
     """
-    from safetensors.numpy import save as pack
-
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     values = json.dumps(checkpoint.values)
     told = {"foedus": str(VERSION), "values": values, "digest": _digest(arrays, values)}
-    files.replace(path, pack(arrays, metadata=told))
+    files.replace(path, files.tensors(arrays, told))
 
 
 def load(path: Path) -> Checkpoint:

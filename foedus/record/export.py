@@ -49,10 +49,13 @@ class Sink(Protocol):
     >>> export(Record(Path("r"), {}, [{"round": 1, "train_loss": 0.5}], []), Printed())
     1 {'train_loss': 0.5}
     done
+
+    Laws, held by the conformance suite: what is read back is what was written, round by round; a run that is
+    exported twice, or goes on in its folder, is there once.
     """
 
     def open(self, folder: Path, configuration: Mapping[str, Any]) -> Stream:
-        """Begin with a run. Raises MissingExtra if the tool is not installed."""
+        """Begin with a run, or go on with it. Raises MissingExtra if the tool is not installed."""
 
 
 def export(record: Record, sink: Sink) -> None:

@@ -6,9 +6,12 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foedus.errors import StorageError
 
@@ -54,6 +57,22 @@ def storage(path: Path) -> Iterator[None]:
             "space or mend the permissions, then start the same run with the same folder, and it goes on from its "
             "last checkpoint"
         ) from error
+
+
+def tensors(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> bytes:
+    """Arrays by name in the safetensors layout, the same bytes for the same arrays and texts.
+
+    The layout's own library writes what is told ``about`` the arrays in an order that changes from process to
+    process. Here it is sorted; readers see no difference.
+    """
+    from safetensors.numpy import save
+
+    packed = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    end = 8 + int.from_bytes(packed[:8], "little")  # of the header, whose length comes first
+    header = {"__metadata__": dict(sorted(about.items())), **json.loads(packed[8:end])}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(packed)[end:]))
 
 
 def json_line(values: Any) -> bytes:

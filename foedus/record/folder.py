@@ -29,10 +29,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from foedus.errors import CheckpointError, ConfigurationError
+from foedus.errors import CheckpointError, ConfigurationError, StorageError
 from foedus.record import checkpoint, files
 from foedus.record.checkpoint import Checkpoint
 
@@ -90,6 +89,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, more: Sequence[str] = ()) -> None:
         self.path = path
+        if strangers := [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]:
+            raise StorageError(f"{path} could not be written: {strangers[0]} is a file. Choose another run folder")
         with files.storage(path):
             path.mkdir(parents=True, exist_ok=True)
             self._files = {name: open(path / name, "ab") for name in (METRICS, TIMINGS, *more)}  # noqa: SIM115
@@ -167,11 +168,8 @@ class RunFolder:
             )
 
     def save_model(self, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
-        """Write ``model.safetensors``."""
-        from safetensors.numpy import save
-
-        named = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        files.replace(self.path / MODEL, save(named, metadata=dict(about)))
+        """Write ``model.safetensors``; equal models are equal bytes."""
+        files.replace(self.path / MODEL, files.tensors(arrays, about))
 
     def save_costs(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write ``costs.jsonl``: one line per client that took part."""

@@ -1,8 +1,10 @@
 """The executor that picks the executor: measures the candidates on the first steps of the real cohort.
 
-Each candidate carries out the first local steps of the coming round on a few of its clients, once to warm up
-and once on the clock; results are thrown away, so measuring changes nothing. The fastest runs the whole run,
-and is stored in the run folder, because executors agree only to rounding and a resumed run must take the same.
+Each candidate carries out the first local steps of the coming round on a few of its clients: once to warm up,
+then in turn with the best so far, a few times, of which the fastest counts. Whatever else the machine is doing
+only ever adds time, and meets both; a busy moment decides nothing. Results are thrown away, so measuring changes
+nothing. The fastest runs the whole run, and is stored in the run folder, because executors agree only to rounding
+and a resumed run must take the same.
 
 A candidate that cannot run the job (an operator that it does not know, a training loop of the user's own) is
 passed by, and the line that tells the choice names the reason.
@@ -10,6 +12,7 @@ passed by, and the line that tells the choice names the reason.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +27,7 @@ from foedus.sim.work import Executor, Job, Orders, Session
 STEPS = 8  # local steps of each client in a rehearsal, at most
 CLIENTS = 4  # clients per core in a rehearsal
 BUDGET = 0.5  # seconds that a rehearsal by the plain loop may take: fewer steps for slower models
+TURNS = 5  # rehearsals of each candidate on the clock, at most, and no new one once they have taken BUDGET
 GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
 STARTING = 6.0  # seconds that starting workers takes, about; they must save more than that
 
@@ -37,8 +41,7 @@ Timer = Callable[[str, Callable[[], None]], float]  # (executor's name, rehearsa
 
 
 def clock(name: str, rehearsal: Callable[[], None]) -> float:
-    """The default timer: seconds of the second of two rehearsals."""
-    rehearsal()
+    """The default timer: seconds of a rehearsal."""
     begin = time.perf_counter()
     rehearsal()
     return time.perf_counter() - begin
@@ -86,7 +89,8 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
         try:
             session = candidate.open(job)
             sample = sample if measured else _affordable(session, sample)
-            seconds = _measure(auto.timer, session, sample)
+            session.run(sample)  # to warm up: programs are compiled, workers get to know the data
+            seconds = _in_turn(auto.timer, [s for s in (best, session) if s is not None], sample)
         except Exception as error:
             if session is not None:
                 session.close()
@@ -95,9 +99,9 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
             errors.append(error)
             measured.append(Measured(candidate.name, None, _first_line(error)))
             continue
-        faster = best is None or seconds < min(m.seconds for m in measured if m.seconds is not None)
-        measured.append(Measured(candidate.name, seconds))
-        loser, best = (best, session) if faster else (session, best)
+        measured = [m._replace(seconds=seconds[0]) if best and m.name == best.name else m for m in measured]
+        measured.append(Measured(candidate.name, seconds[-1]))
+        loser, best = (best, session) if best is None or seconds[-1] < seconds[0] else (session, best)
         if loser is not None:
             loser.close()
     if best is None:
@@ -114,6 +118,17 @@ def told(chosen: str, measured: Sequence[Measured]) -> str:
     passed = [f"{m.name} passed by: {m.reason}" for m in measured if m.seconds is None]
     line = f"executor {chosen} (ms a local step: {', '.join(times)}"
     return "; ".join([line, *passed]) + ")"
+
+
+def _in_turn(timer: Timer, sessions: Sequence[Session], sample: Orders) -> list[float]:
+    """Seconds per local step of each session, the fastest of a few rehearsals that are taken in turn."""
+    fastest = [math.inf] * len(sessions)
+    begin = time.perf_counter()
+    for _ in range(TURNS):
+        fastest = [min(f, _measure(timer, s, sample)) for f, s in zip(fastest, sessions, strict=True)]
+        if time.perf_counter() - begin > BUDGET:
+            break
+    return fastest
 
 
 def _measure(timer: Timer, session: Session, sample: Orders) -> float:

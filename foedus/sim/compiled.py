@@ -25,8 +25,9 @@ from foedus.core.method import Trained
 from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
+from foedus.sim.reading import Reading
 from foedus.sim.visits import Group, contributions, measured, phase, visit
-from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, read, union
+from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, union
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class CompiledSession(Session):
         self._safe: set[int] = set()  # arrays all of whose range has been shown
         self._recipe = _recipes(job, trainer)
         self._threads = ThreadPoolExecutor(len(devices))
+        self._reading = None if job.clients.pool else Reading(job.clients, threads=len(devices))
 
     def run(self, orders: Orders) -> Outcome:
         job, spec = self._job, self._job.algorithm.client
@@ -152,7 +154,10 @@ class CompiledSession(Session):
             busy = np.flatnonzero(sizes)
             flat = np.concatenate([rows[i] for i in busy]) if len(busy) else busy
         else:
-            parts = list(self._threads.map(partial(read, clients), cohort))
+            assert self._reading is not None
+            parts = self._reading.take(orders.cohort)
+            if orders.following is not None:
+                self._reading.begin(orders.following)
             sizes = np.array([len(p) for p in parts], np.int64)
             busy = np.flatnonzero(sizes)
             examples = compiled().stacked([parts[i] for i in busy])[0] if len(busy) else parts[0]
@@ -234,6 +239,8 @@ class CompiledSession(Session):
 
     def close(self) -> None:
         self._threads.shutdown()
+        if self._reading is not None:
+            self._reading.close()
         self._programs.clear()
         self._held = None
 

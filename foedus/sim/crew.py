@@ -164,7 +164,8 @@ def dismiss(crew: list[W], *, at_once: bool) -> None:
 
 def check_workers(workers: int | None) -> None:
     """Refuse what is not a number of workers, with None for the default."""
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
+    whole = isinstance(workers, int | np.integer) and not isinstance(workers, bool)
+    if workers is not None and (not whole or workers < 1):
         raise ConfigurationError(f"workers is a number from 1, or None for one per core; not {workers!r}")
 
 

@@ -13,6 +13,8 @@ import math
 import reprlib
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +41,7 @@ from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
 from foedus.sim.hostile import attacked
 from foedus.sim.local_curves import attach
-from foedus.sim.progress import Progress, into_sinks, progress
+from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.state import COSTS, RunState
@@ -65,7 +67,7 @@ def simulate(
         task: model, loss and metrics.
         algorithm: e.g. ``fedavg(local_sgd(lr=0.1))``.
         clients: the population, see :mod:`foedus.data`.
-        rounds: how many rounds in all.
+        rounds: how many rounds in all. A folder that holds fewer is continued, one that holds more is refused.
         cohort: clients per round: a number (drawn uniformly without replacement), a sampler, or ``None`` for
             all clients.
         seed: everything random is a function of it.
@@ -144,8 +146,8 @@ class _Plan(NamedTuple):
             job.task.average_buffers, _name(job.task.loss), world and world.label,
             start.describe(self.settings.start),
         )  # fmt: skip
-        if (adversary := self.settings.adversary) is not None:
-            parts += (adversary.label, adversary.clients, adversary.since)
+        hostile = self.settings.adversary
+        parts += () if hostile is None else (hostile.label, hostile.clients, hostile.since)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -178,6 +180,7 @@ class _Engine:
         self.kept.go_back(self.state.round)
         self._saved_at = time.monotonic()
         self._whole = True  # whether state and metrics.jsonl are those of the same round
+        self._coming: tuple[int, _Called] | None = None  # the next round's call, where it has been made already
 
     # --- beginning and end
 
@@ -203,6 +206,12 @@ class _Engine:
             evaluation, metrics = self.plan.evaluation, self.plan.job.task.metrics
             central = read_record(self.folder.path).final
             state.stopped = evaluate.reached(central, evaluation.stop_at, metrics)
+        if state.round > self.plan.rounds:
+            raise ConfigurationError(
+                f"{self.folder.path} holds {state.round} rounds of this run already, and rounds={self.plan.rounds} "
+                f"asks for fewer; rounds cannot be taken back. Write rounds={state.round}, or more, choose another "
+                "folder, or look at what is there: foedus.read_run(folder)"
+            )
         return state, saved.values["executor"]
 
     def _fresh(self) -> RunState:
@@ -213,6 +222,7 @@ class _Engine:
             # None yet: no rounds were wanted. Running: it was killed after its last checkpoint.
             if (self.folder.configuration() or {}).get("status") != "finished":
                 self._finish(self.executor_name)
+            announce(self.plan.settings.progress, f"nothing to train: {self._farewell()}")
             return self._result()
         settings = self.plan.settings
         with (
@@ -283,12 +293,10 @@ class _Engine:
         clock = _Clock()
         state, plan = self.state, self.plan
         number = state.round + 1
-        asked = plan.cohort(number)
-        load = self._load(asked)
-        passage = self._passage(asked, load, number)
-        cohort = asked if passage is None else asked[passage.counted]
+        asked, load, passage, cohort = self._called(number)
+        orders = replace(self._orders(number, cohort), following=self._following(number))
         self._whole = plan.settings.local_curves is None  # its lines are written while the round is under way
-        outcome = self._brought(session, self._orders(number, cohort))
+        outcome = self._brought(session, orders)
         clock.lap("train")
         self._whole = False
         self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
@@ -330,10 +338,28 @@ class _Engine:
         told = "; ".join(f"client {ids[r.client]!r}: {r.reason}" for r in outcome.refused[:3])
         return NothingToAggregate(
             f"round {number}: every one of the {len(outcome.clients)} updates was refused ({told}). "
-            "If they are not finite, the model has diverged or the data holds NaN: try a smaller learning rate, clip_norm in local_sgd(), or "
-            "look at one client with executor=foedus.executors.debug()",
+            "If they are not finite, the model has diverged or the data holds NaN: try a smaller learning rate, "
+            "clip_norm in local_sgd(), or look at one client with executor=foedus.executors.debug()",
             round=number,
         )
+
+    def _called(self, number: int) -> _Called:
+        """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == number:
+            return coming[1]
+        asked = self.plan.cohort(number)
+        load = self._load(asked)
+        passage = self._passage(asked, load, number)
+        return _Called(asked, load, passage, asked if passage is None else asked[passage.counted])
+
+    def _following(self, number: int) -> NDArray[np.int64] | None:
+        """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
+        if number >= self.plan.rounds:
+            return None
+        with suppress(Exception):
+            self._coming = number + 1, self._called(number + 1)
+        return None if self._coming is None else self._coming[1].cohort
 
     def _load(self, asked: NDArray[np.int64]) -> Load:
         """Bytes and examples of the round, per client; the bytes to be sent, foretold, and the examples only where a
@@ -429,6 +455,16 @@ class _Engine:
         self.folder.checkpoint(self.state.checkpoint(self.identity, session.name))
         self.kept.settle(self.state.round)
         self._saved_at = time.monotonic()
+
+
+class _Called(NamedTuple):
+    """Positions of the clients asked, int64 [C]; what each has to do; what becomes of them in a simulated world;
+    and those whose updates count."""
+
+    asked: NDArray[np.int64]
+    load: Load
+    passage: Passage | None
+    cohort: NDArray[np.int64]
 
 
 class _Clock:

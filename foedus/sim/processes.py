@@ -48,7 +48,7 @@ class Processes:
         check_workers(self.workers)
 
     def open(self, job: Job) -> ProcessesSession:
-        return ProcessesSession(job, self.workers or cores())
+        return ProcessesSession(job, int(self.workers or cores()))
 
 
 class ProcessesSession(CrewSession["Process"]):

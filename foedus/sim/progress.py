@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,22 +159,61 @@ def announce(wanted: bool, text: str) -> None:
 def into_sinks(
     shown: Progress, sinks: Sequence[Sink], folder: Path, configuration: Mapping[str, Any]
 ) -> Iterator[Progress]:
-    """The same display, with every round also written into the sinks."""
+    """The same display, with every round also written into the sinks.
+
+    A sink that cannot be opened is an error, before anything is computed. One that fails later is warned of, and
+    gets no more: the run goes on, since all that it is to show is in the run folder.
+    """
     with ExitStack() as closing:
-        streams = []
+        feeds = []
         for sink in sinks:
-            streams.append(stream := sink.open(folder, configuration))
-            closing.callback(stream.close)
-        yield _Tee(shown, streams) if streams else shown
+            feeds.append(feed := _Feed(sink, folder, configuration))
+            closing.callback(feed.close)
+        yield _Tee(shown, feeds) if feeds else shown
+
+
+class _Feed:
+    """One sink, until it fails."""
+
+    def __init__(self, sink: Sink, folder: Path, configuration: Mapping[str, Any]) -> None:
+        self._sink, self._folder = sink, folder
+        self._stream: Stream | None = sink.open(folder, configuration)
+
+    def write(self, round: int, numbers: Mapping[str, float]) -> None:
+        if self._stream is not None:
+            with self._guarded(f"in round {round}"):
+                self._stream.write(round, numbers, at=time.time())
+
+    def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with self._guarded("at its end"):
+                stream.close()
+
+    @contextmanager
+    def _guarded(self, when: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            warnings.warn(
+                f"{self._sink!r} failed {when} ({type(error).__name__}: {error}) and gets no more of this run, which "
+                f"goes on. Everything is in {self._folder}; `foedus export` writes it into a sink at any time",
+                stacklevel=2,
+            )
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                with suppress(Exception):
+                    stream.close()
 
 
 class _Tee:
-    def __init__(self, shown: Progress, streams: Sequence[Stream]) -> None:
-        self._shown, self._streams = shown, streams
+    def __init__(self, shown: Progress, feeds: Sequence[_Feed]) -> None:
+        self._shown, self._feeds = shown, feeds
 
     def advance(self, line: dict[str, Any], seconds: float) -> None:
-        for stream in self._streams:
-            stream.write(line["round"], figures(line, {"seconds": seconds}), at=time.time())
+        numbers = figures(line, {"seconds": seconds})
+        for feed in self._feeds:
+            feed.write(line["round"], numbers)
         self._shown.advance(line, seconds)
 
     def say(self, text: str) -> None:

@@ -26,7 +26,8 @@ class Evaluation:
 
     Attributes:
         every: evaluate after each so many rounds (and after the last); 0 for never.
-        clients: also evaluate on every client's own test examples (else validation, else training examples),
+        clients: also evaluate on every client's own test examples (where no client has any: validation, else
+            training examples),
             report mean, spread and worst decile, and keep every client's figures (``run.clients``, in the run
             folder ``clients.jsonl``).
         stop_at: stop as soon as a central figure is reached, e.g. ``{"accuracy": 0.97}``.

@@ -53,6 +53,8 @@ class Orders:
         down: vectors that the algorithm's method sends beside the model.
         single: give back every client's update by itself, unmerged (``Outcome.given``).
         part: tells several orders of one round apart, whose batches are to differ (rounds within a round).
+        following: int64, who trains in the round after this one, where that is known already: an executor may read
+            their data meanwhile.
     """
 
     round: int
@@ -64,6 +66,7 @@ class Orders:
     down: Vectors = field(default_factory=dict)
     single: bool = False
     part: int = 0
+    following: NDArray[np.int64] | None = None
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
         """The orders for some slots of the cohort."""
@@ -454,8 +457,14 @@ def read(clients: Clients, position: int) -> Examples:
 
 
 def held_out(clients: Clients, position: int) -> Examples:
-    """A client's test examples, else its validation examples, else its training examples."""
-    for part in (clients.test(position), clients.validation(position)):
+    """A client's examples of the first of these parts that the population has: test, validation, training.
+
+    It is one part for all clients, so that figures compare: a client that has nothing in it is empty here, and not
+    evaluated on data that it trained on. No other part is read.
+    """
+    for part, read in ((clients.testing, clients.test), (clients.validating, clients.validation)):
         if part is not None:
-            return part
+            found = read(position)
+            assert found is not None
+            return found
     return clients.train(position)

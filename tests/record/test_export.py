@@ -1,4 +1,4 @@
-"""Export into TensorBoard and MLflow, with both packages, from a finished run and from one going on."""
+"""Export into TensorBoard and MLflow: what is theirs alone; tests/conformance has what all sinks share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ import pytest
 import foedus as fd
 from foedus.errors import MissingExtra
 from foedus.record.export import MLflow, Sink, TensorBoard, export, figures
-from foedus.record.folder import read
 
-from ..report.records import clients, record, settings, task
-
-
-def run(folder: Path, rounds: int = 3, sinks: tuple[Sink, ...] = ()) -> fd.Run:
-    return fd.simulate(
-        task(), fd.fedavg(fd.local_sgd(0.3)), clients(), rounds=rounds, settings=settings(folder, sinks=sinks)
-    )
+from ..report.records import clients, settings, task
 
 
 def test_figures_are_flat_numbers() -> None:
@@ -36,59 +29,6 @@ def test_figures_are_flat_numbers() -> None:
     }  # fmt: skip
 
 
-def test_a_sink_is_closed_even_if_it_fails() -> None:
-    class Failing:
-        closed = False
-
-        def open(self, folder: Path, configuration: Any) -> Failing:
-            return self
-
-        def write(self, round: int, figures: Any, *, at: float) -> None:
-            raise OSError("no space")
-
-        def close(self) -> None:
-            self.closed = True
-
-    sink = Failing()
-    with pytest.raises(OSError, match="no space"):
-        export(record([0.5]), sink)
-    assert sink.closed
-
-
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard itself reads: tag → step → value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    found = EventAccumulator(str(folder))
-    found.Reload()
-    return {
-        tag: {event.step: float(make_ndarray(event.tensor_proto)) for event in found.Tensors(tag)}
-        for tag in found.Tags()["tensors"]
-    }
-
-
-@pytest.mark.slow
-def test_tensorboard_reads_what_was_exported(tmp_path: Path) -> None:
-    made = run(tmp_path / "first")
-    export(read(made.folder), TensorBoard(tmp_path / "logs"))
-    found = scalars(tmp_path / "logs" / "first")
-    assert set(found["central/accuracy"]) == {1, 2, 3}
-    for line in made.metrics:
-        assert found["central/accuracy"][line["round"]] == pytest.approx(
-            line["central"]["accuracy"], rel=1e-6
-        )
-    assert set(found) >= {"train_loss", "bytes_up", "bytes_down", "timing/seconds", "timing/train"}
-
-
-@pytest.mark.slow
-def test_tensorboard_can_watch_a_run(tmp_path: Path) -> None:
-    made = run(tmp_path / "live", sinks=(TensorBoard(tmp_path / "logs"),))
-    found = scalars(tmp_path / "logs" / "live")
-    for line in made.metrics:
-        assert found["train_loss"][line["round"]] == pytest.approx(line["train_loss"], rel=1e-6)
-
-
 def mlflow_runs(folder: Path) -> list[Any]:
     from mlflow import MlflowClient
 
@@ -99,7 +39,9 @@ def mlflow_runs(folder: Path) -> list[Any]:
 
 @pytest.mark.slow
 def test_mlflow_has_parameters_metrics_by_round_and_the_model(tmp_path: Path) -> None:
-    made = run(tmp_path / "first")
+    made = fd.simulate(
+        task(), fd.fedavg(fd.local_sgd(0.3)), clients(), rounds=3, settings=settings(tmp_path / "first")
+    )
     export(made.record, MLflow(tmp_path / "mlruns", "tests"))
     ((client, found),) = mlflow_runs(tmp_path / "mlruns")
     assert found.info.run_name == "first"
@@ -110,17 +52,6 @@ def test_mlflow_has_parameters_metrics_by_round_and_the_model(tmp_path: Path) ->
         (line["round"], pytest.approx(line["central"]["accuracy"])) for line in made.metrics
     ]
     assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["model.safetensors"]
-
-
-@pytest.mark.slow
-def test_mlflow_takes_a_resumed_run_up_again_and_counts_no_round_twice(tmp_path: Path) -> None:
-    sink = MLflow(tmp_path / "mlruns", "tests")
-    run(tmp_path / "live", rounds=2, sinks=(sink,))
-    longer = run(tmp_path / "live", rounds=4, sinks=(sink,))
-    export(longer.record, sink)
-    ((client, found),) = mlflow_runs(tmp_path / "mlruns")
-    points = client.get_metric_history(found.info.run_id, "train_loss")
-    assert [p.step for p in points] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from hypothesis import given
 from foedus.errors import CheckpointError, ConfigurationError, StorageError
 from foedus.record import RunFolder
 from foedus.record.checkpoint import Checkpoint
-from foedus.record.files import json_line
+from foedus.record.files import json_line, tensors
 from foedus.record.folder import CHECKPOINT, CONFIGURATION, LOCAL, METRICS, MODEL, TIMINGS, lines, read
 
 EMPTY = Checkpoint({"vector": np.zeros(2, np.float32)}, {"round": 0})
@@ -204,6 +204,36 @@ def test_models_and_costs(tmp_path: Path) -> None:
         {"client": 2, "bytes_up": 0.0},
     ]
     assert lines(tmp_path / LOCAL) == [{"round": 1}]
+
+
+kinds = st.sampled_from(["f4", "f8", "i8", "u1", "?"])
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.tuples(kinds, st.lists(st.integers(0, 3), max_size=3)), max_size=4),
+    st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=6),
+)
+def test_equal_tensors_are_equal_bytes_and_any_reader_reads_them(shapes: Any, about: dict[str, str]) -> None:
+    from safetensors.numpy import load
+
+    shapes.pop("__metadata__", None)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.integers(0, 9, shape).astype(kind) for name, (kind, shape) in shapes.items()}
+    packed = {tensors(arrays, dict(sorted(about.items(), reverse=i % 2 == 1))) for i in range(4)}
+    assert len(packed) == 1
+    found = load(content := packed.pop())
+    assert found.keys() == arrays.keys()
+    assert all(found[n].dtype == a.dtype and np.array_equal(found[n], a) for n, a in arrays.items())
+    size = int.from_bytes(content[:8], "little")
+    assert (size % 8, json.loads(content[8 : 8 + size])["__metadata__"]) == (0, about)
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/run"])
+def test_a_folder_that_is_a_file_is_told_to_be_one(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match=r"could not be written: .*file is a file\. Choose another run folder"):
+        RunFolder(tmp_path / "file" / inside)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_checkpoint_is_the_last_thing_that_is_renamed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.errors import ConfigurationError, LoweringMismatch, UnsupportedOperator
-from foedus.sim.auto import Auto, choose
+from foedus.sim.auto import TURNS, Auto, choose
 from foedus.sim.debug import Debug, DebugSession
 from foedus.sim.work import Job, Orders, Session
 
@@ -59,6 +59,37 @@ def test_whichever_is_made_fastest_is_chosen(fastest: str) -> None:
     assert len(said) == 1
     assert said[0].startswith(f"executor {fastest} (")
     assert "\n" not in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fastest", NAMES)
+def test_a_busy_machine_seldom_decides(fastest: str) -> None:
+    """Other programs only add time: here to every other rehearsal, up to fifty times as much."""
+    seconds = {name: 1.0 + i / 10 for i, name in enumerate(NAMES)} | {fastest: 0.9}
+    draw = np.random.default_rng(NAMES.index(fastest))
+
+    def timer(name: str, rehearsal: object) -> float:
+        return seconds[name] * (1 if draw.random() < 0.5 else draw.uniform(1, 50))
+
+    one, right = job(), 0
+    for _ in range(20):
+        candidates = tuple(Renamed(name) for name in NAMES)
+        with choose(Auto(candidates, timer), one, orders(one), rounds=10, say=lambda text: None) as session:
+            right += session.name == fastest
+    assert right >= 16  # of 20; with a single rehearsal of each it would be 5 to 14
+
+
+def test_what_slows_down_all_from_some_moment_on_does_not_favour_the_earlier() -> None:
+    seconds, calls = {"debug": 1.0, "compiled": 0.5}, iter(range(1000))
+
+    def timer(name: str, rehearsal: object) -> float:
+        return seconds[name] * (1 if next(calls) < TURNS else 20)
+
+    said: list[str] = []
+    candidates = (Renamed("debug"), Renamed("compiled"))
+    with choose(Auto(candidates, timer), job(), orders(job()), rounds=10, say=said.append) as session:
+        assert session.name == "compiled"
+    assert said[0].index("compiled ") < said[0].index("debug ")
 
 
 def test_an_unknown_operator_is_named_and_passed_by() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import foedus as fd
 import foedus.core.batches
 from foedus.backends import open_trainer
 from foedus.core.client import LocalSGD
+from foedus.core.select import Population
 from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, TrainingError
 from foedus.sim.compiled import Compiled
@@ -82,6 +85,26 @@ def test_a_generated_population() -> None:
     assert kept.message is not None
     assert made.message is not None
     assert all((kept.message[k] == made.message[k]).all() for k in kept.message)
+
+
+def test_rounds_of_a_generated_population_are_read_once_and_ahead(tmp_path: Path) -> None:
+    whole, asked = population([9, 2, 5, 0, 7, 3]), Counter[int]()
+
+    def counting(client: int) -> fd.Examples:
+        asked[client] += 1
+        return whole.train(client)
+
+    made = fd.Clients.generated(counting, range(6))
+    task, algorithm = fd.Task(net, F.cross_entropy), fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4))
+    for name, clients in (("whole", whole), ("made", made)):
+        asked.clear()
+        settings = fd.Settings(executor=Compiled(), folder=tmp_path / name, progress=False)
+        evaluation = fd.Evaluation(every=0)
+        fd.simulate(task, algorithm, clients, cohort=3, rounds=6, evaluation=evaluation, settings=settings)
+    lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "made")]
+    assert lines[0] == lines[1]
+    drawn = Counter(c for number in range(1, 7) for c in fd.uniform(3).sample(Population(6, None), 0, number).tolist())
+    assert asked == drawn + Counter([0, 3, 5])  # the fingerprint reads three clients, too
 
 
 def _of(whole: fd.Clients, client: int) -> fd.Examples:

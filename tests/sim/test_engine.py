@@ -17,9 +17,12 @@ import pytest
 
 import foedus as fd
 from foedus.core.linear import logistic
+from foedus.core.select import Population
 from foedus.errors import CheckpointError, ConfigurationError, StorageError
 from foedus.record.folder import CHECKPOINT, METRICS, MODEL
 from foedus.record.folder import CLIENTS as EACH
+from foedus.sim.debug import Debug, DebugSession
+from foedus.sim.work import Job, Orders, Outcome
 from foedus.sim.world import phone
 
 RNG = np.random.default_rng(0)
@@ -79,6 +82,34 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     one, two, three = (run(tmp_path / str(i), seed=seed) for i, seed in enumerate([1, 1, 2]))
     assert metrics(one.folder) == metrics(two.folder) != metrics(three.folder)
     assert one.weights.vector.tobytes() == two.weights.vector.tobytes()
+
+
+def test_equal_runs_leave_equal_models(tmp_path: Path) -> None:
+    models = {(run(tmp_path / str(i), rounds=1).folder / MODEL).read_bytes() for i in range(6)}
+    assert len(models) == 1
+
+
+def test_fewer_rounds_than_the_folder_holds_are_refused_and_as_many_are_said_to_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(tmp_path, rounds=3)
+    with pytest.raises(ConfigurationError, match=r"holds 3 rounds .* and rounds=2 asks for fewer.* rounds=3, or more"):
+        run(tmp_path, rounds=2)
+    assert run(tmp_path, rounds=3).metrics == done.metrics
+    assert capsys.readouterr().err == ""
+    settings = fd.Settings(folder=tmp_path, executor=fd.executors.debug(), checkpoint_seconds=0.0)
+    fd.simulate(TASK, ALGORITHM, CLIENTS, rounds=3, cohort=4, seed=1, settings=settings)
+    assert capsys.readouterr().err == f"foedus: nothing to train: 3 rounds done; everything is in {tmp_path}\n"
+
+
+def test_clients_without_data_send_no_bytes(tmp_path: Path) -> None:
+    some = fd.Clients.of({"a": (X[:9], Y[:9]), "none": (X[:0], Y[:0]), "b": (X[9:20], Y[9:20])})
+    done = run(tmp_path, clients=some, cohort=None, rounds=2)
+    each = 14 * 4 + 8
+    assert [m["bytes_up"] for m in done.metrics] == [2 * each] * 2
+    assert [m["bytes_down"] for m in done.metrics] == [3 * 14 * 4] * 2
+    costs = {row["client"]: row["bytes_up"] for row in done.record.costs}
+    assert costs == {"a": 2 * each, "none": 0, "b": 2 * each}
 
 
 def test_metrics_hold_no_clocks(tmp_path: Path) -> None:
@@ -180,6 +211,53 @@ def test_a_cohort_that_turns_out_empty_leaves_the_model_as_it_is(tmp_path: Path)
     assert all((m["trained"], m["train_loss"], m["bytes_up"]) == (0, None, 0) for m in empty)
 
 
+class Listening:
+    """The plain executor, which notes what it is told of the coming rounds."""
+
+    name = "listening"
+
+    def __init__(self) -> None:
+        self.cohorts: list[list[int]] = []
+        self.following: list[list[int] | None] = []
+
+    def open(self, job: Job) -> DebugSession:
+        session = Debug().open(job)
+        plain = session.run
+
+        def listened(orders: Orders) -> Outcome:
+            self.cohorts.append(orders.cohort.tolist())
+            self.following.append(None if orders.following is None else orders.following.tolist())
+            return plain(orders)
+
+        session.run = listened  # type: ignore[method-assign]
+        return session
+
+
+WORLD = fd.World(device=lambda draw: phone(draw)._replace(dropout=0.3), over_selection=1.5)
+
+
+@pytest.mark.parametrize("world", [None, WORLD], ids=["plain", "world"])
+def test_an_executor_is_told_who_trains_next(tmp_path: Path, world: fd.World | None) -> None:
+    listening = Listening()
+    run(tmp_path / "told", executor=listening, world=world, rounds=5)
+    assert listening.following == [*listening.cohorts[1:], None]
+    assert len({tuple(c) for c in listening.cohorts}) > 1
+    run(tmp_path / "plain", world=world, rounds=5)
+    assert metrics(tmp_path / "told") == metrics(tmp_path / "plain")
+
+
+def test_a_sampler_that_fails_in_a_later_round_does_so_then(tmp_path: Path) -> None:
+    def sample(population: Population, seed: int, number: int) -> Any:
+        if number == 3:
+            raise ConfigurationError("nobody is there")
+        return fd.uniform(4).sample(population, seed, number)
+
+    sampler = fd.uniform(4)._replace(sample=sample)
+    with pytest.raises(ConfigurationError, match="nobody is there"):
+        run(tmp_path, cohort=sampler)
+    assert [json.loads(line)["round"] for line in metrics(tmp_path).splitlines()] == [1, 2]
+
+
 # --- going on -----------------------------------------------------------------------------------------------
 
 
@@ -222,8 +300,9 @@ def test_more_rounds_go_on_where_the_run_ended(tmp_path: Path) -> None:
     run(tmp_path / "parts", rounds=2)
     parts = run(tmp_path / "parts", rounds=6)
     assert metrics(parts.folder) == metrics(whole.folder)
-    fewer = run(tmp_path / "parts", rounds=3)
-    assert len(fewer.metrics) == 6, "what is done is not undone"
+    with pytest.raises(ConfigurationError, match="holds 6 rounds"):
+        run(tmp_path / "parts", rounds=3)
+    assert metrics(parts.folder) == metrics(whole.folder), "what is done is not undone"
 
 
 def test_a_world_goes_on_in_another_process(tmp_path: Path) -> None:

@@ -56,6 +56,24 @@ def test_which_examples_a_client_is_evaluated_on() -> None:
     assert len(held_out(clients.split(validation=0.25, test=0.1), 0)) == 2
 
 
+@pytest.mark.parametrize("parts", [("test", "validation"), ("test",), ("validation",), ()])
+def test_only_the_part_that_is_evaluated_on_is_read(parts: tuple[str, ...]) -> None:
+    asked: list[str] = []
+
+    def reading(name: str) -> Any:
+        return lambda client: asked.append(name) or (np.zeros((client + 1, 1)), np.zeros(client + 1))
+
+    clients = fd.Clients.generated(reading("training"), 3, **{name: reading(name) for name in parts})
+    assert len(held_out(clients, 2)) == 3
+    assert asked == [parts[0] if parts else "training"]
+
+
+def test_a_client_without_test_examples_is_left_out_where_others_have_some() -> None:
+    x = np.zeros((4, 1))
+    clients = fd.Clients.of({"a": (x, x), "b": (x, x)}, test={"b": (x[:3], x[:3])})
+    assert [len(held_out(clients, i)) for i in range(2)] == [0, 3]
+
+
 @pytest.mark.parametrize(
     ("central", "targets", "why"),
     [

@@ -1,38 +1,15 @@
-"""What is shown while running: lines in a pipe, bars in a terminal, rounds into sinks."""
+"""What is shown while running: lines in a pipe, bars in a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-import foedus as fd
-from foedus.sim.progress import Live, announce, into_sinks, progress, steps
+from foedus.sim.progress import Live, announce, progress, steps
 
-from ..report.records import clients, record, settings, task
-
-
-class Kept:
-    """A sink that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.opened: list[Path] = []
-        self.rounds: list[tuple[int, dict[str, float]]] = []
-        self.closed = 0
-
-    def open(self, folder: Path, configuration: Mapping[str, Any]) -> Kept:
-        self.opened.append(folder)
-        self.configuration = configuration
-        return self
-
-    def write(self, round: int, figures: Mapping[str, float], *, at: float) -> None:
-        self.rounds.append((round, dict(figures)))
-
-    def close(self) -> None:
-        self.closed += 1
+from ..report.records import record
 
 
 @contextmanager
@@ -40,27 +17,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """rich's own way to be told that the output is a terminal."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     yield
-
-
-def test_a_live_run_goes_into_its_sinks(tmp_path: Path) -> None:
-    kept = Kept()
-    run = fd.simulate(
-        task(), fd.fedavg(fd.local_sgd(0.1)), clients(), rounds=3, settings=settings(tmp_path, sinks=[kept])
-    )
-    assert kept.opened == [tmp_path]
-    assert kept.closed == 1
-    assert kept.configuration["rounds"] == 3
-    assert [n for n, _ in kept.rounds] == [1, 2, 3]
-    for (_, figures), line in zip(kept.rounds, run.metrics, strict=True):
-        assert figures["central/accuracy"] == line["central"]["accuracy"]
-        assert figures["timing/seconds"] > 0
-
-
-def test_sinks_are_closed_when_the_run_fails(tmp_path: Path) -> None:
-    kept = Kept()
-    with pytest.raises(RuntimeError), progress(False, 3, 0) as bar, into_sinks(bar, [kept], tmp_path, {}):
-        raise RuntimeError
-    assert kept.closed == 1
 
 
 def test_a_pipe_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
