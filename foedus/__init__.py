@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foedus import data as data
+    from foedus.core import attacks as attacks
+    from foedus.core import poison as poison
     from foedus.core.aggregate import Aggregator as Aggregator
     from foedus.core.aggregate import mean as mean
+    from foedus.core.attacks import Adversary as Adversary
     from foedus.core.client import local_sgd as local_sgd
     from foedus.core.client import local_training as local_training
     from foedus.core.client import proximal as proximal
@@ -21,9 +24,23 @@ if TYPE_CHECKING:
     from foedus.core.compose import fedavg as fedavg
     from foedus.core.compose import fedsgd as fedsgd
     from foedus.core.examples import Examples as Examples
+    from foedus.core.gate import Gate as Gate
+    from foedus.core.gate import self_checked as self_checked
     from foedus.core.linear import linear as linear
     from foedus.core.linear import logistic as logistic
     from foedus.core.population import Clients as Clients
+    from foedus.core.robust import bulyan as bulyan
+    from foedus.core.robust import centred_clipping as centred_clipping
+    from foedus.core.robust import collect as collect
+    from foedus.core.robust import dnc as dnc
+    from foedus.core.robust import fltrust as fltrust
+    from foedus.core.robust import geometric_median as geometric_median
+    from foedus.core.robust import krum as krum
+    from foedus.core.robust import median as median
+    from foedus.core.robust import multi_krum as multi_krum
+    from foedus.core.robust import trimmed_mean as trimmed_mean
+    from foedus.core.scores import quarantine as quarantine
+    from foedus.core.select import always as always
     from foedus.core.select import available as available
     from foedus.core.select import by_data as by_data
     from foedus.core.select import everybody as everybody
@@ -64,6 +81,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. A test holds this table, the imports above and the reference together.
 _HOMES = {
+    "Adversary": "foedus.core.attacks",
     "Aggregator": "foedus.core.aggregate",
     "Algorithm": "foedus.core.compose",
     "Arms": "foedus.sim.compare",
@@ -72,6 +90,7 @@ _HOMES = {
     "Evaluation": "foedus.sim.settings",
     "Examples": "foedus.core.examples",
     "Federation": "foedus.sim.federation",
+    "Gate": "foedus.core.gate",
     "JaxModel": "foedus.core.task",
     "LocalCurves": "foedus.sim.settings",
     "MLflow": "foedus.record.export",
@@ -87,33 +106,51 @@ _HOMES = {
     "accuracy": "foedus.core.task",
     "adagrad": "foedus.core.server",
     "adam": "foedus.core.server",
+    "always": "foedus.core.select",
     "auroc": "foedus.core.task",
     "available": "foedus.core.select",
+    "bulyan": "foedus.core.robust",
     "by_data": "foedus.core.select",
+    "centred_clipping": "foedus.core.robust",
     "chain": "foedus.core.stage",
     "clip": "foedus.core.stage",
+    "collect": "foedus.core.robust",
     "compare": "foedus.sim.compare",
+    "dnc": "foedus.core.robust",
     "everybody": "foedus.core.select",
     "fedavg": "foedus.core.compose",
     "fedsgd": "foedus.core.compose",
+    "fltrust": "foedus.core.robust",
+    "geometric_median": "foedus.core.robust",
+    "krum": "foedus.core.robust",
     "linear": "foedus.core.linear",
     "local_sgd": "foedus.core.client",
     "local_training": "foedus.core.client",
     "logistic": "foedus.core.linear",
     "mae": "foedus.core.task",
     "mean": "foedus.core.aggregate",
+    "median": "foedus.core.robust",
     "momentum": "foedus.core.server",
+    "multi_krum": "foedus.core.robust",
     "poisson": "foedus.core.select",
     "proximal": "foedus.core.client",
+    "quarantine": "foedus.core.scores",
     "read_run": "foedus.sim.run",
     "rmse": "foedus.core.task",
+    "self_checked": "foedus.core.gate",
     "sgd": "foedus.core.server",
     "simulate": "foedus.sim.engine",
     "sweep": "foedus.sim.sweep",
+    "trimmed_mean": "foedus.core.robust",
     "uniform": "foedus.core.select",
     "yogi": "foedus.core.server",
 }
-_MODULES = {"data": "foedus.data", "executors": "foedus.sim.executors"}
+_MODULES = {
+    "attacks": "foedus.core.attacks",
+    "data": "foedus.data",
+    "executors": "foedus.sim.executors",
+    "poison": "foedus.core.poison",
+}
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

@@ -147,8 +147,8 @@ class _Plan(NamedTuple):
             start.describe(self.settings.start),
         )  # fmt: skip
         hostile = self.settings.adversary
-        parts += () if hostile is None else (hostile.label, hostile.clients, hostile.since)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        told = parts if hostile is None else (*parts, hostile.label, hostile.clients, hostile.since)
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
         job = self.job
