@@ -130,9 +130,10 @@ def radius_of(kind: str, clients: Any, options: Any) -> float:
     spy = fd.collect(
         lambda c: (norms.extend(float(np.linalg.norm(r)) for r in c.rows), c.rows[0])[1], "norms()"
     )
+    honest = clients.subset(range(ATTACKERS, TRUSTED))
     fd.simulate(
-        TASK, fd.fedavg(fd.local_sgd(lr=RATE, epochs=EPOCHS, batch_size=BATCH), aggregator=spy), clients.subset(range(ATTACKERS, TRUSTED)),
-        cohort=COHORT, rounds=1, seed=options.seed, evaluation=fd.Evaluation(every=0),
+        TASK, fd.fedavg(fd.local_sgd(lr=RATE, epochs=EPOCHS, batch_size=BATCH), aggregator=spy), honest, cohort=COHORT,
+        rounds=1, seed=options.seed, evaluation=fd.Evaluation(every=0),
         settings=fd.Settings(
             executor=fd.executors.debug(), progress=False, resume=False,
             folder=fresh(run_folder("attack_matrix", f"{kind} radius {options.seed}")),
