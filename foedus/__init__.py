@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from foedus.core.task import auroc as auroc
     from foedus.core.task import mae as mae
     from foedus.core.task import rmse as rmse
+    from foedus.core.timing import asynchronous as asynchronous
+    from foedus.core.timing import buffered as buffered
+    from foedus.core.timing import hierarchical as hierarchical
+    from foedus.core.timing import semi_synchronous as semi_synchronous
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
     from foedus.sim import executors as executors
@@ -107,8 +111,10 @@ _HOMES = {
     "adagrad": "foedus.core.server",
     "adam": "foedus.core.server",
     "always": "foedus.core.select",
+    "asynchronous": "foedus.core.timing",
     "auroc": "foedus.core.task",
     "available": "foedus.core.select",
+    "buffered": "foedus.core.timing",
     "bulyan": "foedus.core.robust",
     "by_data": "foedus.core.select",
     "centred_clipping": "foedus.core.robust",
@@ -122,6 +128,7 @@ _HOMES = {
     "fedsgd": "foedus.core.compose",
     "fltrust": "foedus.core.robust",
     "geometric_median": "foedus.core.robust",
+    "hierarchical": "foedus.core.timing",
     "krum": "foedus.core.robust",
     "linear": "foedus.core.linear",
     "local_sgd": "foedus.core.client",
@@ -138,6 +145,7 @@ _HOMES = {
     "read_run": "foedus.sim.run",
     "rmse": "foedus.core.task",
     "self_checked": "foedus.core.gate",
+    "semi_synchronous": "foedus.core.timing",
     "sgd": "foedus.core.server",
     "simulate": "foedus.sim.engine",
     "sweep": "foedus.sim.sweep",

@@ -119,6 +119,17 @@ def processed(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64
     return np.where(sizes > 0, epochs * full + rest * batch, 0).astype(np.int64)  # the rest is of whole batches
 
 
+def taken(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64[NDArray[np.int64], " client"]:
+    """How many local steps each client makes in a round, int64 [C]; 0 without data.
+
+    Example:
+        >>> from foedus.core.client import local_sgd
+        >>> taken(local_sgd(0.1, epochs=2, batch_size=4), np.array([6, 100, 0])).tolist()
+        [4, 50, 0]
+    """
+    return np.where(sizes > 0, _amounts(spec, np.maximum(sizes, 1), None)[1], 0).astype(np.int64)
+
+
 def alike(
     spec: Client, sizes: Int64[NDArray[np.int64], " client"], *, limit: int | NDArray[np.integer] | None = None
 ) -> list[NDArray[np.int64]]:

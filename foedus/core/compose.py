@@ -17,6 +17,7 @@ from foedus.core.gate import Gate
 from foedus.core.method import Method
 from foedus.core.server import ServerOptimiser, sgd
 from foedus.core.stage import Stage
+from foedus.core.timing import Buffered, Hierarchical, Timing
 from foedus.errors import ConfigurationError
 
 
@@ -30,6 +31,7 @@ class Algorithm:
         server: what the server does with that update.
         buffers: how non-trainable buffers (BatchNorm statistics) are combined, if the task averages them.
         method: what clients and server do beyond training and averaging; ``None`` for nothing.
+        timing: when updates are aggregated, see :mod:`foedus.core.timing`; ``None``: round by round.
         gate: what every update has to pass before anything is done with it.
 
     Example:
@@ -43,6 +45,7 @@ class Algorithm:
     buffers: Aggregator = field(default_factory=mean)
     method: Method | None = None
     gate: Gate = field(default_factory=Gate)
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.client, LocalSGD | LocalTraining):
@@ -63,6 +66,13 @@ class Algorithm:
         if not isinstance(self.gate, Gate):
             raise ConfigurationError(
                 f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}"
+            )
+        if self.timing is not None and not isinstance(self.timing, Buffered | Hierarchical):
+            raise ConfigurationError(f"timing must be a timing, e.g. foedus.buffered(10); not {_told(self.timing)}")
+        if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1 and self.method is not None:
+            raise ConfigurationError(
+                f"{self.method.label} gathers at the server, between whose rounds the edges would average "
+                f"{self.timing.rounds} times without it. Write hierarchical(..., rounds=1), or leave out the method"
             )
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
@@ -91,8 +101,9 @@ class Algorithm:
         method = "" if self.method is None else f"{self.method.label}: "
         buffers = "" if self.buffers.label == mean().label else f", buffers {self.buffers.label}"
         gate = "" if self.gate == Gate() else f", {self.gate.label}"
+        timing = "" if self.timing is None else f", {self.timing.label}"
         return (
-            f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}"
+            f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}{timing}"
         )
 
 
@@ -105,7 +116,7 @@ def _told(value: Any) -> str:
 
 def fedavg(
     client: Client, *, aggregator: Aggregator | None = None, server: ServerOptimiser | None = None,
-    gate: Gate | None = None,
+    gate: Gate | None = None, timing: Timing | None = None,
 ) -> Algorithm:  # fmt: skip
     """Federated averaging (McMahan et al. 2017): clients train for a while, the server averages.
 
@@ -114,13 +125,14 @@ def fedavg(
         aggregator: by default the mean weighted by numbers of examples.
         server: by default the average becomes the model; ``server=adam(lr=0.01)`` makes it FedAdam.
         gate: by default every update must be finite and of the right form.
+        timing: by default round by round; ``buffered(10)`` takes updates as they come, ``hierarchical(4)`` by edges.
 
     Example:
         >>> fedavg(local_sgd(lr=0.1)).server.label
         'sgd(lr=1.0)'
     """
     return Algorithm(
-        client=client, aggregator=aggregator or mean(), server=server or sgd(), gate=gate or Gate()
+        client=client, aggregator=aggregator or mean(), server=server or sgd(), gate=gate or Gate(), timing=timing
     )
 
 

@@ -43,13 +43,14 @@ class Server(NamedTuple):
             costs=np.zeros((population, len(COSTS))),
         )
 
-    def commit(self, state: RunState, outcome: Outcome, number: int) -> None:
-        """The round's end: the next model, and what the server keeps."""
+    def commit(self, state: RunState, outcome: Outcome, number: int, *, pull: Vector | None = None) -> None:
+        """The round's end: the next model, and what the server keeps; ``pull`` is added to the update."""
         algorithm = self.job.algorithm
         vector, buffers = state.weights
         update = None
         if outcome.message is not None:
             update, state.aggregator = self._decoded(UPDATE, state.aggregator, outcome.message, number)
+            update = update if pull is None else update + pull
         if algorithm.method is not None:
             update, state.method = algorithm.method.finish(self._gathered(state, outcome, update, number))
         if update is not None:

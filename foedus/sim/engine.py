@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-import reprlib
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights, open_trainer
-from foedus.core.aggregate import message_bytes
-from foedus.core.batches import processed
 from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
-from foedus.core.select import Population, Sampler, everybody, uniform
+from foedus.core.select import Sampler, everybody, uniform
 from foedus.core.task import Task
-from foedus.core.values import Context, Update
+from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, TIMINGS, new_folder
@@ -39,14 +33,14 @@ from foedus.sim import evaluate, start
 from foedus.sim.commit import Server
 from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
-from foedus.sim.hostile import attacked
+from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
+from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import Job, Orders, Outcome, Session, union
-from foedus.sim.world import Load, Passage, pass_round
+from foedus.sim.work import Job, Outcome, Session
 from foedus.tree import Vector
 
 
@@ -116,26 +110,6 @@ class _Plan(NamedTuple):
     evaluation: Evaluation
     settings: Settings
 
-    @property
-    def population(self) -> Population:
-        return Population(len(self.job.clients), self.job.clients.sizes)
-
-    def cohort(self, number: int) -> NDArray[np.int64]:
-        """Who is asked in a round: positions, each once."""
-        population = self.population
-        asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
-        sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
-        if (
-            not sound
-            or len(np.unique(asked)) < len(asked)
-            or ((asked < 0) | (asked >= population.count)).any()
-        ):
-            raise ConfigurationError(
-                f"the sampler {self.sampler.label} must give different positions from 0 to {population.count - 1}, "
-                f"and gave {reprlib.repr(asked.tolist())} in round {number}"
-            )
-        return asked.astype(np.int64, copy=False)
-
     def identity(self) -> str:
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
         job, world = self.job, self.settings.world
@@ -178,9 +152,12 @@ class _Engine:
         self.kept = Kept(folder.path / KEPT)
         self.state, self.executor_name = self._restored()
         self.kept.go_back(self.state.round)
+        ground = Ground(
+            plan.job, self.server, plan.settings, plan.sampler, plan.wanted, plan.rounds, self.kept
+        )
+        self.ground, self.pace = ground, _pace(ground)
         self._saved_at = time.monotonic()
         self._whole = True  # whether state and metrics.jsonl are those of the same round
-        self._coming: tuple[int, _Called] | None = None  # the next round's call, where it has been made already
 
     # --- beginning and end
 
@@ -251,8 +228,8 @@ class _Engine:
         settings = self.plan.settings
         if settings.local_curves is not None:
             return attach(settings.local_curves, self.plan.job, self.plan.trainer, self.folder)
-        probe = self.plan.cohort(self.state.round + 1)
-        orders = Orders(self.state.round + 1, self.state.weights, probe)
+        probe = self.ground.cohort(self.state.round + 1)
+        orders = self.ground.orders(self.state.round + 1, self.state, probe)
         left = self.plan.rounds - self.state.round
         return open_session(
             settings.executor, self.plan.job, orders, rounds=left, again=self.executor_name, say=shown.say
@@ -293,15 +270,13 @@ class _Engine:
         clock = _Clock()
         state, plan = self.state, self.plan
         number = state.round + 1
-        asked, load, passage, cohort = self._called(number)
-        orders = replace(self._orders(number, cohort), following=self._following(number))
         self._whole = plan.settings.local_curves is None  # its lines are written while the round is under way
-        outcome = self._brought(session, orders)
+        brought = self.pace.round(number, session, state)
         clock.lap("train")
         self._whole = False
-        self._step(outcome, number, enough=passage is None or len(cohort) >= _minimum(plan.settings))
+        self._step(brought, number)
         clock.lap("aggregate")
-        line = self._line(outcome, asked, passage, load)
+        line = self._line(brought)
         line |= self._evaluation(number)
         clock.lap("evaluate")
         self.folder.append(METRICS, line)
@@ -311,27 +286,15 @@ class _Engine:
             self._save(session)
         shown.advance(line, clock.total())
 
-    def _step(self, outcome: Outcome, number: int, *, enough: bool) -> None:
+    def _step(self, brought: Brought, number: int) -> None:
         """Decode the merged messages and let the server take its step."""
+        outcome = brought.outcome
         if outcome.clients and len(outcome.refused) == len(outcome.clients):
             raise self._nothing(outcome, number)
-        if outcome.clients and enough:
-            self.server.commit(self.state, outcome, number)
+        if outcome.clients and brought.enough:
+            self.server.commit(self.state, outcome, number, pull=brought.pull)
             self.kept.write(number, outcome.kept)
         self.state.round = number
-
-    def _brought(self, session: Session, orders: Orders) -> Outcome:
-        job, trainer, adversary = self.plan.job, self.plan.trainer, self.plan.settings.adversary
-        if adversary is None:
-            return union(job, [session.run(orders)])
-        layouts = (trainer.layout, trainer.buffer_layout)
-        return attacked(session, orders, adversary, job=job, layouts=layouts, state=self.state.aggregator)
-
-    def _orders(self, number: int, cohort: NDArray[np.int64]) -> Orders:
-        """The orders of a round to some clients."""
-        method, state = self.plan.job.algorithm.method, self.state
-        down = {} if method is None else method.down(state.method)
-        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=down)
 
     def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
         ids = self.plan.job.clients.ids
@@ -343,91 +306,34 @@ class _Engine:
             round=number,
         )
 
-    def _called(self, number: int) -> _Called:
-        """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
-        coming, self._coming = self._coming, None
-        if coming is not None and coming[0] == number:
-            return coming[1]
-        asked = self.plan.cohort(number)
-        load = self._load(asked)
-        passage = self._passage(asked, load, number)
-        return _Called(asked, load, passage, asked if passage is None else asked[passage.counted])
-
-    def _following(self, number: int) -> NDArray[np.int64] | None:
-        """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
-        if number >= self.plan.rounds:
-            return None
-        with suppress(Exception):
-            self._coming = number + 1, self._called(number + 1)
-        return None if self._coming is None else self._coming[1].cohort
-
-    def _load(self, asked: NDArray[np.int64]) -> Load:
-        """Bytes and examples of the round, per client; the bytes to be sent, foretold, and the examples only where a
-        world must know them before anybody has trained."""
-        job, weights = self.plan.job, self.state.weights
-        method = job.algorithm.method
-        down = weights.vector.nbytes + weights.buffers.nbytes
-        down += 0 if method is None else message_bytes(dict(method.down(self.state.method)))
-        if self.plan.settings.world is None:
-            return Load(down, 0, np.zeros(len(asked), np.int64))
-        return Load(down, self._foretold(), _work(job, asked))
-
-    def _foretold(self) -> int:
-        """Bytes that a client will send: those of an update of zeros, in every channel."""
-        job, weights = self.plan.job, self.state.weights
-        method, layout = job.algorithm.method, self.plan.trainer.layout
-        rules = [job.algorithm.aggregator, *(() if method is None else method.sides.values())]
-        empty, context = (
-            Update(np.zeros_like(weights.vector), 1.0),
-            Context(job.seed, 0, 0, layout, layout.size),
-        )
-        averaged = weights.buffers.nbytes if job.task.average_buffers else 0
-        return averaged + sum(message_bytes(rule.encode(empty, context)) for rule in rules)
-
-    def _passage(self, asked: NDArray[np.int64], load: Load, number: int) -> Passage | None:
-        world = self.plan.settings.world
-        if world is None:
-            return None
-        goal = self.plan.wanted or max(1, math.ceil(len(asked) / world.over_selection - 1e-9))
-        return pass_round(world, asked, load, goal=goal, seed=self.plan.job.seed, round=number)
-
-    def _line(
-        self, outcome: Outcome, asked: NDArray[np.int64], passage: Passage | None, load: Load
-    ) -> dict[str, Any]:
+    def _line(self, brought: Brought) -> dict[str, Any]:
         """The round's line in metrics.jsonl."""
-        ids = self.plan.job.clients.ids
-        up = _sent(outcome, asked, None if passage is None else passage.up)
-        down = np.full(len(asked), load.down) if passage is None else passage.down
-        compute, energy = (
-            (passage.compute, passage.energy) if passage else (np.zeros(len(asked)), np.zeros(len(asked)))
-        )
-        self._account(asked, np.stack([np.ones(len(asked)), up, down, compute, energy], axis=-1))
+        outcome, ids, costs = brought.outcome, self.plan.job.clients.ids, brought.costs
+        self.state.costs[brought.asked] += costs
         line: dict[str, Any] = {
             "round": self.state.round,
-            "cohort": len(asked),
+            "cohort": len(brought.asked),
             "trained": len(outcome.clients),
             "examples": sum(outcome.examples),
             "steps": int(np.sum(outcome.steps)),
             "train_loss": _train_loss(outcome),
-            "bytes_up": int(up.sum()),
-            "bytes_down": int(down.sum()),
+            "bytes_up": int(costs[:, 1].sum()),
+            "bytes_down": int(costs[:, 2].sum()),
+            **brought.told,
         }
+        if self.plan.job.algorithm.method is not None:
+            line["senders"] = outcome.senders
+            line |= {"report": _mean_report(outcome)} if outcome.reports else {}
         if outcome.refused:
             line["refused"] = [{"client": ids[r.client], "reason": r.reason} for r in outcome.refused]
-        if passage is not None:
-            self.state.simulated_seconds += passage.seconds
-            line["simulated"] = {
-                "seconds": passage.seconds,
+        if brought.world is not None:
+            self.state.simulated_seconds += brought.world["seconds"]
+            line["simulated"] = brought.world | {
                 "elapsed_seconds": self.state.simulated_seconds,
-                "dropped": int(passage.dropped.sum()),
-                "late": int(passage.late.sum()),
-                "compute_seconds": float(compute.sum()),
-                "energy_joules": float(energy.sum()),
+                "compute_seconds": float(costs[:, 3].sum()),
+                "energy_joules": float(costs[:, 4].sum()),
             }
         return line
-
-    def _account(self, asked: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
-        self.state.costs[asked] += rows
 
     def _evaluation(self, number: int) -> dict[str, Any]:
         plan, asked = self.plan, self.plan.evaluation
@@ -445,7 +351,7 @@ class _Engine:
 
     def _models(self, position: int) -> tuple[Vector, Weights | None]:
         """What a client has for itself: buffers beside the global model, and its own model, if there is one."""
-        orders = self._orders(self.state.round, np.array([position]))
+        orders = self.ground.orders(self.state.round, self.state, np.array([position]))
         if self.plan.job.algorithm.method is None or self.plan.job.algorithm.method.personal is None:
             return orders.buffers(position), None
         return orders.buffers(position), DebugSession(self.plan.job, self.plan.trainer).personal(orders)
@@ -455,16 +361,6 @@ class _Engine:
         self.folder.checkpoint(self.state.checkpoint(self.identity, session.name))
         self.kept.settle(self.state.round)
         self._saved_at = time.monotonic()
-
-
-class _Called(NamedTuple):
-    """Positions of the clients asked, int64 [C]; what each has to do; what becomes of them in a simulated world;
-    and those whose updates count."""
-
-    asked: NDArray[np.int64]
-    load: Load
-    passage: Passage | None
-    cohort: NDArray[np.int64]
 
 
 class _Clock:
@@ -504,9 +400,9 @@ def _check_data(clients: Clients) -> None:
 
 def _check_minimum(settings: Settings, *, most: int) -> None:
     """Refuse a world in which no round can ever count."""
-    if _minimum(settings) > most:
+    if minimum(settings) > most:
         raise ConfigurationError(
-            f"World(minimum={_minimum(settings)}): no round can have so many answers, since at most {most} clients are "
+            f"World(minimum={minimum(settings)}): no round can have so many answers, since at most {most} clients are "
             "wanted; the model would never change"
         )
 
@@ -571,31 +467,22 @@ def _sampler(
     return uniform(asked), wanted
 
 
-def _work(job: Job, asked: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Training examples that each client will process, [C]."""
-    known = job.clients.sizes
-    sizes = (
-        known[asked]
-        if known is not None
-        else np.array([len(job.clients.train(int(c))) for c in asked], np.int64)
-    )
-    return processed(job.algorithm.client, sizes)
+def _pace(ground: Ground) -> Pace:
+    """The pace of an algorithm's rounds."""
+    match ground.job.algorithm.timing:
+        case Buffered() as timing:
+            return AsTheyCome(ground, timing)
+        case Hierarchical() as timing:
+            return ByEdges(ground, timing)
+        case _:
+            return InStep(ground)
 
 
-def _sent(
-    outcome: Outcome, asked: NDArray[np.int64], foretold: NDArray[np.int64] | None
-) -> NDArray[np.int64]:
-    """Bytes that each client asked has sent, [C]: what those that trained did send, and what the others are
-    thought to have sent before they were lost."""
-    sent = np.zeros(len(asked), np.int64) if foretold is None else foretold.copy()
-    trained = dict(zip(outcome.clients, outcome.sent, strict=True))
-    for slot, client in enumerate(asked.tolist()):
-        sent[slot] = trained.get(client, sent[slot])
-    return sent
-
-
-def _minimum(settings: Settings) -> int:
-    return settings.world.minimum if settings.world else 1
+def _mean_report(outcome: Outcome) -> dict[str, float]:
+    """The mean over clients of what a method reports of each."""
+    names = sorted({name for report in outcome.reports.values() for name in report})
+    rows = [outcome.reports[client] for client in sorted(outcome.reports)]
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def _folder(settings: Settings) -> Path:

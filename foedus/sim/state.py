@@ -30,6 +30,7 @@ class RunState:
     aggregator: State
     buffers: State
     method: State = field(default_factory=dict)
+    timing: State = field(default_factory=dict)  # who is under way, where updates come at their own time
     sides: dict[str, State] = field(default_factory=dict)  # of the method's aggregators, by channel
     costs: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(COSTS))))
     simulated_seconds: float = 0.0
@@ -37,7 +38,7 @@ class RunState:
 
     def checkpoint(self, identity: str, executor: str) -> Checkpoint:
         arrays: dict[str, NDArray[Any]] = {"vector": self.weights.vector, "buffers": self.weights.buffers}
-        for part in ("server", "aggregator", "buffers", "method"):
+        for part in ("server", "aggregator", "buffers", "method", "timing"):
             arrays |= {f"{part}.{name}": array for name, array in getattr(self, part).items()}
         for channel, state in self.sides.items():
             arrays |= {f"sides.{channel}/{name}": array for name, array in state.items()}
@@ -71,6 +72,7 @@ class RunState:
             aggregator=part("aggregator."),
             buffers=part("buffers."),
             method=part("method."),
+            timing=part("timing."),
             sides={channel: part(f"sides.{channel}/") for channel in channels},
             costs=costs,
             simulated_seconds=values["simulated_seconds"],

@@ -53,6 +53,7 @@ class Orders:
         down: vectors that the algorithm's method sends beside the model.
         single: give back every client's update by itself, unmerged (``Outcome.given``).
         part: tells several orders of one round apart, whose batches are to differ (rounds within a round).
+        scale: updates are multiplied by it before they are encoded (less than 1 for stale ones).
         following: int64, who trains in the round after this one, where that is known already: an executor may read
             their data meanwhile.
     """
@@ -66,6 +67,7 @@ class Orders:
     down: Vectors = field(default_factory=dict)
     single: bool = False
     part: int = 0
+    scale: float = 1.0
     following: NDArray[np.int64] | None = None
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
@@ -201,6 +203,7 @@ class Collector:
     def __init__(self, job: Job, orders: Orders, layouts: tuple[Layout, Layout]) -> None:
         self._job, self._orders, self._layouts = job, orders, layouts
         self.outcome = Outcome()
+        self.edge_bytes = 0
 
     def add(self, slot: int, after: Weights, *, examples: int, steps: int, loss: float) -> None:
         """The weights of one client after its training."""
@@ -290,7 +293,7 @@ class Collector:
 
     def _channels(self, brought: Contribution) -> dict[str, Vector]:
         """The vectors that travel, by channel."""
-        vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: brought.update}
+        vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: self._scaled(brought.update)}
         if (
             brought.buffers is not None
             and brought.buffers.size
@@ -299,6 +302,14 @@ class Collector:
         ):
             vectors[BUFFERS] = changed(brought.buffers, self._orders.start.buffers)
         return vectors | dict(brought.sides)
+
+    def _scaled(self, update: Vector) -> Vector:
+        scale = self._orders.scale
+        return update if scale == 1.0 else update * update.dtype.type(scale)
+
+    def edge(self, number: int, brought: Contribution, weight: int) -> None:
+        """The update of an edge aggregator, which is to the server what a client is."""
+        self.edge_bytes += self._taken(number, brought, weight)
 
     def _context(self, client: int, channel: str, vector: Vector) -> Context:
         kept = self._orders.kept.get(client, NOTHING)
@@ -326,7 +337,7 @@ class Collector:
             return
         assert aggregator.shortcut is not None
         clients = [int(cohort[slot]) for slot in slots]
-        updates = [Update(v, float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
+        updates = [Update(self._scaled(v), float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
         contexts = [
             self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)
         ]

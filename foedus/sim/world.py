@@ -4,7 +4,7 @@ A :class:`World` gives every client a :class:`Device` (a function of the seed an
 deadline; from the work each client has to do it follows who drops out, who comes too late, and what the round
 costs in seconds, bytes and joules. Nothing sleeps: a week of a fleet of phones is simulated as fast as it trains.
 
-Not here: asynchronous rounds (to come with the algorithms that need them).
+Not here: who sets out when (``sim/pace.py``, ``sim/flights.py``).
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class World:
         over_selection: how many times the wanted cohort is asked; the round closes when the wanted number has
             answered, and the rest is cancelled (Bonawitz et al. 2019 ask 1.3 times).
         minimum: fewest answers for a round to count; with fewer, the model stays as it is.
+        partial_work: clients that would be late make as many local steps as they can before the deadline, instead
+            of being lost. Plain averaging then leans towards fast clients; ``fednova`` weighs them rightly.
 
     Example:
         >>> World(device=phone, deadline=120.0, over_selection=1.3).label
@@ -63,6 +65,7 @@ class World:
     deadline: float | None = None
     over_selection: float = 1.0
     minimum: int = 1
+    partial_work: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.device):
@@ -77,6 +80,8 @@ class World:
             )
         if self.deadline is not None:
             check_number("deadline", self.deadline, also=", in seconds, or None", above=True)
+        if self.partial_work and self.deadline is None:
+            raise ConfigurationError("World(partial_work=True) needs a deadline, in seconds, to stop training at")
         if not isinstance(self.minimum, int | np.integer) or self.minimum < 1:
             raise ConfigurationError(f"minimum must be a whole number of at least 1, not {self.minimum!r}")
 
@@ -86,7 +91,7 @@ class World:
         device = getattr(self.device, "__qualname__", type(self.device).__name__)
         return (
             f"World(device={device}, deadline={self.deadline}, over_selection={self.over_selection}, "
-            f"minimum={self.minimum})"
+            f"minimum={self.minimum}{', partial_work=True' * self.partial_work})"
         )
 
 
@@ -106,11 +111,12 @@ def silo(draw: np.random.Generator) -> Device:
 
 
 class Load(NamedTuple):
-    """What a round asks of a client: bytes down and up, and training examples to process, [C] or scalar."""
+    """What a round asks of clients: bytes down and up of each; training examples to process and local steps, [C]."""
 
     down: int
     up: int
     examples: NDArray[np.int64]
+    steps: NDArray[np.int64] | None = None
 
 
 class Passage(NamedTuple):
@@ -124,6 +130,7 @@ class Passage(NamedTuple):
         compute: float [C], seconds of computation of each client, wasted ones included.
         energy: float [C], joules.
         up, down: int [C], bytes.
+        limits: int [C], local steps that each makes, where the world lets slow clients do less; else ``None``.
     """
 
     counted: NDArray[np.bool_]
@@ -134,6 +141,74 @@ class Passage(NamedTuple):
     energy: NDArray[np.float64]
     up: NDArray[np.int64]
     down: NDArray[np.int64]
+    limits: NDArray[np.int64] | None = None
+
+
+class Journeys(NamedTuple):
+    """What becomes of clients that set out for a round, each by itself; float [C] in seconds unless said.
+
+    Attributes:
+        received: until the model has arrived.
+        training: how long training takes.
+        finish: until the update has been sent.
+        dropped: bool, who is lost on the way.
+        ended: until it is lost, or has finished.
+        upload: bytes per second.
+        watts, per_byte: power while training, energy per byte.
+    """
+
+    received: NDArray[np.float64]
+    training: NDArray[np.float64]
+    finish: NDArray[np.float64]
+    dropped: NDArray[np.bool_]
+    ended: NDArray[np.float64]
+    download: NDArray[np.float64]
+    upload: NDArray[np.float64]
+    watts: NDArray[np.float64]
+    per_byte: NDArray[np.float64]
+
+
+def journeys(
+    world: World, clients: Int64[NDArray[np.int64], " client"], load: Load, *, seed: int, number: int
+) -> Journeys:
+    """The journeys of some clients; ``number`` tells a client's journeys apart (a round).
+
+    Raises:
+        ConfigurationError: a device is none that could be: without speed, or with a dropout above 1.
+    """
+    devices = [_possible(world.device(generator(seed, "device", int(c)))) for c in clients]
+    speed, download, upload, watts, per_byte, chance = (
+        np.array([getattr(d, f) for d in devices], np.float64) for f in Device._fields
+    )  # each [client]
+    training = load.examples / speed
+    received = load.down / download
+    finish = received + training + load.up / upload
+    draws = [generator(seed, "fate", number, int(c)).random(2) for c in clients]
+    fate, moment = np.array(draws, np.float64).reshape(-1, 2).T
+    dropped = fate < chance
+    # A lost client stops at a random moment of its work.
+    ended = np.where(dropped, moment * finish, finish)
+    return Journeys(received, training, finish, dropped, ended, download, upload, watts, per_byte)
+
+
+class Spent(NamedTuple):
+    """What journeys cost that stop at some time: seconds of computation and joules, float [C]; bytes, int [C]."""
+
+    compute: NDArray[np.float64]
+    energy: NDArray[np.float64]
+    up: NDArray[np.int64]
+    down: NDArray[np.int64]
+
+
+def spent(going: Journeys, load: Load, stopped: NDArray[np.float64], counted: NDArray[np.bool_]) -> Spent:
+    """What clients have spent when they stop after so many seconds [C]; those that are counted have sent it all."""
+    idle = load.examples == 0
+    compute = np.clip(stopped - going.received, 0, going.training)
+    sent = np.clip((stopped - going.received - going.training) * going.upload, 0, load.up)
+    up = np.where(counted, load.up, sent) * ~idle
+    down = np.where(stopped >= going.received, load.down, np.minimum(load.down, stopped * going.download))
+    energy = compute * going.watts + (up + down) * going.per_byte
+    return Spent(compute, energy, up.astype(np.int64), down.astype(np.int64))
 
 
 def pass_round(
@@ -157,33 +232,30 @@ def pass_round(
     Raises:
         ConfigurationError: a device is none that could be: without speed, or with a dropout above 1.
     """
-    devices = [_possible(world.device(generator(seed, "device", int(c)))) for c in clients]
-    speed, download, upload, watts, per_byte, chance = (
-        np.array([getattr(d, f) for d in devices], np.float64) for f in Device._fields
-    )  # each [client]
-    training = load.examples / speed
-    received = load.down / download
-    finish = received + training + load.up / upload
-    draws = [generator(seed, "fate", round, int(c)).random(2) for c in clients]
-    fate, moment = np.array(draws, np.float64).reshape(-1, 2).T
-    dropped = fate < chance
-    idle = (
-        load.examples == 0
-    )  # nothing to train on: such a client sends nothing, and does not count as an answer
-    # A lost client stops at a random moment of its work; a late one stops when the round closes.
-    ended = np.where(dropped, moment * finish, finish)
-    answers = np.where(dropped | idle, np.inf, finish)
-    closing = _closing(answers, goal, world.deadline, last=float(ended.max(initial=0.0)))
+    going = journeys(world, clients, load, seed=seed, number=round)
+    limits = None
+    if world.partial_work and world.deadline is not None:
+        going, limits = _shortened(going, load, world.deadline)
+    # One with nothing to train on sends nothing, and does not count as an answer.
+    idle = (load.examples == 0) | (np.zeros(len(clients), bool) if limits is None else limits == 0)
+    answers = np.where(going.dropped | idle, np.inf, going.finish)
+    closing = _closing(answers, goal, world.deadline, last=float(going.ended.max(initial=0.0)))
     counted = answers <= closing
     counted &= np.cumsum(counted[order := np.argsort(answers, kind="stable")])[np.argsort(order)] <= goal
-    stopped = np.minimum(ended, closing)
-    compute = np.clip(stopped - received, 0, training)
-    up = np.where(counted, load.up, np.clip((stopped - received - training) * upload, 0, load.up)) * ~idle
-    down = np.where(stopped >= received, load.down, np.minimum(load.down, stopped * download))
-    return Passage(
-        counted, dropped, ~counted & ~dropped & ~idle, closing, compute,
-        compute * watts + (up + down) * per_byte, up.astype(np.int64), down.astype(np.int64),
-    )  # fmt: skip
+    cost = spent(going, load, np.minimum(going.ended, closing), counted)
+    late = ~counted & ~going.dropped & (load.examples > 0)
+    return Passage(counted, going.dropped, late, closing, *cost, limits)
+
+
+def _shortened(going: Journeys, load: Load, deadline: float) -> tuple[Journeys, NDArray[np.int64]]:
+    """Journeys of clients that stop training in time to send, and how many local steps each then makes, [C]."""
+    left = deadline - (going.finish - going.training)  # for training
+    assert load.steps is not None
+    share = np.clip(left / np.maximum(going.training, 1e-300), 0.0, 1.0)
+    limits = np.floor(share * load.steps * (1 + 1e-12)).astype(np.int64)
+    training = going.training * limits / np.maximum(load.steps, 1)
+    finish = going.finish - going.training + training
+    return going._replace(training=training, finish=finish, ended=np.minimum(going.ended, finish)), limits
 
 
 def _closing(

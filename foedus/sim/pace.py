@@ -1,0 +1,315 @@
+"""Who takes part in a round, when, and what it brings: the paces at which a federation can run.
+
+A :class:`Pace` makes one round of the engine out of the executor's work and, where there is one, the simulated
+world's clock: :class:`InStep` waits for a cohort, :class:`ByEdges` lets edge aggregators average first, and
+:class:`~foedus.sim.flights.AsTheyCome` takes updates as they arrive. The engine asks for a round, and commits it.
+
+Not here: what the server makes of it (``commit.py``), local training (the executors).
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.core.aggregate import message_bytes
+from foedus.core.batches import processed, taken
+from foedus.core.method import Contribution, Vectors
+from foedus.core.select import Population, Sampler
+from foedus.core.timing import Hierarchical
+from foedus.core.values import Context, Update
+from foedus.errors import ConfigurationError
+from foedus.record.kept import Kept
+from foedus.sim.commit import Server
+from foedus.sim.hostile import attacked
+from foedus.sim.settings import Settings
+from foedus.sim.state import RunState
+from foedus.sim.work import Collector, Job, Orders, Outcome, Session, union
+from foedus.sim.world import Load, Passage, pass_round
+from foedus.tree import Vector
+
+Ints = NDArray[np.int64]
+
+
+class Brought(NamedTuple):
+    """What a round brought.
+
+    Attributes:
+        outcome: of the clients that trained.
+        asked: positions of all whose costs are to be counted, int64 [A].
+        costs: float64 [A, 5], see :data:`foedus.sim.state.COSTS`.
+        enough: whether the round counts.
+        world: figures of the simulated world for the record; ``None`` without one.
+        told: further figures for the record.
+        pull: added to the update by the server, [parameter]; ``None`` for nothing.
+    """
+
+    outcome: Outcome
+    asked: Ints
+    costs: NDArray[np.float64]
+    enough: bool
+    world: dict[str, Any] | None = None
+    told: Mapping[str, Any] = {}
+    pull: Vector | None = None
+
+
+class Pace(Protocol):
+    """How rounds come about. Law: a round depends on the state, the seed and its number only."""
+
+    def round(self, number: int, session: Session, state: RunState) -> Brought:
+        """Carry out a round."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all paces stand on: the job, who is asked, and what clients keep.
+
+    Attributes:
+        wanted: clients a round, where that is a number; a world may ask more of them.
+        rounds: how many rounds there are to be.
+    """
+
+    job: Job
+    server: Server
+    settings: Settings
+    sampler: Sampler
+    wanted: int | None
+    rounds: int
+    kept: Kept
+
+    @property
+    def population(self) -> Population:
+        return Population(len(self.job.clients), self.job.clients.sizes)
+
+    def cohort(self, number: int) -> Ints:
+        """Who is asked in a round: positions, each once."""
+        population = self.population
+        asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
+        sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
+        if (
+            not sound
+            or len(np.unique(asked)) < len(asked)
+            or ((asked < 0) | (asked >= population.count)).any()
+        ):
+            raise ConfigurationError(
+                f"the sampler {self.sampler.label} must give different positions from 0 to {population.count - 1}, "
+                f"and gave {reprlib.repr(asked.tolist())} in round {number}"
+            )
+        return asked.astype(np.int64, copy=False)
+
+    def down(self, state: RunState) -> Vectors:
+        """What the method sends to clients beside the model."""
+        method = self.job.algorithm.method
+        return {} if method is None else method.down(state.method)
+
+    def orders(self, number: int, state: RunState, cohort: Ints) -> Orders:
+        """The orders of a round to some clients."""
+        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=self.down(state))
+
+    def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
+        """What the clients of some orders bring."""
+        adversary = self.settings.adversary
+        if adversary is None:
+            return union(self.job, [session.run(orders)])
+        layouts = (self.server.layout, self.server.buffer_layout)
+        return attacked(session, orders, adversary, job=self.job, layouts=layouts, state=state.aggregator)
+
+    def load(self, state: RunState, asked: Ints) -> Load:
+        """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
+        must know them before anybody has trained."""
+        weights = state.weights
+        down = weights.vector.nbytes + weights.buffers.nbytes + message_bytes(dict(self.down(state)))
+        if self.settings.world is None:
+            return Load(down, 0, np.zeros(len(asked), np.int64))
+        clients, spec = self.job.clients, self.job.algorithm.client
+        known = clients.sizes
+        sizes = (
+            known[asked]
+            if known is not None
+            else np.array([len(clients.train(int(c))) for c in asked], np.int64)
+        )
+        return Load(down, self._foretold(state), processed(spec, sizes), taken(spec, sizes))
+
+    def _foretold(self, state: RunState) -> int:
+        """Bytes that a client will send: those of an update of zeros, in every channel."""
+        job, weights, layout = self.job, state.weights, self.server.layout
+        method = job.algorithm.method
+        rules = [job.algorithm.aggregator, *(() if method is None else method.sides.values())]
+        empty, context = (
+            Update(np.zeros_like(weights.vector), 1.0),
+            Context(job.seed, 0, 0, layout, layout.size),
+        )
+        averaged = weights.buffers.nbytes if job.task.average_buffers else 0
+        return averaged + sum(message_bytes(rule.encode(empty, context)) for rule in rules)
+
+
+class _Called(NamedTuple):
+    """Positions of the clients asked, int64 [C]; what each has to do; what becomes of them in a simulated world;
+    and those whose updates count."""
+
+    asked: Ints
+    load: Load
+    passage: Passage | None
+    cohort: Ints
+
+
+class InStep:
+    """Rounds that wait for their cohort: until all have answered, as many as wanted, or the deadline has come."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._coming: tuple[int, _Called] | None = (
+            None  # the next round's call, where it has been made already
+        )
+
+    def round(self, number: int, session: Session, state: RunState) -> Brought:
+        called = self._called(number, state)
+        orders = replace(
+            self._ground.orders(number, state, called.cohort),
+            following=self._following(number, state),
+            limits=_limits(called),
+        )
+        return in_step(called, self._ground.bring(session, orders, state), minimum(self._ground.settings))
+
+    def _called(self, number: int, state: RunState) -> _Called:
+        """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
+        coming, self._coming = self._coming, None
+        return coming[1] if coming is not None and coming[0] == number else call(self._ground, number, state)
+
+    def _following(self, number: int, state: RunState) -> Ints | None:
+        """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
+        if number >= self._ground.rounds:
+            return None
+        with suppress(Exception):
+            self._coming = number + 1, call(self._ground, number + 1, state)
+        return None if self._coming is None else self._coming[1].cohort
+
+
+class ByEdges:
+    """Rounds in which edge aggregators average some times among their own clients before the server averages them.
+
+    An edge is to the server what a client is: its update goes through the same stages and rule. With one round of
+    the edges their partial sums are merged as they are, which changes no bit.
+    """
+
+    def __init__(self, ground: Ground, timing: Hierarchical) -> None:
+        self._ground, self._timing = ground, timing
+
+    def round(self, number: int, session: Session, state: RunState) -> Brought:
+        ground = self._ground
+        called = call(ground, number, state, times=self._timing.rounds)
+        orders = replace(ground.orders(number, state, called.cohort), limits=_limits(called))
+        edges = self._edges(called.cohort)
+        shares = [orders.only(np.flatnonzero(edges == edge)) for edge in np.unique(edges)]
+        if self._timing.rounds == 1:
+            outcome = union(ground.job, [ground.bring(session, share, state) for share in shares])
+            told = {"edges": {"count": len(shares)}}
+        else:
+            collector = Collector(ground.job, orders, (ground.server.layout, ground.server.buffer_layout))
+            parts = [
+                self._averaged(session, share, state, (int(edge), collector))
+                for edge, share in zip(np.unique(edges), shares, strict=True)
+            ]
+            outcome = union(ground.job, [*parts, collector.outcome])
+            told = {"edges": {"count": len(shares), "bytes_up": collector.edge_bytes}}
+        return in_step(called, outcome, minimum(ground.settings))._replace(told=told)
+
+    def _edges(self, cohort: Ints) -> Ints:
+        found = np.asarray(self._timing.edge(cohort))
+        if found.shape != cohort.shape or found.dtype.kind not in "iu" or (found < 0).any():
+            raise ConfigurationError(
+                f"{self._timing.label}: the function must give the number of an edge, from 0, for each of "
+                f"{len(cohort)} clients, and gave {found.dtype}{list(found.shape)}"
+            )
+        return found
+
+    def _averaged(
+        self, session: Session, orders: Orders, state: RunState, edge: tuple[int, Collector]
+    ) -> Outcome:
+        """An edge's own rounds; its update goes to the collector, its clients' figures come back."""
+        (number, collector), ground = edge, self._ground
+        own = ground.server.first(orders.start)
+        total = Outcome()
+        weight = 0
+        for part in range(self._timing.rounds):
+            found = ground.bring(session, replace(orders, start=own.weights, part=part), state)
+            if found.message is not None:
+                ground.server.commit(own, found, orders.round)
+            total, weight = _added(total, found), sum(found.examples)
+        update = own.weights.vector - orders.start.vector
+        if total.senders:
+            collector.edge(
+                len(ground.job.clients) + number, Contribution(update, buffers=own.weights.buffers), weight
+            )
+        return total
+
+
+def _added(total: Outcome, found: Outcome) -> Outcome:
+    """Figures of a further round of the same clients; no messages."""
+    result = replace(
+        found, message=None, buffers=None, sides={}, sent=list(found.sent), steps=list(found.steps)
+    )
+    result.refused = total.refused + found.refused
+    result.senders = max(total.senders, found.senders)
+    if total.clients == found.clients:
+        result.sent = [a + b for a, b in zip(total.sent, found.sent, strict=True)]
+        result.steps = [a + b for a, b in zip(total.steps, found.steps, strict=True)]
+    return result
+
+
+def call(ground: Ground, number: int, state: RunState, *, times: int = 1) -> _Called:
+    """Who takes part in a round, and what becomes of them; each has its work to do so many times."""
+    asked = ground.cohort(number)
+    load = ground.load(state, asked)
+    load = Load(load.down * times, load.up * times, load.examples * times, load.steps)
+    world = ground.settings.world
+    if world is None:
+        return _Called(asked, load, None, asked)
+    goal = ground.wanted or max(1, math.ceil(len(asked) / world.over_selection - 1e-9))
+    passage = pass_round(world, asked, load, goal=goal, seed=ground.job.seed, round=number)
+    return _Called(asked, load, passage, asked[passage.counted])
+
+
+def _limits(called: _Called) -> Ints | None:
+    """How many local steps each client of the cohort may make, where a world lets slow ones do less."""
+    passage = called.passage
+    return None if passage is None or passage.limits is None else passage.limits[passage.counted]
+
+
+def in_step(called: _Called, outcome: Outcome, fewest: int) -> Brought:
+    """A round that waited for its cohort, with its costs."""
+    asked, load, passage, cohort = called
+    up = _sent(outcome, asked, None if passage is None else passage.up)
+    nothing = np.zeros(len(asked))
+    if passage is None:
+        costs = np.stack([nothing + 1, up, nothing + load.down, nothing, nothing], axis=-1)
+        return Brought(outcome, asked, costs, True)
+    costs = np.stack([nothing + 1, up, passage.down, passage.compute, passage.energy], axis=-1)
+    world = {
+        "seconds": passage.seconds,
+        "dropped": int(passage.dropped.sum()),
+        "late": int(passage.late.sum()),
+    }
+    return Brought(outcome, asked, costs, len(cohort) >= fewest, world)
+
+
+def _sent(outcome: Outcome, asked: Ints, foretold: Ints | None) -> Ints:
+    """Bytes that each client asked has sent, [C]: what those that trained did send, and what the others are
+    thought to have sent before they were lost."""
+    sent = np.zeros(len(asked), np.int64) if foretold is None else foretold.copy()
+    trained = dict(zip(outcome.clients, outcome.sent, strict=True))
+    for slot, client in enumerate(asked.tolist()):
+        sent[slot] = trained.get(client, sent[slot])
+    return sent
+
+
+def minimum(settings: Settings) -> int:
+    """Fewest answers for a round to count."""
+    return settings.world.minimum if settings.world else 1
