@@ -26,7 +26,7 @@ from foedus.sim.work import Executor, Job, Orders, Session
 
 STEPS = 8  # local steps of each client in a rehearsal, at most
 CLIENTS = 4  # clients per core in a rehearsal, at least
-LONG = 0.05  # seconds that a rehearsal by the plain loop had better take: more clients for quicker models
+LONG = 0.02  # seconds that a rehearsal by the plain loop had better take: more clients for quicker models
 BUDGET = 0.5  # seconds that it may take: fewer steps for slower models
 TURNS = 5  # rehearsals of each candidate on the clock, at most, and no new one once they have taken BUDGET
 GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
