@@ -13,6 +13,33 @@ import numpy as np
 from foedus.errors import ConfigurationError
 
 
+def whole(value: Any, *, least: int) -> bool:
+    """Whether a value is a whole number of at least ``least``; Python's and numpy's are, ``True`` is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_whole(name: str, value: Any, *, least: int = 1, also: str = "") -> None:
+    """Refuse all but whole numbers of at least ``least``.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was written.
+        least: the smallest that will do.
+        also: what may be written besides, for the message.
+
+    Raises:
+        ConfigurationError: it is something else; says what.
+
+    Example:
+        >>> check_whole("epochs", 3)
+        >>> check_whole("epochs", 2.5)
+        Traceback (most recent call last):
+        foedus.errors.ConfigurationError: epochs must be a whole number of at least 1, not 2.5
+    """
+    if not whole(value, least=least):
+        raise ConfigurationError(f"{name} must be a whole number of at least {least}{also}, not {value!r}")
+
+
 def check_number(name: str, value: Any, *, also: str = "", below: float = math.inf, above: bool = False) -> None:
     """Refuse all but numbers from 0 to, but not including, ``below``.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, whole
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -174,7 +174,7 @@ def _draw(seed: int, round: int) -> np.random.Generator:
 
 
 def _at_least_one(clients: int) -> None:
-    if isinstance(clients, bool) or not isinstance(clients, int | np.integer) or clients < 1:
+    if not whole(clients, least=1):
         raise ConfigurationError(f"a cohort has at least one client, not {clients!r}")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, check_whole
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -75,8 +75,7 @@ class World:
             raise ConfigurationError(f"over_selection must be a number of at least 1, not {self.over_selection}")
         if self.deadline is not None:
             check_number("deadline", self.deadline, also=", in seconds, or None", above=True)
-        if not isinstance(self.minimum, int | np.integer) or self.minimum < 1:
-            raise ConfigurationError(f"minimum must be a whole number of at least 1, not {self.minimum!r}")
+        check_whole("minimum", self.minimum)
 
     @property
     def label(self) -> str:
