@@ -45,13 +45,13 @@ def figure_path(name: str) -> Path:
     return DOCS / f"{name}.png"
 
 
-def document(page: str, text: str) -> None:
+def document(page: str, text: str, *, mark: str = "table") -> None:
     """Print a table and put it into ``docs/experiments/<page>.md``, between ``<!-- table -->`` and ``<!-- end -->``."""
     print(f"\n{text}\n")
     path = DOCS / f"{page}.md"
-    before, mark, rest = path.read_text("utf-8").partition("<!-- table -->\n")
+    before, begin, rest = path.read_text("utf-8").partition(f"<!-- {mark} -->\n")
     after = rest.partition("<!-- end -->")
-    path.write_text(f"{before}{mark}\n{text}\n\n{after[1]}{after[2]}", "utf-8")
+    path.write_text(f"{before}{begin}\n{text}\n\n{after[1]}{after[2]}", "utf-8")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -82,7 +82,7 @@ SLIPS = {
     "a text as device": (lambda: fd.World(device="phone"), "e.g. foedus.sim.world.phone"),
     "one sink": (lambda: fd.Settings(sinks=fd.TensorBoard("tb")), r"write sinks=\[TensorBoard\(folder='tb'\)\]"),
     "a number to stop at": (lambda: fd.Evaluation(stop_at=0.9), r"stop_at={'accuracy': 0.97}; not 0.9"),
-    "a text as interval": (lambda: fd.Evaluation(every="5"), "a number of rounds, 0 for never; not '5'"),
+    "a text as interval": (lambda: fd.Evaluation(every="5"), r"at least 0 rounds \(0 for never\), not '5'"),
     "another name in the grid": (
         lambda: fd.sweep(lambda rate: None, {"lr": [0.1]}, progress=False),
         r"with the names of the grid: missing a required argument: 'rate'",
@@ -95,10 +95,10 @@ SLIPS = {
     "a text as share": (lambda: clients().split(test="0.2"), r"split\(validation=0.1, test='0.2'\) cannot be: each share is a number in"),
     "true as share": (lambda: clients().split(test=True), r"test=True\) cannot be"),
     "a text as alpha": (lambda: fd.data.dirichlet(3, alpha="a"), "alpha must be a number above 0; not 'a'"),
-    "true as nodes": (lambda: fd.data.iid(True), "nodes must be a whole number of at least 1, and is True"),
+    "true as nodes": (lambda: fd.data.iid(True), "nodes must be a whole number of at least 1, not True"),
     "true as cohort": (lambda: fd.uniform(True), "a cohort has at least one client, not True"),
     "true as features": (lambda: fd.logistic(True, 2), "features must be a whole number"),
-    "true as workers": (lambda: fd.executors.processes(True), "workers is a number from 1, or None for one per core; not True"),
+    "true as workers": (lambda: fd.executors.processes(True), "workers must be a whole number of at least 1, or None for one per core, not True"),
     "a data set to scale": (
         lambda: fd.data.federated_scaling(fd.data.from_arrays(X, Y)),
         r"of a foedus.Clients, and this is of type Dataset. Deal .*dataset.partition\(foedus.data.iid\(10\)\)",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError
 from foedus.tree import Layout
 
-_PROBE = 1 << 14  # entries that errors are measured on; none of them depends much on the length
+_PROBE = 1 << 13  # entries that errors are measured on; none of them depends much on the length
 _SPARE = 64  # bytes for what travels beside the codes: a weight, a scale
 
 
@@ -41,12 +42,12 @@ class Plan(NamedTuple):
         bytes: of one update on the wire.
         error: expected ‖what the server finds of one update − the update‖² / ‖the update‖². The mean over m clients of
             an unbiased chain with randomness of each client's own (``eden``, ``subsample``) has this divided by m.
-        considered: label, bytes and error of every candidate that fits, best first.
+        considered: label, bytes and error of the best five that fit, best first.
 
     Example:
         >>> plan = plan_compression(50_000, 199_210)
         >>> plan.aggregator.label, plan.bytes <= 50_000, 0.1 < plan.error < 0.16
-        ('chain(eden(1), mean())', True, False)
+        ('chain(subsample(0.985), eden(2), mean())', True, True)
     """
 
     aggregator: Aggregator
@@ -81,18 +82,21 @@ def plan_compression(
     Example:
         >>> plan = plan_compression(20_000, 199_210)
         >>> plan.aggregator.label, plan.bytes
-        ('chain(subsample(0.794), eden(1), mean())', 19915)
+        ('chain(subsample(0.781), eden(1), mean())', 19468)
     """
     check_whole("budget", budget, least=1)
     size = model.size if isinstance(model, Layout) else model
     check_whole("model", size, least=1)
     vector = _probe(probe, norm)
-    rows = []
-    for rule, bare in _candidates(budget, model, additive=additive, norm=norm, feedback=feedback):
-        rows.append((_error(bare, vector), rule))
-    fits = []
+    rows = [
+        (_error(bare, vector), rule)
+        for rule, bare in _candidates(
+            budget, model, len(vector), additive=additive, norm=norm, feedback=feedback
+        )
+    ]
+    fits: list[tuple[Aggregator, int, float]] = []
     for error, rule in sorted(rows, key=lambda row: row[0]):
-        if (taken := _bytes(rule, model)) <= budget:
+        if len(fits) < 5 and (taken := _bytes(rule, model)) <= budget:
             fits.append((rule, taken, error))
     if not fits:
         raise ConfigurationError(_nothing(budget, size, additive=additive, norm=norm))
@@ -101,61 +105,88 @@ def plan_compression(
 
 
 def _candidates(
-    budget: int, model: int | Layout, *, additive: bool, norm: float | None, feedback: bool
+    budget: int, model: int | Layout, probe: int, *, additive: bool, norm: float | None, feedback: bool
 ) -> Iterator[tuple[Aggregator, Aggregator]]:
-    """The chain as it will be used, and the same without a look at layers, for measuring."""
-    size, plain = (model, 0) if isinstance(model, int) else (model.size, 0)
-    wrap: Callable[[Sequence[Stage]], Sequence[Stage]] = list
-    if isinstance(model, Layout) and not additive:
-        size = sum(n for n, shape in zip(model.sizes, model.shapes, strict=True) if len(shape) > 1)
-        plain, wrap = 4 * (model.size - size), lambda stages: [matrices(*stages)]
+    """Each chain as it will be used, and as it is measured on ``probe`` entries, without a look at layers."""
+    size, plain, wrap = _for_layers(model, additive=additive)
     room = budget - plain - _SPARE
-    rows = _additive(room, size, norm) if additive else _single(room, size)
-    for stages in rows:
+    if additive:
+        for stages, bare in zip(
+            _additive(room, size, size, norm), _additive(room, size, probe, norm), strict=True
+        ):
+            yield chain(*stages, mean()), chain(*bare, mean())
+        return
+    for stages in _single(room, size):
         yield chain(*wrap(stages), mean()), chain(*stages, mean())
-    if feedback and not additive:
-        for stages in _biased(room, size):
-            yield error_feedback(chain(*wrap(stages), mean())), chain(*stages, mean())
+    for stages in _biased(room, size) if feedback else ():
+        yield error_feedback(chain(*wrap(stages), mean())), chain(*stages, mean())
+
+
+def _for_layers(
+    model: int | Layout, *, additive: bool
+) -> tuple[int, int, Callable[[Sequence[Stage]], Sequence[Stage]]]:
+    """How many entries are compressed, how many bytes the others take, and what chooses the former."""
+    if isinstance(model, int):
+        return model, 0, list
+    if additive:
+        return model.size, 0, list
+    size = sum(n for n, shape in zip(model.sizes, model.shapes, strict=True) if len(shape) > 1)
+    return size, 4 * (model.size - size), lambda stages: [matrices(*stages)]
 
 
 def _single(room: int, size: int) -> Iterator[list[Stage]]:
     """Unbiased chains that are undone message by message."""
     for bits in range(1, 9):
-        if (share := 8 * room / bits / size) >= padded(size) / size:
+        share = _share(8 * room / bits, size)
+        if share == 1:
             yield [eden(bits)]
-        elif bits <= 4 and (part := _floor(share / 1.03)) > 0:  # a rotation pads by 3 % at most
-            yield [subsample(part), eden(bits)]
+        elif bits <= 4 and share:
+            yield [subsample(share), eden(bits)]
 
 
-def _additive(room: int, size: int, norm: float | None) -> Iterator[list[Stage]]:
-    """Chains that add up."""
-    if (share := _floor(room / 4 / size)) > 0:
+def _additive(room: int, size: int, length: int, norm: float | None) -> Iterator[list[Stage]]:
+    """Chains that add up, quantised on the scale of a vector of ``length`` entries."""
+    if share := _floor(room / 4 / size):
         yield [random_mask(min(share, 1.0))]
-    for bits in range(1, 9) if norm is not None else ():
+    for bits, width in product(range(1, 9), (2.0, 3.0, 4.0)) if norm is not None else ():
         assert norm is not None
-        share = 8 * room / bits / size
-        for width in (2.0, 3.0, 4.0):  # standard deviations of a rotated entry
-            scale = float(f"{width * norm / math.sqrt(size):.3g}")
-            if share >= padded(size) / size:
-                yield [clip(norm), rotate(), quantise(bits, scale)]
-            elif (part := _floor(share / 1.03)) > 0:
-                yield [clip(norm), random_mask(part), rotate(), quantise(bits, scale)]
+        scale = float(
+            f"{width * norm / math.sqrt(length):.3g}"
+        )  # ``width`` standard deviations of a rotated entry
+        share = _share(8 * room / bits, size)
+        if share == 1:
+            yield [clip(norm), rotate(), quantise(bits, scale)]
+        elif bits <= 4 and share:
+            yield [clip(norm), random_mask(share), rotate(), quantise(bits, scale)]
 
 
 def _biased(room: int, size: int) -> Iterator[list[Stage]]:
     """Chains for error feedback: the largest entries, coarsely."""
     for bits in (2, 4, 8):
-        share = _floor(
-            8 * room / size / 1.03 / (bits + 2 + max(0.0, math.log2(size * bits / max(8 * room, 1))))
-        )
-        if 0 < share < 1:
+        low, high = 0.0, 1.0
+        for _ in range(40):  # a share s costs about s·(bits + 2 + log₂(1/s)) bits an entry
+            share = (low + high) / 2
+            fits = share * (1.04 * bits + 2 - math.log2(share)) <= 8 * room / size
+            low, high = (share, high) if fits else (low, share)
+        if share := _floor(low):
             yield [top_k(share), eden(bits, biased=True)]
 
 
+def _share(entries: float, size: int) -> float:
+    """Of ``size`` entries, so many that they are at most ``entries`` once rotated; 0 if there are none."""
+    count = min(int(entries), size)
+    while count > 0 and padded(count) > entries:
+        count -= max(1, padded(count) - int(entries))
+    return 1.0 if count == size else _floor(count / size)
+
+
 def _floor(share: float) -> float:
-    """A share of three digits, rounded down."""
-    digits = 3 - math.ceil(math.log10(share)) if share > 0 else 0
-    return math.floor(share * 10**digits) / 10**digits if share > 0 else 0.0
+    """A share of three digits, rounded down; 0 if there is none."""
+    if share <= 0:
+        return 0.0
+    digits = 3 - math.ceil(math.log10(share))
+    scale = 10.0**digits
+    return math.floor(share * scale) / scale
 
 
 def _probe(given: NDArray[Any] | None, norm: float | None) -> NDArray[np.float32]:
@@ -174,7 +205,7 @@ def _probe(given: NDArray[Any] | None, norm: float | None) -> NDArray[np.float32
 def _error(rule: Aggregator, vector: NDArray[np.float32]) -> float:
     """Of one update, the mean over a few draws."""
     found = []
-    for seed in range(4):
+    for seed in range(3):
         context = Context(seed, 1, 0, size=len(vector))
         message = rule.admit(rule.encode(Update(vector, 1.0), context), context)
         found.append(np.square(rule.decode({}, message, context)[0] - vector).sum())

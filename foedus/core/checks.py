@@ -13,9 +13,36 @@ import numpy as np
 from foedus.errors import ConfigurationError
 
 
-def check_number(
-    name: str, value: Any, *, also: str = "", below: float = math.inf, above: bool = False
-) -> None:
+def whole(value: Any, *, least: int) -> bool:
+    """Whether a value is a whole number of at least ``least``; Python's and numpy's are, ``True`` is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_whole(name: str, value: Any, *, least: int = 1, most: int | None = None, also: str = "") -> None:
+    """Refuse all but whole numbers of at least ``least``, and at most ``most`` if that is given.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was written.
+        least: the smallest that will do.
+        most: the largest.
+        also: what may be written besides, for the message.
+
+    Raises:
+        ConfigurationError: it is something else; says what.
+
+    Example:
+        >>> check_whole("epochs", 3)
+        >>> check_whole("epochs", 2.5)
+        Traceback (most recent call last):
+        foedus.errors.ConfigurationError: epochs must be a whole number of at least 1, not 2.5
+    """
+    if not whole(value, least=least) or (most is not None and value > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigurationError(f"{name} must be a whole number {wanted}{also}, not {value!r}")
+
+
+def check_number(name: str, value: Any, *, also: str = "", below: float = math.inf, above: bool = False) -> None:
     """Refuse all but numbers from 0 to, but not including, ``below``.
 
     Args:
@@ -39,26 +66,3 @@ def check_number(
         least = "above 0" if above else "of at least 0"
         bound = f"{least} and below {below:g}" if below < math.inf else least
         raise ConfigurationError(f"{name} must be a number {bound}{also}; not {value!r}")
-
-
-def check_whole(name: str, value: Any, *, least: int = 0, most: int | None = None) -> None:
-    """Refuse all but whole numbers from ``least``, to ``most`` if that is given.
-
-    Args:
-        name: of the argument, for the message.
-        value: what was written.
-        least: the smallest that is let pass.
-        most: the largest.
-
-    Raises:
-        ConfigurationError: it is something else; says what.
-
-    Example:
-        >>> check_whole("attackers", 1.5)
-        Traceback (most recent call last):
-        foedus.errors.ConfigurationError: attackers must be a whole number of at least 0; not 1.5
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ConfigurationError(f"{name} must be a whole number {wanted}; not {value!r}")

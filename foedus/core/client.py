@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, check_whole
 from foedus.errors import ConfigurationError
 
 Array = Any  # an array of numpy, torch or jax
@@ -268,9 +268,8 @@ def _amounts(epochs: int | None, steps: int | None, batch_size: int | None) -> t
     if epochs is None and steps is None:
         epochs = 1
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if value is not None:
+            check_whole(name, value)
     return tuple(None if value is None else int(value) for value in (epochs, steps, batch_size))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from foedus.core.aggregate import Aggregator
 from foedus.core.values import SERVER, Context, Message, State, Update
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, IncompatibleStages
 from foedus.tree import Layout
 
 
@@ -29,6 +29,9 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
     Args:
         aggregator: usually a chain that ends in a mean, e.g. ``chain(top_k(0.01), mean())``.
 
+    Raises:
+        IncompatibleStages: the aggregator's clients keep something already.
+
     Example:
         >>> import numpy as np
         >>> from foedus.core.aggregate import mean
@@ -39,6 +42,11 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
         >>> rule.remember(update, rule.encode(update, context), context)["residual"].tolist()
         [0.0, 1.0]
     """
+
+    if aggregator.remember is not None:
+        raise IncompatibleStages(
+            f"{aggregator.label} keeps a residual already; one error_feedback() is enough"
+        )
 
     def owed(update: Update, context: Context) -> Update:
         residual = context.kept.get("residual")
@@ -59,8 +67,7 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
         state = aggregator.init(context.layout or Layout((), (), ()))
         arrived = aggregator.admit(message, context)
         vector, _ = aggregator.decode(state, arrived, context._replace(client=SERVER))
-        kept = {"residual": (whole.vector - vector).astype(whole.vector.dtype)}
-        return kept | aggregator.remember(whole, message, context) if aggregator.remember else kept
+        return {"residual": (whole.vector - vector).astype(whole.vector.dtype)}
 
     label = f"error_feedback({aggregator.label})"
     return aggregator._replace(encode=encode, remember=remember, label=label, encode_all=None)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.checks import check_whole
 from foedus.core.task import NumpyModel
 from foedus.errors import ConfigurationError
 
@@ -150,5 +151,4 @@ def _labels(target: Array, classes: int) -> Array:
 
 def _counts(**values: int) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+        check_whole(name, value)

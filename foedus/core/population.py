@@ -156,7 +156,8 @@ class Clients:
 
         Args:
             function: client id -> `Examples` or ``(x, y)``. It is asked anew whenever the client takes
-                part, perhaps in another process, and must answer the same every time.
+                part, perhaps in another process, or by several threads at once while the round before is
+                still training; it must answer the same every time.
             ids: how many clients (ids 0, 1, ...), or their ids; ``range(1_000_000)`` costs nothing.
             validation, test: the same for those parts.
             sizes: examples per client [client], if known; saves time where clients are weighted by size. A

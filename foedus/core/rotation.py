@@ -88,7 +88,7 @@ def turned_back(vector: NDArray[Any], draw: np.random.Generator, size: int) -> N
 
 def _signed(vector: NDArray[Any], draw: np.random.Generator, factor: float, out: NDArray[Any]) -> None:
     """out = factor · signs · vector, in blocks that stay in the cache."""
-    random, table = words(draw, -(-len(vector) // 8)), (_SIGNS * factor).astype(vector.dtype)
+    random, table = words(draw, -(-len(vector) // 8)), (_SIGNS.astype(np.float64) * factor).astype(vector.dtype)
     for at in range(0, len(vector), _BLOCK):
         signs = table.take(random[at // 8 : (at + _BLOCK) // 8], axis=0).reshape(-1)
         part = vector[at : at + _BLOCK]

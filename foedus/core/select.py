@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.checks import check_number, check_whole
+from foedus.core.checks import check_number, check_whole, whole
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -142,7 +142,7 @@ def always(positions: Sequence[int], sampler: Sampler) -> Sampler:
         [2, 7, 8]
     """
     for position in positions:
-        check_whole("always(positions, ...): a position", position)
+        check_whole("always(positions, ...): a position", position, least=0)
     fixed = np.unique(np.asarray(positions, np.int64))
 
     def rest(population: Population) -> Population:
@@ -221,7 +221,7 @@ def _draw(seed: int, round: int) -> np.random.Generator:
 
 
 def _at_least_one(clients: int) -> None:
-    if isinstance(clients, bool) or not isinstance(clients, int | np.integer) or clients < 1:
+    if not whole(clients, least=1):
         raise ConfigurationError(f"a cohort has at least one client, not {clients!r}")
 
 

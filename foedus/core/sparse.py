@@ -3,7 +3,7 @@
 Which entries were chosen by a seed costs nothing on the wire. A mask that all clients share is linear: the masked
 entries of all clients add up. Choices of each client's own are put back into place message by message; whichever
 entries a client chose by their size, it must say: k of n positions take about k·(2 + log₂(n/k)) bits here
-(Elias–Fano coding, Elias 1974, Fano 1971; at most 0.6 bits a position above the least possible).
+(Elias–Fano coding, Elias 1974, Fano 1971; for few of many within 0.6 bits a position of the least possible).
 
 Not here: error feedback, which biased choices need to converge (``core/feedback.py``).
 """

@@ -102,8 +102,9 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
     encode = links.encode  # one object: a shortcut knows by it what it stands for
     short = Shortcut(encode, inner.merge, links.encode_all) if links.plain and inner.shortcut else None
     return inner._replace(
-        encode=encode, admit=links.admit, decode=links.decode, label=label, encode_all=short
-    )
+        encode=encode, admit=links.admit, decode=links.decode, label=label, encode_all=short,
+        remember=links.remember if inner.remember else None,
+    )  # fmt: skip
 
 
 def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregator]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, check_whole
 from foedus.core.population import ClientId
 from foedus.errors import ConfigurationError, DataError
 
@@ -89,7 +89,7 @@ def shards(nodes: int, *, shards_per_node: int = 2) -> Partition:
         [[0, 0], [1, 1]]
     """
     _check_nodes(nodes)
-    _check_whole("shards_per_node", shards_per_node, least=1)
+    check_whole("shards_per_node", shards_per_node, least=1)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         _check_enough(len(targets), nodes, shards_per_node)
@@ -122,7 +122,7 @@ def dirichlet(nodes: int, *, alpha: float, minimum: int = 1) -> Partition:
     """
     _check_nodes(nodes)
     check_number("alpha", alpha, above=True)
-    _check_whole("minimum", minimum, least=0)
+    check_whole("minimum", minimum, least=0)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         _check_enough(len(targets), nodes, minimum)
@@ -222,7 +222,7 @@ def quantity_skew(nodes: int, *, alpha: float = 1.0, minimum: int = 1) -> Partit
     """
     _check_nodes(nodes)
     check_number("alpha", alpha, above=True)
-    _check_whole("minimum", minimum, least=0)
+    check_whole("minimum", minimum, least=0)
 
     def deal(targets: Array, _groups: Groups, generator: np.random.Generator) -> Mapping[ClientId, Rows]:
         spare = _check_enough(len(targets), nodes, minimum)
@@ -311,12 +311,7 @@ def _group(groups: Groups, name: str) -> Array:
 
 
 def _check_nodes(nodes: int) -> None:
-    _check_whole("The number of nodes", nodes, least=1)
-
-
-def _check_whole(name: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number of at least {least}, and is {value!r}.")
+    check_whole("The number of nodes", nodes)
 
 
 def _check_enough(rows: int, nodes: int, minimum: int) -> int:

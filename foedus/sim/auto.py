@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,9 @@ from foedus.errors import ConfigurationError, FoedusError, LoweringMismatch, Uns
 from foedus.sim.work import Executor, Job, Orders, Session
 
 STEPS = 8  # local steps of each client in a rehearsal, at most
-CLIENTS = 4  # clients per core in a rehearsal
-BUDGET = 0.5  # seconds that a rehearsal by the plain loop may take: fewer steps for slower models
+CLIENTS = 4  # clients per core in a rehearsal, at least
+LONG = 0.02  # seconds that a rehearsal by the plain loop had better take: more clients for quicker models
+BUDGET = 0.5  # seconds that it may take: fewer steps for slower models
 TURNS = 5  # rehearsals of each candidate on the clock, at most, and no new one once they have taken BUDGET
 GAIN = 0.9  # workers are only started if they can be expected to take less than this of the best time so far
 STARTING = 6.0  # seconds that starting workers takes, about; they must save more than that
@@ -88,7 +89,7 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
         session: Session | None = None
         try:
             session = candidate.open(job)
-            sample = sample if measured else _affordable(session, sample)
+            sample = sample if measured else affordable(session, sample)
             session.run(sample)  # to warm up: programs are compiled, workers get to know the data
             seconds = _in_turn(auto.timer, [s for s in (best, session) if s is not None], sample)
         except Exception as error:
@@ -142,23 +143,32 @@ def _measure(timer: Timer, session: Session, sample: Orders) -> float:
 
 
 def _sample(job: Job, orders: Orders) -> Orders:
-    """The first steps of a few clients that have data."""
+    """The first steps of the clients that have data."""
     cohort, sizes = orders.cohort, job.clients.sizes
     if sizes is not None:
         cohort = cohort[sizes[cohort] > 0]
-    count = CLIENTS * (os.cpu_count() or 1)
-    few = Orders(orders.round, orders.start, cohort[:count], {}, STEPS)
-    return few if len(few.cohort) else Orders(orders.round, orders.start, np.arange(1), {}, STEPS)
+    return Orders(orders.round, orders.start, cohort if len(cohort) else np.arange(1), {}, STEPS)
 
 
-def _affordable(session: Session, sample: Orders) -> Orders:
-    """The sample with as many steps as the first candidate can take within the budget."""
-    one = Orders(sample.round, sample.start, sample.cohort[:1], {}, 1)
-    session.run(one)
-    begin = time.perf_counter()
-    session.run(one)
-    steps = BUDGET / (time.perf_counter() - begin) / len(sample.cohort)
-    return Orders(sample.round, sample.start, sample.cohort, {}, int(min(max(steps, 1), STEPS)))
+def affordable(session: Session, sample: Orders, now: Callable[[], float] = time.perf_counter) -> Orders:
+    """The sample with as many clients and steps as suit the speed of the first candidate.
+
+    A few short steps would tell how long a round takes to begin, not how long it takes.
+    """
+    least = min(CLIENTS * (os.cpu_count() or 1), len(sample.cohort))
+
+    def seconds(steps: int) -> float:
+        one = replace(sample, cohort=sample.cohort[:1], limit=steps)
+        times = []
+        for _ in range(3):  # the first warms up
+            begin = now()
+            session.run(one)
+            times.append(now() - begin)
+        return min(times[1:])
+
+    steps = int(min(max(BUDGET / seconds(1) / least, 1), STEPS))
+    clients = int(min(max(LONG / seconds(steps), least), len(sample.cohort)))
+    return replace(sample, cohort=sample.cohort[:clients], limit=steps)
 
 
 def _hopeless(candidate: Executor, measured: Sequence[Measured], auto: Auto, total: float) -> str | None:

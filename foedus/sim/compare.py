@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foedus.core.checks import check_whole
 from foedus.core.client import Client, LocalSGD
 from foedus.core.compose import Algorithm, fedavg
 from foedus.core.examples import Examples
@@ -62,10 +63,8 @@ class Arms:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.alone < 1 or self.every < 1:
-            raise ConfigurationError(
-                f"Arms(alone={self.alone}, every={self.every}): both are whole numbers of at least 1"
-            )
+        check_whole("Arms(alone=...)", self.alone)
+        check_whole("Arms(every=...)", self.every)
 
 
 class Comparison(NamedTuple):

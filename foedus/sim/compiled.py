@@ -146,23 +146,21 @@ class CompiledSession(Session):
 
     def _gathered(self, orders: Orders) -> Gathered | None:
         """The data of the clients that have any; ``None`` if nobody has (no step, no weight)."""
-        clients, cohort = self._job.clients, orders.cohort.tolist()
-        if clients.pool is not None:
-            examples, own = clients.pool
-            rows = [own[c] for c in cohort]
-            sizes = np.array([len(r) for r in rows], np.int64)
+        if self._job.clients.pool is not None:
+            examples, rows = self._job.clients.pool
+            flat, sizes = (own := rows.choose(orders.cohort)).values, own.sizes
             busy = np.flatnonzero(sizes)
-            flat = np.concatenate([rows[i] for i in busy]) if len(busy) else busy
-        else:
-            assert self._reading is not None
-            parts = self._reading.take(orders.cohort)
-            if orders.following is not None:
-                self._reading.begin(orders.following)
-            sizes = np.array([len(p) for p in parts], np.int64)
-            busy = np.flatnonzero(sizes)
-            examples = compiled().stacked([parts[i] for i in busy])[0] if len(busy) else parts[0]
-            flat = np.arange(int(sizes.sum()))
-        return Gathered(orders.only(busy), examples, flat, sizes[busy]) if len(busy) else None
+            return Gathered(orders.only(busy), examples, flat, sizes[busy]) if len(busy) else None
+        assert self._reading is not None
+        parts = self._reading.take(orders.cohort)
+        if orders.following is not None:
+            self._reading.begin(orders.following)
+        sizes = np.array([len(p) for p in parts], np.int64)
+        busy = np.flatnonzero(sizes)
+        if not len(busy):
+            return None
+        examples = compiled().stacked([parts[i] for i in busy])[0]
+        return Gathered(orders.only(busy), examples, np.arange(int(sizes.sum())), sizes[busy])
 
     def _hold(self, program: Any, examples: Examples) -> Any:
         """The examples where the devices see them; a resident pool stays there."""

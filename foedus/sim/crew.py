@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.checks import check_whole
 from foedus.errors import ConfigurationError, WorkerDied
 from foedus.sim.parcels import Failure
 from foedus.sim.work import Job, Orders, Outcome, Session, shards, union
@@ -164,9 +165,8 @@ def dismiss(crew: list[W], *, at_once: bool) -> None:
 
 def check_workers(workers: int | None) -> None:
     """Refuse what is not a number of workers, with None for the default."""
-    whole = isinstance(workers, int | np.integer) and not isinstance(workers, bool)
-    if workers is not None and (not whole or workers < 1):
-        raise ConfigurationError(f"workers is a number from 1, or None for one per core; not {workers!r}")
+    if workers is not None:
+        check_whole("workers", workers, also=", or None for one per core")
 
 
 class Rota:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foedus.backends import Trainer, Weights, open_trainer
+from foedus.core.checks import check_whole, whole
 from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.select import Sampler, everybody, uniform
@@ -425,10 +426,9 @@ _HINTS = {
 
 
 def _check_counts(rounds: Any, seed: Any) -> None:
-    for name, value, least in (("rounds", rounds, 0), ("seed", seed, -(2**63))):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < 2**63:
-            bound = " of at least 0" if not least else ""
-            raise ConfigurationError(f"{name} must be a whole number{bound}, not {value!r}")
+    check_whole("rounds", rounds, least=0)
+    if not (whole(seed, least=-(2**63)) and seed < 2**63):
+        raise ConfigurationError(f"seed must be a whole number of at most 64 bits, not {seed!r}")
 
 
 def _train_loss(outcome: Outcome) -> float | None:
@@ -452,7 +452,7 @@ def _sampler(
         return everybody(), None
     if isinstance(cohort, Sampler):
         return cohort, None
-    if not isinstance(cohort, int | np.integer) or isinstance(cohort, bool):
+    if not whole(cohort, least=1):
         raise ConfigurationError(
             f"cohort is a number of clients, a sampler such as foedus.poisson(0.1), or None for all; not {cohort!r}"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foedus.core.attacks import Adversary
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, check_whole
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
 from foedus.record.export import Sink
@@ -42,10 +42,7 @@ class Evaluation:
     stop_at: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if not _whole(self.every, 0):
-            raise ConfigurationError(
-                f"Evaluation(every=...) is a number of rounds, 0 for never; not {self.every!r}"
-            )
+        check_whole("Evaluation(every=...)", self.every, least=0, also=" rounds (0 for never)")
         if self.stop_at is not None and not isinstance(self.stop_at, Mapping):
             raise ConfigurationError(
                 f"stop_at names a figure and its value, e.g. stop_at={{'accuracy': 0.97}}; not {self.stop_at!r}"
@@ -75,10 +72,7 @@ class LocalCurves:
     examples: Examples | None = None
 
     def __post_init__(self) -> None:
-        if not _whole(self.every, 1):
-            raise ConfigurationError(
-                f"LocalCurves(every=...) is a number of local steps from 1, not {self.every!r}"
-            )
+        check_whole("LocalCurves(every=...)", self.every, also=" local step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +127,6 @@ class Settings:
                 )
         if not isinstance(self.sinks, Sequence):
             raise ConfigurationError(f"sinks is a list; write sinks=[{self.sinks!r}]")
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def _no_executor(value: Any) -> str:

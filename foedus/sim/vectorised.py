@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from foedus.backends import Assignment, Trainer, Weights, open_trainer
 from foedus.backends.cohort import UNGUIDED, Block, Cohort, Stacked, open_cohort
 from foedus.core.batches import Plan, alike, plan
+from foedus.core.checks import check_whole
 from foedus.core.client import Client, LocalSGD
 from foedus.core.method import Measure, Trained
 from foedus.core.packing import PADDING, blocks, calls
@@ -56,8 +57,8 @@ class Vectorised:
                 "the vectorised executor carries out local_sgd(); local_training() runs in the executors debug, "
                 "processes and ray"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ConfigurationError(f"vectorised(threads={self.threads}) needs at least 1")
+        if self.threads is not None:
+            check_whole("vectorised(threads=...)", self.threads, also=", or None for one per core")
         trainer = open_trainer(job.task, seed=job.seed, device=job.device)
         return VectorisedSession(job, trainer, self.threads or cores())
 

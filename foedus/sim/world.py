@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.checks import check_number
+from foedus.core.checks import check_number, check_whole
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError
 
@@ -82,8 +82,7 @@ class World:
             check_number("deadline", self.deadline, also=", in seconds, or None", above=True)
         if self.partial_work and self.deadline is None:
             raise ConfigurationError("World(partial_work=True) needs a deadline, in seconds, to stop training at")
-        if not isinstance(self.minimum, int | np.integer) or self.minimum < 1:
-            raise ConfigurationError(f"minimum must be a whole number of at least 1, not {self.minimum!r}")
+        check_whole("minimum", self.minimum)
 
     @property
     def label(self) -> str:

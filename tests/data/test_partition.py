@@ -150,7 +150,7 @@ class TestByKey:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: iid(0), "at least 1, and is 0"),
+        (lambda: iid(0), "at least 1, not 0"),
         (lambda: iid(2.0), "2.0"),
         (lambda: shards(3, shards_per_node=0), "shards_per_node"),
         (lambda: dirichlet(3, alpha=0.0), "alpha"),
@@ -161,10 +161,10 @@ class TestByKey:
         (lambda: by_class(3, share="0.9"), "share must be a number above 0; not '0.9'"),
         (lambda: dirichlet(3, alpha="a"), "alpha must be a number above 0; not 'a'"),
         (lambda: quantity_skew(3, alpha=None), "alpha must be a number"),
-        (lambda: dirichlet(3, alpha=1.0, minimum="1"), "minimum must be a whole number of at least 0, and is '1'"),
+        (lambda: dirichlet(3, alpha=1.0, minimum="1"), "minimum must be a whole number of at least 0, not '1'"),
         (lambda: quantity_skew(3, minimum=-1), "minimum must be"),
         (lambda: shards(3, shards_per_node=1.5), "shards_per_node must be a whole number"),
-        (lambda: iid(True), "nodes must be a whole number of at least 1, and is True"),
+        (lambda: iid(True), "nodes must be a whole number of at least 1, not True"),
     ],
 )
 def test_impossible_rules_are_refused_when_written(build, message):

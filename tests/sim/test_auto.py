@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.errors import ConfigurationError, LoweringMismatch, UnsupportedOperator
-from foedus.sim.auto import TURNS, Auto, choose
+from foedus.sim.auto import BUDGET, CLIENTS, LONG, STEPS, TURNS, Auto, affordable, choose
 from foedus.sim.debug import Debug, DebugSession
-from foedus.sim.work import Job, Orders, Session
+from foedus.sim.work import Job, Orders, Outcome, Session
 
 NAMES = ("debug", "vectorised", "compiled", "processes")
 
@@ -148,6 +149,38 @@ def test_the_rehearsal_takes_only_first_steps() -> None:
     choose(Auto((Counting("debug"),)), many, orders(many), rounds=1, say=lambda text: None).close()
     assert counted
     assert max(counted) == 8
+
+
+class Slow:
+    """A session on a clock of its own: every client takes so long, and every step."""
+
+    name = "slow"
+
+    def __init__(self, client: float, step: float) -> None:
+        self.client, self.step, self.now = client, step, 0.0
+
+    def run(self, orders: Orders) -> Outcome:
+        assert orders.limit is not None
+        self.now += len(orders.cohort) * (self.client + orders.limit * self.step)
+        return Outcome()
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("client", [0.0, 1e-5, 1e-3, 0.1])
+@pytest.mark.parametrize("step", [1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("cohort", [1, 10, 1000])
+def test_a_rehearsal_is_as_long_as_the_model_allows(client: float, step: float, cohort: int) -> None:
+    session = Slow(client, step)
+    whole = replace(orders(job()), cohort=np.arange(cohort), limit=STEPS)
+    sample = affordable(session, whole, now=lambda: session.now)  # type: ignore[arg-type]
+    count, steps, least = len(sample.cohort), sample.limit or 0, min(cohort, CLIENTS * (os.cpu_count() or 1))
+    assert least <= count <= cohort
+    assert 1 <= steps <= STEPS
+    took = count * (client + steps * step)
+    assert steps == 1 or took <= BUDGET * 1.01
+    assert count == least or took <= LONG * 1.01  # no longer than wanted, where it could be shorter,
+    assert (count == cohort and steps == STEPS) or took > 0.9 * LONG  # and not shorter where it could be longer
 
 
 def test_a_fault_inside_a_fast_path_is_passed_by_if_another_can_run() -> None:

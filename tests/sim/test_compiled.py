@@ -107,6 +107,17 @@ def test_rounds_of_a_generated_population_are_read_once_and_ahead(tmp_path: Path
     assert asked == drawn + Counter([0, 3, 5])  # the fingerprint reads three clients, too
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("cohort", [[], [1], [3, 1]])
+def test_nobody_who_has_data_brings_nothing(known: bool, cohort: list[int]) -> None:
+    clients = population([2, 0, 1, 0])
+    clients = clients if known else fd.Clients.generated(partial(_of, clients), 4)
+    job = Job(fd.Task(net, F.cross_entropy), fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4)), clients, seed=0)
+    with Compiled().open(job) as session:
+        found = session.run(Orders(1, open_trainer(job.task, seed=0).initial(), np.array(cohort, np.int64)))
+    assert (found.message, found.clients) == (None, [])
+
+
 def _of(whole: fd.Clients, client: int) -> fd.Examples:
     return whole.train(client)
 

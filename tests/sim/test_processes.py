@@ -116,7 +116,7 @@ def test_workers_are_as_many_as_are_of_use_and_stay() -> None:
 
 def test_the_number_of_workers_is_checked_and_defaults_to_the_cores() -> None:
     for wrong in (0, -1, 1.5, "2"):
-        with pytest.raises(ConfigurationError, match="workers is a number from 1"):
+        with pytest.raises(ConfigurationError, match="workers must be a whole number of at least 1"):
             Processes(wrong)  # type: ignore[arg-type]
     assert 1 <= cores() <= (os.cpu_count() or 1)
 
