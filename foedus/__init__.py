@@ -17,18 +17,30 @@ if TYPE_CHECKING:
     from foedus.core.aggregate import Aggregator as Aggregator
     from foedus.core.aggregate import mean as mean
     from foedus.core.attacks import Adversary as Adversary
+    from foedus.core.budget import plan_compression as plan_compression
     from foedus.core.client import local_sgd as local_sgd
     from foedus.core.client import local_training as local_training
     from foedus.core.client import proximal as proximal
     from foedus.core.compose import Algorithm as Algorithm
     from foedus.core.compose import fedavg as fedavg
     from foedus.core.compose import fedsgd as fedsgd
+    from foedus.core.entropy import entropy as entropy
     from foedus.core.examples import Examples as Examples
+    from foedus.core.feedback import error_feedback as error_feedback
     from foedus.core.gate import Gate as Gate
     from foedus.core.gate import self_checked as self_checked
+    from foedus.core.layers import low_rank as low_rank
+    from foedus.core.layers import matrices as matrices
+    from foedus.core.layers import on_layers as on_layers
+    from foedus.core.layers import power_sgd as power_sgd
     from foedus.core.linear import linear as linear
     from foedus.core.linear import logistic as logistic
     from foedus.core.population import Clients as Clients
+    from foedus.core.quantise import drive as drive
+    from foedus.core.quantise import eden as eden
+    from foedus.core.quantise import qsgd as qsgd
+    from foedus.core.quantise import quantise as quantise
+    from foedus.core.quantise import sign_majority as sign_majority
     from foedus.core.robust import bulyan as bulyan
     from foedus.core.robust import centred_clipping as centred_clipping
     from foedus.core.robust import collect as collect
@@ -39,6 +51,7 @@ if TYPE_CHECKING:
     from foedus.core.robust import median as median
     from foedus.core.robust import multi_krum as multi_krum
     from foedus.core.robust import trimmed_mean as trimmed_mean
+    from foedus.core.rotation import rotate as rotate
     from foedus.core.scores import quarantine as quarantine
     from foedus.core.select import always as always
     from foedus.core.select import available as available
@@ -51,6 +64,10 @@ if TYPE_CHECKING:
     from foedus.core.server import momentum as momentum
     from foedus.core.server import sgd as sgd
     from foedus.core.server import yogi as yogi
+    from foedus.core.sparse import rand_k as rand_k
+    from foedus.core.sparse import random_mask as random_mask
+    from foedus.core.sparse import subsample as subsample
+    from foedus.core.sparse import top_k as top_k
     from foedus.core.stage import Stage as Stage
     from foedus.core.stage import chain as chain
     from foedus.core.stage import clip as clip
@@ -123,6 +140,10 @@ _HOMES = {
     "collect": "foedus.core.robust",
     "compare": "foedus.sim.compare",
     "dnc": "foedus.core.robust",
+    "drive": "foedus.core.quantise",
+    "eden": "foedus.core.quantise",
+    "entropy": "foedus.core.entropy",
+    "error_feedback": "foedus.core.feedback",
     "everybody": "foedus.core.select",
     "fedavg": "foedus.core.compose",
     "fedsgd": "foedus.core.compose",
@@ -134,21 +155,34 @@ _HOMES = {
     "local_sgd": "foedus.core.client",
     "local_training": "foedus.core.client",
     "logistic": "foedus.core.linear",
+    "low_rank": "foedus.core.layers",
     "mae": "foedus.core.task",
+    "matrices": "foedus.core.layers",
     "mean": "foedus.core.aggregate",
     "median": "foedus.core.robust",
     "momentum": "foedus.core.server",
     "multi_krum": "foedus.core.robust",
+    "on_layers": "foedus.core.layers",
+    "plan_compression": "foedus.core.budget",
     "poisson": "foedus.core.select",
+    "power_sgd": "foedus.core.layers",
     "proximal": "foedus.core.client",
+    "qsgd": "foedus.core.quantise",
+    "quantise": "foedus.core.quantise",
     "quarantine": "foedus.core.scores",
+    "rand_k": "foedus.core.sparse",
+    "random_mask": "foedus.core.sparse",
     "read_run": "foedus.sim.run",
     "rmse": "foedus.core.task",
+    "rotate": "foedus.core.rotation",
     "self_checked": "foedus.core.gate",
     "semi_synchronous": "foedus.core.timing",
     "sgd": "foedus.core.server",
+    "sign_majority": "foedus.core.quantise",
     "simulate": "foedus.sim.engine",
+    "subsample": "foedus.core.sparse",
     "sweep": "foedus.sim.sweep",
+    "top_k": "foedus.core.sparse",
     "trimmed_mean": "foedus.core.robust",
     "uniform": "foedus.core.select",
     "yogi": "foedus.core.server",
