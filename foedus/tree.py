@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,28 @@ class Layout:
     def name_at(self, position: int) -> str:
         """The name of the array that holds entry ``position`` of the vector."""
         return self.names[int(np.searchsorted(self.offsets, position, side="right")) - 1]
+
+    def without(self, names: Collection[str]) -> Layout:
+        """The layout of a vector that lacks some arrays.
+
+        Example:
+            >>> Layout(("w", "b"), ((2, 3), (2,)), ("float32", "float32")).without(["w"]).size
+            2
+        """
+        rows = zip(self.names, self.shapes, self.dtypes, strict=True)
+        kept = [row for row in rows if row[0] not in names]
+        return Layout(tuple(r[0] for r in kept), tuple(r[1] for r in kept), tuple(r[2] for r in kept))
+
+    def positions(self, names: Collection[str]) -> NDArray[np.int64]:
+        """Where the entries of some arrays lie in the vector, int64 [entry], ascending.
+
+        Example:
+            >>> Layout(("w", "b"), ((2, 3), (2,)), ("float32", "float32")).positions(["b"]).tolist()
+            [6, 7]
+        """
+        parts = zip(self.names, self.offsets, self.sizes, strict=True)
+        found = [np.arange(at, at + size, dtype=np.int64) for name, at, size in parts if name in names]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def flatten(self, tree: Any) -> Float[Vector, " size"]:
         """One flat vector ``[size]`` of a tree that has this layout.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.client import Client, LocalSGD, LocalTraining, Schedule, local_sgd
 from foedus.core.gate import Gate
-from foedus.core.method import Method
+from foedus.core.method import Method, Personal, averaging
 from foedus.core.server import ServerOptimiser, sgd
 from foedus.core.stage import Stage
 from foedus.core.timing import Buffered, Hierarchical, Timing
@@ -116,7 +116,7 @@ def _told(value: Any) -> str:
 
 def fedavg(
     client: Client, *, aggregator: Aggregator | None = None, server: ServerOptimiser | None = None,
-    gate: Gate | None = None, timing: Timing | None = None,
+    gate: Gate | None = None, timing: Timing | None = None, personal: Personal | None = None,
 ) -> Algorithm:  # fmt: skip
     """Federated averaging (McMahan et al. 2017): clients train for a while, the server averages.
 
@@ -126,14 +126,39 @@ def fedavg(
         server: by default the average becomes the model; ``server=adam(lr=0.01)`` makes it FedAdam.
         gate: by default every update must be finite and of the right form.
         timing: by default round by round; ``buffered(10)`` takes updates as they come, ``hierarchical(4)`` by edges.
+        personal: gives clients models of their own: ``fine_tune()``, ``local_parts("head")``, ``ditto(0.1)``, ...
 
     Example:
         >>> fedavg(local_sgd(lr=0.1)).server.label
         'sgd(lr=1.0)'
     """
-    return Algorithm(
-        client=client, aggregator=aggregator or mean(), server=server or sgd(), gate=gate or Gate(), timing=timing
-    )
+    own = None if personal is None else averaging()
+    made = composed(client, own, aggregator=aggregator, server=server, personal=personal)
+    return replace(made, gate=gate or Gate(), timing=timing)
+
+
+def composed(
+    client: Client, method: Method | None, *, aggregator: Aggregator | None = None,
+    server: ServerOptimiser | None = None, personal: Personal | None = None,
+) -> Algorithm:  # fmt: skip
+    """The algorithm of a method, for those who write one: what is not given is as in federated averaging.
+
+    Args:
+        client: local training.
+        method: what clients and server do beyond it; ``None`` for nothing.
+        aggregator, server: as for :func:`fedavg`.
+        personal: wraps the method.
+
+    Example:
+        >>> from foedus.core.method import averaging
+        >>> composed(local_sgd(lr=0.1), averaging()).method.label
+        'plain()'
+    """
+    if method is not None and personal is not None:
+        if not callable(personal):
+            raise ConfigurationError(f"personal is a value such as foedus.fine_tune(); not {_told(personal)}")
+        method = personal(method)
+    return Algorithm(client=client, aggregator=aggregator or mean(), server=server or sgd(), method=method)
 
 
 def fedsgd(lr: float | Schedule, *, aggregator: Aggregator | None = None) -> Algorithm:

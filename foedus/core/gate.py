@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator
 from foedus.core.checks import check_number
-from foedus.core.method import Contribution, Local, Measure, Method, Visit, plain
+from foedus.core.method import Contribution, Local, Measure, Method, Visit, averaging
 from foedus.core.values import Context, Message, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, Reason, UpdateRefused
 
@@ -214,7 +214,7 @@ def self_checked(method: Method | None = None, *, within: Mapping[str, Range]) -
         >>> self_checked(within={"loss": (0.0, 1.5)}).label
         "self_checked(plain(), within={'loss': (0.0, 1.5)})"
     """
-    inner = Method(plain, "plain()") if method is None else method
+    inner = averaging() if method is None else method
     if not within or any(not 0 <= low <= high for low, high in within.values()):
         raise ConfigurationError(
             f"within gives each figure a range of after / before, e.g. {{'loss': (0.0, 1.5)}}; not {within!r}"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from foedus.core.aggregate import Aggregator
 from foedus.core.client import Client
 from foedus.core.values import NOTHING, State
+from foedus.errors import ConfigurationError
 from foedus.tree import Layout, Vector
 
 Vectors = Mapping[str, NDArray[Any]]
@@ -40,6 +41,7 @@ class Visit(NamedTuple):
         examples: how many training examples it has.
         spec: the algorithm's local training; ``spec.rate(round)`` is its learning rate.
         layout: where the arrays lie in the vector.
+        buffer_layout: where they lie in the buffers.
     """
 
     received: Vector
@@ -52,6 +54,7 @@ class Visit(NamedTuple):
     examples: int
     spec: Client
     layout: Layout
+    buffer_layout: Layout = Layout((), (), ())
 
     @property
     def rate(self) -> float:
@@ -135,6 +138,7 @@ class Contribution(NamedTuple):
 
 Request = Train | Measure
 Local = Generator[Request, Any, Contribution]
+Own = Generator[Request, Any, tuple[Vector, Vector]]  # ends with weights [parameter] and buffers [buffer]
 
 
 class Gathered(NamedTuple):
@@ -145,10 +149,11 @@ class Gathered(NamedTuple):
         vector: the global model, [parameter].
         update: the aggregated update, [parameter]; ``None`` if no client sent one.
         sides: the aggregated vectors, by channel.
-        senders: how many clients' updates are in it.
+        senders: how many clients sent something.
         population: how many clients there are in all.
         round: counted from 1.
         rate: the learning rate of local training in this round.
+        visited: how many clients took part, whether they sent an update or not; without those that were refused.
     """
 
     state: State
@@ -159,11 +164,17 @@ class Gathered(NamedTuple):
     population: int
     round: int
     rate: float
+    visited: int = 0
 
 
 def plain(visit: Visit) -> Local:
     """Train and send the difference: the client's part of federated averaging."""
     return Contribution.of((yield Train()), visit)
+
+
+def averaging() -> Method:
+    """The method of federated averaging, for others to be built upon."""
+    return Method(plain, "plain()")
 
 
 def unchanged(gathered: Gathered) -> tuple[Vector | None, State]:
@@ -180,6 +191,9 @@ class Method(NamedTuple):
     * ``sides``: an aggregator for every channel that contributions use beside the update.
     * ``finish(gathered) -> (update, state)``: the update that the server optimiser is given (``None``: the model
       stays), and the new state.
+    * ``home(layout, buffer_layout)``: if given, the names of the parameters and buffers that stay with the client:
+      they are neither sent up nor down. What travels is a shorter vector, of the others; on the server these arrays
+      stay as they were at first. ``local`` has to bring the client's own (see ``local_parts``).
     * ``personal(visit)``: if given, a generator that ends with the client's own weights [parameter] (and
       buffers), for evaluation client by client; its ``visit`` has what the client kept.
 
@@ -200,7 +214,41 @@ class Method(NamedTuple):
     down: Callable[[State], Vectors] = lambda state: NOTHING
     sides: Mapping[str, Aggregator] = {}
     finish: Callable[[Gathered], tuple[Vector | None, State]] = unchanged
-    personal: Callable[[Visit], Generator[Request, Any, tuple[Vector, Vector]]] | None = None
+    personal: Callable[[Visit], Own] | None = None
+    home: Callable[[Layout, Layout], frozenset[str]] | None = None
+
+
+Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one
+
+
+class Travels(NamedTuple):
+    """The part of a vector that travels: its layout, and where it lies in the whole, int64 [part]."""
+
+    layout: Layout
+    at: NDArray[np.int64]
+
+
+def travelling(method: Method | None, layouts: tuple[Layout, Layout]) -> tuple[Travels | None, Travels | None]:
+    """What travels of the parameters and of the buffers; ``None`` where it is all.
+
+    Raises:
+        ConfigurationError: no parameter is left that travels.
+    """
+    if method is None or method.home is None:
+        return None, None
+    home = method.home(*layouts)
+    parameters, buffers = (_rest(layout, home) for layout in layouts)
+    if parameters is not None and not parameters.layout.size:
+        raise ConfigurationError(
+            f"{method.label}: every parameter would stay with the clients, and nothing be learned together. There are: "
+            f"{', '.join(layouts[0].names)}"
+        )
+    return parameters, buffers
+
+
+def _rest(layout: Layout, home: frozenset[str]) -> Travels | None:
+    stays = [name for name in layout.names if name in home]
+    return Travels(layout.without(stays), layout.positions(layout.without(stays).names)) if stays else None
 
 
 def zeros(like: Vector) -> Vector:

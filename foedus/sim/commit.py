@@ -11,7 +11,7 @@ import numpy as np
 
 from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator
-from foedus.core.method import Gathered
+from foedus.core.method import Gathered, Travels, travelling
 from foedus.core.values import SERVER, Context, Message, State
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome
@@ -29,15 +29,13 @@ class Server(NamedTuple):
         """The state of a run in which nothing has happened."""
         algorithm, population = self.job.algorithm, len(self.job.clients)
         method = algorithm.method
-        sides = (
-            {} if method is None else {name: rule.init(self.layout) for name, rule in method.sides.items()}
-        )
+        sides = {} if method is None else {name: rule.init(self.layout) for name, rule in method.sides.items()}
         return RunState(
             round=0,
             weights=state_of,
             server=algorithm.server.init(state_of.vector),
-            aggregator=algorithm.aggregator.init(self.layout),
-            buffers=algorithm.buffers.init(self.buffer_layout),
+            aggregator=algorithm.aggregator.init(self._own(UPDATE, self.layout)),
+            buffers=algorithm.buffers.init(self._own(BUFFERS, self.buffer_layout)),
             method={} if method is None else method.init(state_of.vector, population),
             sides=sides,
             costs=np.zeros((population, len(COSTS))),
@@ -66,12 +64,37 @@ class Server(NamedTuple):
             sides[name], state.sides[name] = self._decoded(name, state.sides[name], message, number)
         return Gathered(
             state.method, state.weights.vector, update, sides, outcome.senders, len(self.job.clients), number,
-            self.job.algorithm.client.rate(number),
+            self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
         )  # fmt: skip
 
     def _decoded(self, channel: str, state: State, message: Message, number: int) -> tuple[Vector, State]:
         rule: Aggregator = self.job.algorithm.aggregator_of(channel)
-        layout = {UPDATE: self.layout, BUFFERS: self.buffer_layout}.get(channel)
+        layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
+        layout = self._own(channel, layouts[channel]) if channel in layouts else None
         size = self.layout.size if layout is None else layout.size
         context = Context(self.job.seed, number, SERVER, layout=layout, size=size, channel=channel)
-        return rule.decode(state, message, context)
+        vector, state = rule.decode(state, message, context)
+        part = self.travels.get(channel)
+        if part is not None:
+            whole = np.zeros(layouts[channel].size, vector.dtype)
+            whole[part.at] = vector
+            vector = whole
+        return vector, state
+
+    @property
+    def travels(self) -> dict[str, Travels]:
+        """What travels of the parameters and of the buffers, where it is not all."""
+        parts = travelling(self.job.algorithm.method, (self.layout, self.buffer_layout))
+        return {name: part for name, part in zip((UPDATE, BUFFERS), parts, strict=True) if part is not None}
+
+    def _own(self, channel: str, whole: Layout) -> Layout:
+        """The layout of what travels in a channel."""
+        part = self.travels.get(channel)
+        return whole if part is None else part.layout
+
+    def sizes(self, weights: Weights) -> tuple[int, int]:
+        """Bytes of the parameters and of the buffers, as far as they travel."""
+        both = zip((UPDATE, BUFFERS), weights, strict=True)
+        return tuple(  # type: ignore[return-value]
+            v.nbytes if (part := self.travels.get(name)) is None else len(part.at) * v.itemsize for name, v in both
+        )

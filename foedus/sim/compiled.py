@@ -26,7 +26,7 @@ from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
 from foedus.sim.reading import Reading
-from foedus.sim.visits import Group, contributions, measured, phase, visit
+from foedus.sim.visits import Group, contributions, layouts_of, measured, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, union
 
 
@@ -137,9 +137,9 @@ class CompiledSession(Session):
             rows = zip(vectors, after, steps.tolist(), results.losses.tolist(), strict=True)
             return [Trained(*row) for row in rows]
 
-        seen = [visit(job, orders, i, examples=int(n), layout=trainer.layout) for i, n in enumerate(sizes)]
+        seen = [visit(job, orders, i, examples=int(n), layouts=layouts_of(trainer)) for i, n in enumerate(sizes)]
         found = contributions(job, seen, train, partial(measured, job, trainer, orders))
-        collector = Collector(job, orders, (trainer.layout, trainer.buffer_layout))
+        collector = Collector(job, orders, layouts_of(trainer))
         for slot, (size, brought) in enumerate(zip(sizes.tolist(), found, strict=True)):
             collector.contribute(slot, brought, size)
         return collector.outcome

@@ -16,7 +16,7 @@ from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
 from foedus.core.examples import Examples
 from foedus.core.method import Measure, Trained
-from foedus.sim.visits import Group, contributions, drive, measured, method_of, phase, visit
+from foedus.sim.visits import Group, contributions, drive, layouts_of, measured, method_of, phase, visit
 from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read
 
 Observer = Callable[[int, int, Weights], None]  # (client's position, local step, weights)
@@ -42,7 +42,7 @@ class DebugSession(Session):
         self.observe: Observer | None = None
 
     def run(self, orders: Orders) -> Outcome:
-        collector = Collector(self._job, orders, (self._trainer.layout, self._trainer.buffer_layout))
+        collector = Collector(self._job, orders, layouts_of(self._trainer))
         for slot in range(len(orders.cohort)):
             self._client(slot, orders, collector)
         return collector.outcome
@@ -52,7 +52,7 @@ class DebugSession(Session):
         examples = read(job.clients, position)
         if not len(examples):
             return  # the rule for empty clients: no step, no weight
-        seen = visit(job, orders, slot, examples=len(examples), layout=self._trainer.layout)
+        seen = visit(job, orders, slot, examples=len(examples), layouts=layouts_of(self._trainer))
         if job.algorithm.method is None:
             buffers = orders.buffers(position)[None]
             group = Group(np.zeros(1, np.int64), job.algorithm.client, 0, UNGUIDED, buffers)
@@ -76,7 +76,9 @@ class DebugSession(Session):
         position = int(orders.cohort[0])
         examples, rule = read(job.clients, position), method_of(job).personal
         assert rule is not None
-        seen = visit(job, orders, 0, examples=len(examples), layout=self._trainer.layout)
+        if not len(examples):  # nothing to train or choose on: the global model is all it has
+            return Weights(orders.start.vector, orders.buffers(position))
+        seen = visit(job, orders, 0, examples=len(examples), layouts=layouts_of(self._trainer))
         (found,) = drive(
             [rule(seen)],
             [seen],
@@ -94,9 +96,7 @@ class DebugSession(Session):
             phase=phase(orders, group.phase),
         )  # fmt: skip
         guides = group.guides.of(np.zeros(1, np.int64))
-        start, anchor, shift = (
-            None if v is None else v[0] for v in (guides.start, guides.anchor, guides.shift)
-        )
+        start, anchor, shift = (None if v is None else v[0] for v in (guides.start, guides.anchor, guides.shift))
         begin = Weights(orders.start.vector if start is None else start, group.buffers[0])
         observe = self.observe
         watch = None if observe is None else lambda step, weights: observe(position, step, weights)

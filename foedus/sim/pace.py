@@ -31,7 +31,7 @@ from foedus.sim.commit import Server
 from foedus.sim.hostile import attacked
 from foedus.sim.settings import Settings
 from foedus.sim.state import RunState
-from foedus.sim.work import Collector, Job, Orders, Outcome, Session, union
+from foedus.sim.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
 from foedus.sim.world import Load, Passage, pass_round
 from foedus.tree import Vector
 
@@ -93,11 +93,7 @@ class Ground:
         population = self.population
         asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
         sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
-        if (
-            not sound
-            or len(np.unique(asked)) < len(asked)
-            or ((asked < 0) | (asked >= population.count)).any()
-        ):
+        if not sound or len(np.unique(asked)) < len(asked) or ((asked < 0) | (asked >= population.count)).any():
             raise ConfigurationError(
                 f"the sampler {self.sampler.label} must give different positions from 0 to {population.count - 1}, "
                 f"and gave {reprlib.repr(asked.tolist())} in round {number}"
@@ -124,29 +120,22 @@ class Ground:
     def load(self, state: RunState, asked: Ints) -> Load:
         """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
         must know them before anybody has trained."""
-        weights = state.weights
-        down = weights.vector.nbytes + weights.buffers.nbytes + message_bytes(dict(self.down(state)))
+        down = sum(self.server.sizes(state.weights)) + message_bytes(dict(self.down(state)))
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
         clients, spec = self.job.clients, self.job.algorithm.client
         known = clients.sizes
-        sizes = (
-            known[asked]
-            if known is not None
-            else np.array([len(clients.train(int(c))) for c in asked], np.int64)
-        )
+        sizes = known[asked] if known is not None else np.array([len(clients.train(int(c))) for c in asked], np.int64)
         return Load(down, self._foretold(state), processed(spec, sizes), taken(spec, sizes))
 
     def _foretold(self, state: RunState) -> int:
         """Bytes that a client will send: those of an update of zeros, in every channel."""
-        job, weights, layout = self.job, state.weights, self.server.layout
-        method = job.algorithm.method
+        job, vector = self.job, state.weights.vector
+        method, part = job.algorithm.method, self.server.travels.get(UPDATE)
+        layout = self.server.layout if part is None else part.layout
         rules = [job.algorithm.aggregator, *(() if method is None else method.sides.values())]
-        empty, context = (
-            Update(np.zeros_like(weights.vector), 1.0),
-            Context(job.seed, 0, 0, layout, layout.size),
-        )
-        averaged = weights.buffers.nbytes if job.task.average_buffers else 0
+        empty, context = Update(np.zeros(layout.size, vector.dtype), 1.0), Context(job.seed, 0, 0, layout, layout.size)
+        averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
         return averaged + sum(message_bytes(rule.encode(empty, context)) for rule in rules)
 
 
@@ -165,9 +154,7 @@ class InStep:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._coming: tuple[int, _Called] | None = (
-            None  # the next round's call, where it has been made already
-        )
+        self._coming: tuple[int, _Called] | None = None  # the next round's call, where it has been made already
 
     def round(self, number: int, session: Session, state: RunState) -> Brought:
         called = self._called(number, state)
@@ -230,9 +217,7 @@ class ByEdges:
             )
         return found
 
-    def _averaged(
-        self, session: Session, orders: Orders, state: RunState, edge: tuple[int, Collector]
-    ) -> Outcome:
+    def _averaged(self, session: Session, orders: Orders, state: RunState, edge: tuple[int, Collector]) -> Outcome:
         """An edge's own rounds; its update goes to the collector, its clients' figures come back."""
         (number, collector), ground = edge, self._ground
         own = ground.server.first(orders.start)
@@ -245,17 +230,13 @@ class ByEdges:
             total, weight = _added(total, found), sum(found.examples)
         update = own.weights.vector - orders.start.vector
         if total.senders:
-            collector.edge(
-                len(ground.job.clients) + number, Contribution(update, buffers=own.weights.buffers), weight
-            )
+            collector.edge(len(ground.job.clients) + number, Contribution(update, buffers=own.weights.buffers), weight)
         return total
 
 
 def _added(total: Outcome, found: Outcome) -> Outcome:
     """Figures of a further round of the same clients; no messages."""
-    result = replace(
-        found, message=None, buffers=None, sides={}, sent=list(found.sent), steps=list(found.steps)
-    )
+    result = replace(found, message=None, buffers=None, sides={}, sent=list(found.sent), steps=list(found.steps))
     result.refused = total.refused + found.refused
     result.senders = max(total.senders, found.senders)
     if total.clients == found.clients:

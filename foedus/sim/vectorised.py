@@ -154,7 +154,8 @@ class VectorisedSession(Session):
 
     def _block(self, cohort: Cohort, orders: Orders, part: _Part) -> Outcome:
         job, spec = self._job, self._job.algorithm.client
-        collector = Collector(job, orders, (cohort.layout, cohort.buffer_layout))
+        layouts = (cohort.layout, cohort.buffer_layout)
+        collector = Collector(job, orders, layouts)
         pool = self._pool if part.examples is None else cohort.resident(part.examples)
         if job.algorithm.method is None:
             before = np.stack([orders.buffers(int(p)) for p in orders.cohort[part.slots]])
@@ -175,7 +176,7 @@ class VectorisedSession(Session):
                 return measured(job, self._trainer, orders, int(part.slots[member]), request)
 
         pairs = list(zip(part.slots.tolist(), part.sizes.tolist(), strict=True))
-        seen = [visit(job, orders, slot, examples=n, layout=cohort.layout) for slot, n in pairs]
+        seen = [visit(job, orders, slot, examples=n, layouts=layouts) for slot, n in pairs]
         for (slot, n), brought in zip(pairs, contributions(job, seen, train, measure), strict=True):
             collector.contribute(slot, brought, n)
         return collector.outcome

@@ -63,14 +63,19 @@ def method_of(job: Job) -> Method:
     return job.algorithm.method
 
 
-def visit(job: Job, orders: Orders, slot: int, *, examples: int, layout: Layout) -> Visit:
+def visit(job: Job, orders: Orders, slot: int, *, examples: int, layouts: tuple[Layout, Layout]) -> Visit:
     """What the client of a slot of the cohort has at hand."""
     position = int(orders.cohort[slot])
     kept = under(METHOD, orders.kept.get(position, {}))
     return Visit(
         orders.start.vector, orders.buffers(position), orders.down, kept, position, orders.round, job.seed, examples,
-        job.algorithm.client, layout,
+        job.algorithm.client, *layouts,
     )  # fmt: skip
+
+
+def layouts_of(trainer: Trainer) -> tuple[Layout, Layout]:
+    """Of parameters and buffers."""
+    return trainer.layout, trainer.buffer_layout
 
 
 def phase(orders: Orders, training: int) -> int:
@@ -137,9 +142,7 @@ def _groups(clients: dict[int, _Client]) -> Iterator[Group]:
             spec = request.spec or client.visit.spec
             kinds.setdefault((id(spec), client.trainings, given, id(request.mask)), []).append(i)
         elif not isinstance(request, Measure):
-            raise ConfigurationError(
-                f"a method's generator yields Train(...) or Measure(...), and yielded {request!r}"
-            )
+            raise ConfigurationError(f"a method's generator yields Train(...) or Measure(...), and yielded {request!r}")
     for members in kinds.values():
         yield _group(members, [clients[i] for i in members])
 
@@ -154,9 +157,7 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
 
     start = rows([r.start for r in requests])
     anchor = rows([r.anchor for r in requests])
-    if (
-        start is not None and anchor is None
-    ):  # penalties pull towards the received weights, wherever it begins
+    if start is not None and anchor is None:  # penalties pull towards the received weights, wherever it begins
         anchor = np.broadcast_to(visits[0].received, start.shape)
     buffers = [v.buffers if r.buffers is None else r.buffers for r, v in zip(requests, visits, strict=True)]
     return Group(
@@ -168,9 +169,7 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
 def _check(brought: Any, seen: Visit, job: Job) -> None:
     label = method_of(job).label
     if not isinstance(brought, Contribution):
-        raise ConfigurationError(
-            f"the generator of the method {label} must return a Contribution, not {brought!r}"
-        )
+        raise ConfigurationError(f"the generator of the method {label} must return a Contribution, not {brought!r}")
     if brought.update is not None and brought.update.shape != seen.received.shape:
         raise ConfigurationError(
             f"the method {label} contributed an update of shape {brought.update.shape}; the model has "

@@ -20,7 +20,7 @@ from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator, message_bytes
 from foedus.core.compose import Algorithm
 from foedus.core.examples import Examples
-from foedus.core.method import Contribution, Vectors
+from foedus.core.method import Contribution, Vectors, travelling
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import NOTHING, Context, Message, State, Update
@@ -125,7 +125,7 @@ class Outcome:
         clients, examples, steps, losses: one entry per client that trained: position, number of examples,
             number of local steps, mean training loss.
         sent: bytes that each of them sent, in the same order.
-        senders: how many updates are in ``message``.
+        senders: how many clients sent something.
         refused: updates that were refused.
         kept: what clients keep, by position.
         reports: figures that a method reports, by client.
@@ -202,6 +202,7 @@ class Collector:
 
     def __init__(self, job: Job, orders: Orders, layouts: tuple[Layout, Layout]) -> None:
         self._job, self._orders, self._layouts = job, orders, layouts
+        self._travels = travelling(job.algorithm.method, layouts)  # of parameters, and of buffers
         self.outcome = Outcome()
         self.edge_bytes = 0
 
@@ -256,10 +257,8 @@ class Collector:
             elif channel == BUFFERS:
                 out.buffers = merged(algorithm.buffers, out.buffers, message)
             else:
-                out.sides[channel] = _merged(
-                    algorithm.aggregator_of(channel), out.sides.get(channel), message
-                )
-        out.senders += UPDATE in messages
+                out.sides[channel] = _merged(algorithm.aggregator_of(channel), out.sides.get(channel), message)
+        out.senders += bool(messages)
         before = self._orders.kept.get(client, NOTHING)
         kept: State = {name: array for name, array in before.items() if name.startswith(ENCODING)}
         kept |= {f"{METHOD}{name}": array for name, array in brought.kept.items()} | memory
@@ -269,9 +268,7 @@ class Collector:
             out.kept[client] = kept
         return sent
 
-    def _encoded(
-        self, client: int, brought: Contribution, examples: int
-    ) -> tuple[dict[str, Message], State, int]:
+    def _encoded(self, client: int, brought: Contribution, examples: int) -> tuple[dict[str, Message], State, int]:
         """The admitted messages by channel, what the encodings remember, and the bytes that travelled."""
         weight = float(examples if brought.weight is None else brought.weight)
         messages: dict[str, Message] = {}
@@ -294,13 +291,13 @@ class Collector:
     def _channels(self, brought: Contribution) -> dict[str, Vector]:
         """The vectors that travel, by channel."""
         vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: self._scaled(brought.update)}
-        if (
-            brought.buffers is not None
-            and brought.buffers.size
-            and self._job.task.average_buffers
-            and vectors
-        ):
+        if brought.buffers is not None and brought.buffers.size and self._job.task.average_buffers and vectors:
             vectors[BUFFERS] = changed(brought.buffers, self._orders.start.buffers)
+        for channel, part in zip((UPDATE, BUFFERS), self._travels, strict=True):
+            if part is not None and channel in vectors:
+                vectors[channel] = vectors[channel][part.at]
+        if BUFFERS in vectors and not vectors[BUFFERS].size:  # all of them stay at home
+            del vectors[BUFFERS]
         return vectors | dict(brought.sides)
 
     def _scaled(self, update: Vector) -> Vector:
@@ -314,7 +311,7 @@ class Collector:
     def _context(self, client: int, channel: str, vector: Vector) -> Context:
         kept = self._orders.kept.get(client, NOTHING)
         own = under(f"{ENCODING}{channel}.", kept) if kept else NOTHING
-        layout = self._layouts[channel == BUFFERS] if channel in (UPDATE, BUFFERS) else None
+        layout = self._layout(channel == BUFFERS) if channel in (UPDATE, BUFFERS) else None
         return Context(
             self._job.seed,
             self._orders.round,
@@ -324,6 +321,11 @@ class Collector:
             channel=channel,
             kept=own,
         )
+
+    def _layout(self, buffers: bool) -> Layout:
+        """Of what travels of the parameters, or of the buffers."""
+        part = self._travels[buffers]
+        return self._layouts[buffers] if part is None else part.layout
 
     def add_all(self, slots: Sequence[int], results: Gained) -> None:
         """The updates of many clients at once: the same as adding one by one, bit for bit, only faster."""
@@ -338,9 +340,7 @@ class Collector:
         assert aggregator.shortcut is not None
         clients = [int(cohort[slot]) for slot in slots]
         updates = [Update(self._scaled(v), float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
-        contexts = [
-            self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)
-        ]
+        contexts = [self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)]
         out = self.outcome
         out.message = merged(aggregator, out.message, aggregator.shortcut(updates, contexts))
         out.clients += clients
@@ -377,9 +377,7 @@ class Collector:
             return self._stopped_at_the_gate(brought.update, brought.weight, (client, examples))
         return None
 
-    def _stopped_at_the_gate(
-        self, vector: Vector, weight: float | None, whose: tuple[int, int]
-    ) -> str | None:
+    def _stopped_at_the_gate(self, vector: Vector, weight: float | None, whose: tuple[int, int]) -> str | None:
         client, examples = whose
         try:
             update = Update(vector, float(examples if weight is None else weight))
@@ -425,9 +423,7 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.message = merged(job.algorithm.aggregator, total.message, part.message)
         total.buffers = merged(job.algorithm.buffers, total.buffers, part.buffers)
         for channel, message in part.sides.items():
-            total.sides[channel] = _merged(
-                job.algorithm.aggregator_of(channel), total.sides.get(channel), message
-            )
+            total.sides[channel] = _merged(job.algorithm.aggregator_of(channel), total.sides.get(channel), message)
         rows += zip(part.clients, part.examples, part.steps, part.losses, part.sent, strict=True)
         total.senders += part.senders
         total.refused += part.refused
