@@ -9,7 +9,7 @@ Not here: the stages themselves (``core/rotation.py``, ``sparse.py``, ``quantise
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,13 @@ from numpy.typing import NDArray
 from foedus.core.random import generator
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError, Reason, SumOverflow, UpdateRefused
+
+BLOCK = 1 << 16  # entries that pass through all steps of a stage before the next: they stay in the processor's cache
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """The places 0 … size − 1 in parts that fit the cache; all but the last a multiple of 8 long."""
+    return (slice(at, min(at + BLOCK, size)) for at in range(0, size, BLOCK))
 
 
 def draws(context: Context, purpose: str, *, own: bool) -> np.random.Generator:
@@ -40,9 +47,7 @@ def dither(draw: np.random.Generator, count: int) -> NDArray[np.float32]:
 
     It is therefore unbiased to 2⁻¹⁷ of a step.
     """
-    found: NDArray[np.float32] = np.multiply(
-        words(draw, 2 * count).view("<u2"), np.float32(2.0**-16), dtype=np.float32
-    )
+    found: NDArray[np.float32] = np.multiply(words(draw, 2 * count).view("<u2"), np.float32(2.0**-16), dtype=np.float32)
     found += np.float32(2.0**-17)
     return found
 
@@ -67,8 +72,7 @@ def square(vector: NDArray[Any]) -> float:
 
 def product(a: NDArray[Any], b: NDArray[Any]) -> float:
     """⟨a, b⟩, summed in blocks."""
-    block = 1 << 16
-    return math.fsum(float(np.dot(a[i : i + block], b[i : i + block])) for i in range(0, len(a), block))
+    return math.fsum(float(np.dot(a[p], b[p])) for p in blocks(len(a)))
 
 
 def part(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.checks import check_number, check_whole
-from foedus.core.coding import codes, dither, draws, part, peak, product, refused, square
+from foedus.core.coding import blocks, codes, dither, draws, part, peak, refused, square
 from foedus.core.rotation import padded, turned, turned_back
 from foedus.core.stage import Kind, Stage, chain
 from foedus.core.values import Context, Message, State, Update
@@ -105,19 +105,26 @@ def _rounded(
         raise SumOverflow(
             f"an update with entries from {low:.3g} to {high:.3g} is beyond float32; it cannot be quantised"
         )
-    found = vector - vector.dtype.type(low)
-    found *= vector.dtype.type(top / (high - low))
-    found += dither(draw, len(vector))
-    np.clip(found, 0, top + 0.5, out=found)
-    return update._replace(vector=np.minimum(found.astype(kind), kind(top)), beside=beside)
+    start, per = vector.dtype.type(low), vector.dtype.type(top / (high - low))
+    found = np.empty(len(vector), kind)
+    for place in blocks(len(vector)):
+        steps = vector[place] - start
+        steps *= per
+        steps += dither(draw, len(steps))
+        np.clip(steps, 0, top + 0.5, out=steps)
+        np.copyto(found[place], steps, casting="unsafe")  # cuts off
+    return update._replace(vector=found, beside=beside)
 
 
 def _spread(update: Update, context: Context, bounds: tuple[float, float], top: int) -> Update:
     """The levels that codes, or means of codes, stand for."""
     (low, high), vector = bounds, codes(update, context, top + 1)
     dtype = vector.dtype if vector.dtype.kind == "f" else np.dtype(np.float32)
-    found = np.multiply(vector, dtype.type((high - low) / top), dtype=dtype)
-    found += dtype.type(low)
+    step, start = dtype.type((high - low) / top), dtype.type(low)
+    found = np.empty(len(vector), dtype)
+    for place in blocks(len(vector)):
+        np.multiply(vector[place], step, out=found[place], dtype=dtype)
+        found[place] += start
     return update._replace(vector=found)
 
 
@@ -144,9 +151,7 @@ def qsgd(levels: int) -> Stage:
         unit = update.vector / update.vector.dtype.type(largest) if largest > _TINY else update.vector
         norm = np.float32(largest * math.sqrt(square(unit)))
         if not np.isfinite(norm):
-            raise SumOverflow(
-                f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised"
-            )
+            raise SumOverflow(f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised")
         bounds = np.array([-norm, norm], np.float64)
         draw = draws(context, "qsgd", own=True)
         return _rounded(update, bounds, 2 * levels, draw, {"norm": np.array([norm], np.float32)})
@@ -216,27 +221,36 @@ def _codebook(bits: int, label: str, *, biased: bool) -> Stage:
         size = padded(len(update.vector))
         if largest < _TINY:
             return update._replace(vector=np.zeros(size, np.uint8), beside={"scale": np.zeros(1, np.float32)})
-        turned_ = turned(update.vector, draws(context, "eden", own=True), 1 / largest)
-        norm = math.sqrt(square(turned_))
-        turned_ *= turned_.dtype.type(math.sqrt(size) / norm)
-        found = nearest(turned_, bits)
-        near = levels(bits).astype(turned_.dtype).take(found)
-        factor = product(turned_, near) / square(near) if biased else size / product(turned_, near)
-        scale = np.float32(largest * norm / math.sqrt(size) * factor)
+        rotated = turned(update.vector, draws(context, "eden", own=True), 1 / largest)
+        norm = math.sqrt(square(rotated))
+        found, towards, own = _nearest(rotated, math.sqrt(size) / norm, bits)
+        scale = np.float32(largest * norm / math.sqrt(size) * (towards / own if biased else size / towards))
         if not np.isfinite(scale):
-            raise SumOverflow(
-                f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised"
-            )
+            raise SumOverflow(f"an update with entries up to {largest:.3g} is beyond float32; it cannot be quantised")
         return update._replace(vector=found, beside={"scale": np.array([scale], np.float32)})
 
     def decode(update: Update, context: Context) -> Update:
         scale = part(update.beside, "scale", context, dtype="float32", shape=(1,))
         found = codes(update, context._replace(size=padded(context.size)), 2**bits)
-        near = (levels(bits) * scale).astype(np.float32).take(found)
+        table, near = (levels(bits) * scale).astype(np.float32), np.empty(len(found), np.float32)
+        for place in blocks(len(found)):
+            table.take(found[place], out=near[place], mode="clip")
         return update._replace(vector=turned_back(near, draws(context, "eden", own=True), context.size))
 
     size = lambda n, layout: padded(n)  # noqa: E731
     return Stage(encode, decode, label, linear=False, gives=Kind.CODES, bits=bits, size=size, scatters=True)
+
+
+def _nearest(rotated: NDArray[Any], factor: float, bits: int) -> tuple[NDArray[np.uint8], float, float]:
+    """The codes of factor · rotated [n], ⟨factor · rotated, levels of the codes⟩, and ‖levels of the codes‖²."""
+    table, found, towards, own = levels(bits).astype(rotated.dtype), np.empty(len(rotated), np.uint8), [], []
+    for place in blocks(len(rotated)):
+        entries = rotated[place] * rotated.dtype.type(factor)
+        found[place] = nearest(entries, bits)
+        near = table.take(found[place])
+        towards.append(float(np.dot(entries, near)))
+        own.append(float(np.dot(near, near)))
+    return found, math.fsum(towards), math.fsum(own)
 
 
 def nearest(vector: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, Shortcut
 from foedus.core.checks import check_number
-from foedus.core.coding import part, refused
+from foedus.core.coding import blocks, part, refused
 from foedus.core.values import NOTHING, Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, Reason, SumOverflow
 from foedus.tree import Layout, Vector
@@ -113,9 +113,7 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
     if not isinstance(inner, Aggregator):
         raise IncompatibleStages("chain() ends with an aggregator, e.g. chain(clip(1.0), mean())")
     if strangers := [s for s in stages[:-1] if not isinstance(s, Stage | Aggregator)]:
-        raise IncompatibleStages(
-            f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}"
-        )
+        raise IncompatibleStages(f"chain() takes stages, such as clip(1.0), and an aggregator; not {strangers[0]!r}")
     if wrong := [s.label for s in stages[:-1] if isinstance(s, Aggregator)]:
         raise IncompatibleStages(
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
@@ -149,9 +147,7 @@ def check_order(stages: Sequence[Stage]) -> None:
         kind, last, moved = stage.gives, stage.label, moved or (stage.label if stage.scatters else "")
 
 
-_ORDER = (
-    "Write stages that change numbers first (clip, rotate, masks), then one quantiser, then lossless coding"
-)
+_ORDER = "Write stages that change numbers first (clip, rotate, masks), then one quantiser, then lossless coding"
 
 
 class _Links(NamedTuple):
@@ -245,9 +241,7 @@ def received(stages: Sequence[Stage], message: Message, context: Context, *, dow
         update = stages[i].decode(update._replace(beside=beside), context._replace(size=sizes[i]))
     vector = update.vector
     if vector.shape != (sizes[down_to],):
-        raise refused(
-            f"sent a vector of {list(vector.shape)} where {sizes[down_to]} numbers are expected", context
-        )
+        raise refused(f"sent a vector of {list(vector.shape)} where {sizes[down_to]} numbers are expected", context)
     if vector.dtype.kind in "iu":  # codes that are undone after the merging
         if len(vector) and vector.max() >= 2 ** (stages[down_to - 1].bits or 16):
             raise refused(f"sent codes that {stages[down_to - 1].label} never gives", context, Reason.RANGE)
@@ -338,14 +332,23 @@ def packed(codes: NDArray[Any], bits: int) -> UInt8[NDArray[np.uint8], " byte"]:
     if bits > 8:
         digits = (np.ascontiguousarray(codes, "<u2")[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
         return np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little")
-    eights = np.zeros((-(-count // 8), 8), np.uint8)
-    eights.reshape(-1)[:count] = codes
+    found = np.empty(-(-count * bits // 8), np.uint8)
+    for place in blocks(count):
+        eights = np.zeros((-(-(place.stop - place.start) // 8), 8), np.uint8)
+        eights.reshape(-1)[: place.stop - place.start] = codes[place]
+        goal = found[place.start * bits // 8 : -(-place.stop * bits // 8)]
+        goal[:] = _narrowed(eights, bits)[: len(goal)]
+    return found
+
+
+def _narrowed(eights: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Eight codes of ``bits`` bits in eight bytes [n, 8], moved together into ``bits`` bytes: [n · bits]."""
     words = eights.view("<u8").reshape(-1)
-    for width in (8, 16, 32):  # neighbours move together: eight codes to a word of 8·bits bits
+    for width in (8, 16, 32):  # neighbours move together, then pairs, then fours
         some = width * bits // 8
         first, second = _lanes(some, 2 * width), _lanes(some, 2 * width) << np.uint64(some)
         words[:] = (words & first) | ((words >> np.uint64(width - some)) & second)
-    return np.ascontiguousarray(eights[:, :bits]).reshape(-1)[: -(-count * bits // 8)]
+    return np.ascontiguousarray(eights[:, :bits]).reshape(-1)
 
 
 def _lanes(bits: int, width: int) -> np.uint64:
@@ -369,8 +372,18 @@ def unpacked(values: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uin
         digits = np.unpackbits(values, bitorder="little")[: count * bits].reshape(count, bits)
         found: NDArray[np.uint16] = digits.astype(np.uint16) @ (1 << np.arange(bits)).astype(np.uint16)
         return found
-    eights = np.zeros((-(-count // 8), 8), np.uint8)
+    wide = np.empty(count, np.uint8)
+    for place in blocks(count):
+        wide[place] = _widened(values[place.start * bits // 8 : -(-place.stop * bits // 8)], bits)[
+            : place.stop - place.start
+        ]
+    return wide
+
+
+def _widened(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The inverse of :func:`_narrowed`: codes [8 · ⌈n / bits⌉] of bytes [n]."""
     whole = len(values) // bits
+    eights = np.zeros((-(-len(values) // bits), 8), np.uint8)
     eights[:whole, :bits] = values[: whole * bits].reshape(-1, bits)
     eights[whole:, : len(values) - whole * bits] = values[whole * bits :]  # a last one that is not full
     words = eights.view("<u8").reshape(-1)
@@ -378,4 +391,4 @@ def unpacked(values: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uin
         some = width * bits // 8
         first, second = _lanes(some, 2 * width), _lanes(some, 2 * width) << np.uint64(some)
         words[:] = (words & first) | ((words & second) << np.uint64(width - some))
-    return eights.reshape(-1)[:count]
+    return eights.reshape(-1)
