@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from foedus.core.timing import buffered as buffered
     from foedus.core.timing import hierarchical as hierarchical
     from foedus.core.timing import semi_synchronous as semi_synchronous
+    from foedus.core.widths import heterofl as heterofl
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
     from foedus.sim import executors as executors
@@ -149,6 +150,7 @@ _HOMES = {
     "fedsgd": "foedus.core.compose",
     "fltrust": "foedus.core.robust",
     "geometric_median": "foedus.core.robust",
+    "heterofl": "foedus.core.widths",
     "hierarchical": "foedus.core.timing",
     "krum": "foedus.core.robust",
     "linear": "foedus.core.linear",

@@ -154,6 +154,7 @@ class Gathered(NamedTuple):
         round: counted from 1.
         rate: the learning rate of local training in this round.
         visited: how many clients took part, whether they sent an update or not; without those that were refused.
+        layout: where the arrays lie in the vector.
     """
 
     state: State
@@ -165,6 +166,7 @@ class Gathered(NamedTuple):
     round: int
     rate: float
     visited: int = 0
+    layout: Layout | None = None
 
 
 def plain(visit: Visit) -> Local:

@@ -61,17 +61,22 @@ class Server(NamedTuple):
     def _gathered(self, state: RunState, outcome: Outcome, update: Vector | None, number: int) -> Gathered:
         sides = {}
         for name, message in sorted(outcome.sides.items()):
-            sides[name], state.sides[name] = self._decoded(name, state.sides[name], message, number)
+            sides[name], state.sides[name] = self._decoded(
+                name, state.sides[name], message, number, size=outcome.sizes[name]
+            )
         return Gathered(
             state.method, state.weights.vector, update, sides, outcome.senders, len(self.job.clients), number,
             self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
+            self.layout,
         )  # fmt: skip
 
-    def _decoded(self, channel: str, state: State, message: Message, number: int) -> tuple[Vector, State]:
+    def _decoded(
+        self, channel: str, state: State, message: Message, number: int, *, size: int = 0
+    ) -> tuple[Vector, State]:
         rule: Aggregator = self.job.algorithm.aggregator_of(channel)
         layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
         layout = self._own(channel, layouts[channel]) if channel in layouts else None
-        size = self.layout.size if layout is None else layout.size
+        size = size if layout is None else layout.size
         context = Context(self.job.seed, number, SERVER, layout=layout, size=size, channel=channel)
         vector, state = rule.decode(state, message, context)
         part = self.travels.get(channel)

@@ -122,6 +122,7 @@ class Outcome:
         message: the merged messages of the parameters; None if no client contributed.
         buffers: the merged messages of the buffers; None if there are none.
         sides: the merged messages of the method's other channels.
+        sizes: the length of the vectors in each of them.
         clients, examples, steps, losses: one entry per client that trained: position, number of examples,
             number of local steps, mean training loss.
         sent: bytes that each of them sent, in the same order.
@@ -135,6 +136,7 @@ class Outcome:
     message: Message | None = None
     buffers: Message | None = None
     sides: dict[str, Message] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     clients: list[int] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -258,6 +260,7 @@ class Collector:
                 out.buffers = merged(algorithm.buffers, out.buffers, message)
             else:
                 out.sides[channel] = _merged(algorithm.aggregator_of(channel), out.sides.get(channel), message)
+                out.sizes[channel] = len(brought.sides[channel])
         out.senders += bool(messages)
         before = self._orders.kept.get(client, NOTHING)
         kept: State = {name: array for name, array in before.items() if name.startswith(ENCODING)}
@@ -424,6 +427,7 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.buffers = merged(job.algorithm.buffers, total.buffers, part.buffers)
         for channel, message in part.sides.items():
             total.sides[channel] = _merged(job.algorithm.aggregator_of(channel), total.sides.get(channel), message)
+        total.sizes |= part.sizes
         rows += zip(part.clients, part.examples, part.steps, part.losses, part.sent, strict=True)
         total.senders += part.senders
         total.refused += part.refused
