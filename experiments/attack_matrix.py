@@ -10,7 +10,7 @@ The rate of local training is the same everywhere. Defences that need to know th
 radii are twice the median norm of the honest updates of the first round, measured once per partition.
 FLTrust's server has a client of its own with 100 training pictures that nobody else has, as a 21st in each cohort.
 
-    python experiments/attack_matrix.py                        # hours on two cores; goes on where it was stopped
+    OPENBLAS_NUM_THREADS=1 python experiments/attack_matrix.py   # hours on two cores; goes on where it was stopped
     python experiments/attack_matrix.py --only "iid sign flip" --rounds 20
 """
 
@@ -153,7 +153,7 @@ def fresh(folder: Any) -> Any:
 def success(run: fd.Run) -> float:
     """The share of marked test pictures of other classes that the model takes for the backdoor's."""
     marked = fd.poison.triggered(fd.data.fashion_mnist().test, TRIGGER, TARGET)
-    model = run.model().eval()
+    model = run.model.eval()
     with torch.no_grad():
         return float((model(torch.from_numpy(marked.inputs[0])).argmax(1) == TARGET).double().mean())
 
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help='parts of "partition attack defence"')
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--executor", default="auto", help="auto, debug, processes, ...")
+    parser.add_argument("--executor", default="compiled", help="auto, debug, processes, ...")
     options = parser.parse_args()
     whole = options.rounds == ROUNDS and options.seed == 0
     kept = stored("attack_matrix") if whole else {}

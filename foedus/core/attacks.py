@@ -306,7 +306,7 @@ def best_scale(gained: Callable[[float], float], unit: float, steps: int) -> flo
 
 
 def aggregated(aggregator: Aggregator, rows: Sequence[Vector], scene: Scene) -> Vector | None:
-    """What the server would make of these updates [client][parameter]; ``None`` if it refused one of them."""
+    """What the server would make of these updates, each [parameter]; ``None`` if it refused one of them."""
     state, messages = dict(scene.state), []
     if not state and scene.context.layout is not None:
         state = aggregator.init(scene.context.layout)
@@ -372,7 +372,7 @@ class Adversary:
             )
         object.__setattr__(self, "clients", tuple(self.clients))
         for client in self.clients:
-            check_whole("Adversary(clients=...): a position", client)
+            check_whole("Adversary(clients=...): a position", client, least=0)
         check_whole("since", self.since, least=1)
 
     @property

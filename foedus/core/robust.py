@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
 
 Floats = NDArray[np.float64]
-Rows = Sequence[Vector] | NDArray[np.floating]  # [client][parameter]: rows, or a matrix
+Rows = Sequence[Vector] | NDArray[np.floating]  # one [parameter] per client, or a matrix
 
-_BLOCK = 1 << 13  # parameters per pass where all clients' are turned into float64
+_BLOCK = 1 << 20  # values per pass that are turned into float64, 8 MB
 _SORTED = 1 << 10  # parameters per pass where all clients' values are sorted: they stay in the cache
 _LARGEST = 1e140  # values whose squares can be added in float64
 
@@ -45,7 +45,7 @@ class Collected(NamedTuple):
     """What a rule is given: the updates of a round, in the order of their clients.
 
     Attributes:
-        rows: every client's update, [client][parameter], not stacked.
+        rows: the updates, one [parameter] for each client, not stacked.
         weights: what each client says it counts, [client].
         clients: their positions in the population, [client], increasing.
         state: what the aggregator kept from the last round.
@@ -266,7 +266,7 @@ def krum(attackers: int) -> Aggregator:
         >>> krum(2).label
         'krum(attackers=2)'
     """
-    check_whole("attackers", attackers)
+    check_whole("attackers", attackers, least=0)
     label = f"krum(attackers={attackers})"
 
     def rule(c: Collected) -> Vector:
@@ -290,7 +290,7 @@ def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
         >>> multi_krum(2, keep=5).label
         'multi_krum(attackers=2, keep=5)'
     """
-    check_whole("attackers", attackers)
+    check_whole("attackers", attackers, least=0)
     if keep is not None:
         check_whole("keep", keep, least=1)
     label = f"multi_krum(attackers={attackers}{'' if keep is None else f', keep={keep}'})"
@@ -321,7 +321,7 @@ def bulyan(attackers: int) -> Aggregator:
         >>> bulyan(1).label
         'bulyan(attackers=1)'
     """
-    check_whole("attackers", attackers)
+    check_whole("attackers", attackers, least=0)
     label = f"bulyan(attackers={attackers})"
 
     def rule(c: Collected) -> Vector:
@@ -398,7 +398,7 @@ def fltrust(trusted: int) -> Aggregator:
         >>> fltrust(trusted=0).label
         'fltrust(trusted=0)'
     """
-    check_whole("trusted", trusted)
+    check_whole("trusted", trusted, least=0)
 
     def rule(c: Collected) -> Vector:
         if trusted not in c.clients:
@@ -472,8 +472,9 @@ def spectral(matrix: Floats) -> Float64[Floats, " client"]:
 
 def blocks(rows: Rows) -> Iterator[tuple[slice, Floats]]:
     """Some parameters of all rows at a time, float64 [client, parameter]."""
-    for at in range(0, len(rows[0]), _BLOCK):
-        part = slice(at, at + _BLOCK)
+    step = max(_BLOCK // len(rows), 1)
+    for at in range(0, len(rows[0]), step):
+        part = slice(at, at + step)
         yield part, np.stack([row[part] for row in rows], dtype=np.float64)
 
 
