@@ -26,6 +26,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foedus.core.checks import check_whole
 from foedus.core.examples import Array, Examples, check_targets
 from foedus.core.parts import (
     ClientId,
@@ -42,6 +43,7 @@ from foedus.core.parts import (
     mapped_some,
     resident,
 )
+from foedus.core.stream import ByRound, arrived
 from foedus.errors import ConfigurationError, DataError, FoedusError
 
 __all__ = ["ClientId", "Clients", "Examples", "Pair", "Part", "Rows", "check_targets"]
@@ -80,6 +82,84 @@ class Clients:
     validating: Part | None = None
     testing: Part | None = None
     central_test: Examples | None = None
+    later: ByRound | None = None
+
+    @classmethod
+    def streamed(cls, function: Callable[[int], Clients]) -> Clients:
+        """Clients whose data changes from round to round: a function from the round (from 1) to the population.
+
+        It must answer the same every time, with the same clients. Populations that are resident keep one pool: let the
+        function choose rows of it (:meth:`arriving` does), or make them by ``Clients.generated``.
+
+        Example:
+            >>> drifting = Clients.streamed(lambda r: Clients.generated(lambda i: ([[float(r)]], [i]), 2))
+            >>> drifting.at(3).train(1).inputs[0]
+            array([[3.]], dtype=float32)
+        """
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        return cls._streaming(ByRound(function, f"streamed({name})"))
+
+    @classmethod
+    def _streaming(cls, later: ByRound) -> Clients:
+        first = later(1)
+        return replace(first, later=later)
+
+    def at(self, round: int) -> Clients:
+        """The population as it is in a round, counted from 1; itself, unless its data changes.
+
+        Raises:
+            DataError: the function of ``Clients.streamed`` gives other clients, or another pool, than at first.
+        """
+        if self.later is None:
+            return self
+        found = self.later(max(1, round))
+        pool, first = found.pool, self.pool
+        moved = (pool and pool[0]) is not (first and first[0])
+        if found.ids != self.ids or moved:
+            what = "other clients" if found.ids != self.ids else "another pool of examples"
+            raise DataError(
+                f"{self.later.label} gives {what} in round {round} than in round 1. Ids stay the same, and resident "
+                "populations choose rows of one pool; or make each round's data by Clients.generated"
+            )
+        return found
+
+    def arriving(self, per_round: int, *, window: int | None = None) -> Clients:
+        """The same clients, whose training examples arrive over rounds in the order they have now.
+
+        In round r a client holds its first ``r · per_round`` training examples; with a window, the last ``window`` of
+        those. Validation and test data, and the central test, are there from the start. Change the data first
+        (``map``, ``split``): a stream is not changed any more.
+
+        Args:
+            per_round: examples that arrive at each client in every round.
+            window: how many a client keeps; ``None`` for all.
+
+        Raises:
+            ConfigurationError: the population is generated: give a function to ``Clients.streamed``.
+
+        Example:
+            >>> clients = Clients.of({"a": ([[0.0], [1.0], [2.0]], [0, 1, 2])}).arriving(1, window=2)
+            >>> [clients.at(r).train(0).targets.tolist() for r in (1, 2, 3, 4)]
+            [[0], [0, 1], [1, 2], [1, 2]]
+        """
+        check_whole("per_round", per_round)
+        if window is not None:
+            check_whole("window", window, also=", or None to keep all")
+        self._check_still("arriving")
+        if self.pool is None:
+            raise ConfigurationError(
+                "arriving() needs a resident population, whose examples are known; for a generated one write "
+                "Clients.streamed(lambda round: Clients.generated(...))"
+            )
+        then = partial(_arrived, self, per_round=per_round, window=window)
+        return self._streaming(ByRound(then, f"arriving({per_round}, window={window})"))
+
+    def _check_still(self, name: str) -> None:
+        if self.later is not None:
+            raise ConfigurationError(
+                f"{name}() changes a population whose data arrives over rounds. Change it before it streams: "
+                f"clients.{name}(...).arriving(...), or within the function of Clients.streamed"
+            )
 
     @classmethod
     def pooled(
@@ -213,6 +293,7 @@ class Clients:
             ConfigurationError: for shares that cannot be, or for a part that exists already.
         """
         shares = {"validation": validation, "test": test}
+        self._check_still("split")
         self._check_shares(shares)
         piece = partial(cut, self.training, self.ids, shares=(validation, test), seed=seed)
         return replace(
@@ -229,6 +310,7 @@ class Clients:
         population is mapped at once and stays resident; a generated one is mapped when read. Empty
         parts of a resident population are not shown to the function.
         """
+        self._check_still("map")
         central = None if self.central_test is None else applied(function, self.central_test)
         return self._each(lambda part: mapped(part, function), central)
 
@@ -249,6 +331,7 @@ class Clients:
             >>> clients.poisoned([1], lambda e: Examples(e.inputs, 1 - e.targets)).train(1).targets.tolist()
             [0]
         """
+        self._check_still("poisoned")
         rows = np.unique(np.asarray(positions, np.int64).reshape(-1))
         for position in rows.tolist():
             self._check_position(position)
@@ -260,6 +343,7 @@ class Clients:
         For preprocessing within each client (its own scale, its own fill-in values). The central test
         belongs to no client: it is treated as a site of its own, fitted to itself.
         """
+        self._check_still("map_fitted")
         site = self.central_test
         central = None if site is None else applied(fit(site), site)
         return self._each(lambda part: fitted(self.training, part, fit), central)
@@ -270,6 +354,7 @@ class Clients:
         Raises:
             DataError: for a position outside the population, twice the same, or none at all.
         """
+        self._check_still("subset")
         rows = np.asarray(positions)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
             kind = f"{rows.dtype}{list(rows.shape)}"
@@ -282,6 +367,7 @@ class Clients:
 
     def with_test(self, central_test: Pair | None) -> Clients:
         """The same clients with other examples for the server to evaluate on (None: with none)."""
+        self._check_still("with_test")
         return replace(self, central_test=_central(central_test))
 
     def pooled_examples(self) -> Examples:
@@ -300,7 +386,8 @@ class Clients:
         Covers ids, sizes, rows, shapes and dtypes, and the bytes of a sample of examples. Changes of
         a few values only may go unnoticed: this tells data sets apart, it does not seal them.
         """
-        digest = hashlib.sha256(f"{len(self)}|{self.central_test!r}".encode())
+        streamed = "" if self.later is None else self.later.label
+        digest = hashlib.sha256(f"{len(self)}|{self.central_test!r}{streamed}".encode())
         digest.update(repr(self.ids if isinstance(self.ids, range) else tuple(self.ids)).encode())
         for part in (self.training, self.validating, self.testing):
             digest.update(b"none" if part is None else _digest_part(part, len(self)))
@@ -315,6 +402,8 @@ class Clients:
         if self.sizes is None:
             return f"Clients({len(self):,} clients, generated)"
         kind = "generated" if self.pool is None else "resident"
+        if self.later is not None:
+            return f"Clients({len(self):,} clients, {kind}, {self.later.label})"
         return f"Clients({len(self):,} clients, {int(self.sizes.sum()):,} examples, {kind})"
 
     def _each(self, change: Callable[[Part], Part], central_test: Examples | None) -> Clients:
@@ -342,6 +431,10 @@ class Clients:
                 raise ConfigurationError(
                     f"These clients have {name} examples already. Write split({name}=0, ...) to keep them."
                 )
+
+
+def _arrived(whole: Clients, round: int, *, per_round: int, window: int | None) -> Clients:
+    return replace(whole, training=arrived(whole.training, round, per_round=per_round, window=window))
 
 
 def _ask(

@@ -26,7 +26,7 @@ from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError
 from foedus.sim.reading import Reading
-from foedus.sim.visits import Group, contributions, layouts_of, measured, phase, visit
+from foedus.sim.visits import Group, answered, contributions, layouts_of, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, union
 
 
@@ -79,7 +79,7 @@ class CompiledSession(Session):
         self._safe: set[int] = set()  # arrays all of whose range has been shown
         self._recipe = _recipes(job, trainer)
         self._threads = ThreadPoolExecutor(len(devices))
-        self._reading = None if job.clients.pool else Reading(job.clients, threads=len(devices))
+        self._reading = None if job.clients.pool else Reading(threads=len(devices))
 
     def run(self, orders: Orders) -> Outcome:
         job, spec = self._job, self._job.algorithm.client
@@ -138,7 +138,7 @@ class CompiledSession(Session):
             return [Trained(*row) for row in rows]
 
         seen = [visit(job, orders, i, examples=int(n), layouts=layouts_of(trainer)) for i, n in enumerate(sizes)]
-        found = contributions(job, seen, train, partial(measured, job, trainer, orders))
+        found = contributions(job, seen, train, partial(answered, job, trainer, orders))
         collector = Collector(job, orders, layouts_of(trainer))
         for slot, (size, brought) in enumerate(zip(sizes.tolist(), found, strict=True)):
             collector.contribute(slot, brought, size)
@@ -146,15 +146,16 @@ class CompiledSession(Session):
 
     def _gathered(self, orders: Orders) -> Gathered | None:
         """The data of the clients that have any; ``None`` if nobody has (no step, no weight)."""
-        if self._job.clients.pool is not None:
-            examples, rows = self._job.clients.pool
+        clients = self._job.clients.at(orders.round)
+        if clients.pool is not None:
+            examples, rows = clients.pool
             flat, sizes = (own := rows.choose(orders.cohort)).values, own.sizes
             busy = np.flatnonzero(sizes)
             return Gathered(orders.only(busy), examples, flat, sizes[busy]) if len(busy) else None
         assert self._reading is not None
-        parts = self._reading.take(orders.cohort)
+        parts = self._reading.take(orders.cohort, clients)
         if orders.following is not None:
-            self._reading.begin(orders.following)
+            self._reading.begin(orders.following, self._job.clients.at(orders.round + 1))
         sizes = np.array([len(p) for p in parts], np.int64)
         busy = np.flatnonzero(sizes)
         if not len(busy):

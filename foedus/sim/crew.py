@@ -71,7 +71,7 @@ class CrewSession(Session, Generic[W]):
         """Wait for the next answers; None from workers that have died."""
 
     def run(self, orders: Orders) -> Outcome:
-        sizes, count = self._job.clients.sizes, min(self._workers, len(orders.cohort))
+        sizes, count = self._job.clients.at(orders.round).sizes, min(self._workers, len(orders.cohort))
         weights = np.ones(len(orders.cohort), np.int64) if sizes is None else sizes[orders.cohort]
         rota = Rota(shards(weights, SHARES * count))
         try:

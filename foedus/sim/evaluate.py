@@ -53,8 +53,9 @@ def evaluate(job: Job, trainer: Trainer, state: RunState, own: Models | None) ->
         own: gives each client's own models; ``None`` leaves clients out.
     """
     figures: dict[str, Any] = {}
-    if job.clients.central_test is not None:
-        figures["central"] = _of(trainer, state.weights, job.clients.central_test, "the central test set")
+    central = job.clients.at(state.round).central_test
+    if central is not None:
+        figures["central"] = _of(trainer, state.weights, central, "the central test set")
     if own is None:
         return Evaluated(figures, {})
     found = _clients(job, trainer, state, own)
@@ -67,8 +68,9 @@ def evaluate(job: Job, trainer: Trainer, state: RunState, own: Models | None) ->
 def _clients(job: Job, trainer: Trainer, state: RunState, own: Models) -> dict[ClientId, ClientFigures]:
     """Every client that has examples, in the order of the population."""
     found = {}
-    for position, client in enumerate(job.clients.ids):
-        examples = held_out(job.clients, position)
+    clients = job.clients.at(state.round)
+    for position, client in enumerate(clients.ids):
+        examples = held_out(clients, position)
         if len(examples):
             buffers, personal = own(position)
             whose = f"the data of client {client!r}"

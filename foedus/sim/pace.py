@@ -28,8 +28,8 @@ from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError
 from foedus.record.kept import Kept
 from foedus.sim.commit import Server
-from foedus.sim.hostile import attacked
 from foedus.sim.settings import Settings
+from foedus.sim.singly import Singly
 from foedus.sim.state import RunState
 from foedus.sim.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
 from foedus.sim.world import Load, Passage, pass_round
@@ -84,13 +84,10 @@ class Ground:
     rounds: int
     kept: Kept
 
-    @property
-    def population(self) -> Population:
-        return Population(len(self.job.clients), self.job.clients.sizes)
-
     def cohort(self, number: int) -> Ints:
         """Who is asked in a round: positions, each once."""
-        population = self.population
+        clients = self.job.clients.at(number)
+        population = Population(len(clients), clients.sizes)
         asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
         sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
         if not sound or len(np.unique(asked)) < len(asked) or ((asked < 0) | (asked >= population.count)).any():
@@ -111,11 +108,13 @@ class Ground:
 
     def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
         """What the clients of some orders bring."""
-        adversary = self.settings.adversary
-        if adversary is None:
-            return union(self.job, [session.run(orders)])
-        layouts = (self.server.layout, self.server.buffer_layout)
-        return attacked(session, orders, adversary, job=self.job, layouts=layouts, state=state.aggregator)
+        return self.singly.bring(session, orders, state)
+
+    @property
+    def singly(self) -> Singly:
+        """Who attacks, and who watches."""
+        layouts, settings = (self.server.layout, self.server.buffer_layout), self.settings
+        return Singly(self.job, layouts, settings.adversary, settings.watch)
 
     def load(self, state: RunState, asked: Ints) -> Load:
         """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
@@ -123,7 +122,7 @@ class Ground:
         down = sum(self.server.sizes(state.weights)) + message_bytes(dict(self.down(state)))
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
-        clients, spec = self.job.clients, self.job.algorithm.client
+        clients, spec = self.job.clients.at(state.round + 1), self.job.algorithm.client
         known = clients.sizes
         sizes = known[asked] if known is not None else np.array([len(clients.train(int(c))) for c in asked], np.int64)
         return Load(down, self._foretold(state), processed(spec, sizes), taken(spec, sizes))

@@ -31,6 +31,7 @@ Cohort = NDArray[np.int64]
 
 class _Begun(NamedTuple):
     cohort: Cohort
+    clients: Clients
     pieces: list[Future[list[Examples]]]
     given_up: Event  # between two clients a thread looks whether anybody still wants the rest
 
@@ -40,31 +41,32 @@ class Reading:
 
     Example:
         >>> clients = Clients.generated(lambda i: ([[float(i)]], [i]), 100)
-        >>> reading = Reading(clients, threads=2)
-        >>> reading.begin(np.array([3, 4]))  # and meanwhile ...
-        >>> [e.targets.tolist() for e in reading.take(np.array([3, 4]))]
+        >>> reading = Reading(threads=2)
+        >>> reading.begin(np.array([3, 4]), clients)  # and meanwhile ...
+        >>> [e.targets.tolist() for e in reading.take(np.array([3, 4]), clients)]
         [[3], [4]]
         >>> reading.close()
     """
 
-    def __init__(self, clients: Clients, *, threads: int) -> None:
-        self._clients, self._threads = clients, threads
+    def __init__(self, *, threads: int) -> None:
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "reading")
         self._ahead: _Begun | None = None
 
-    def begin(self, cohort: Cohort) -> None:
+    def begin(self, cohort: Cohort, clients: Clients) -> None:
         """Start to read the data of the clients at these positions [C], to be taken later."""
         self._give_up()
-        self._ahead = self._submit(cohort)
+        self._ahead = self._submit(cohort, clients)
 
-    def take(self, cohort: Cohort) -> list[Examples]:
+    def take(self, cohort: Cohort, clients: Clients) -> list[Examples]:
         """The examples of the clients at these positions [C], read now if they have not been begun.
 
         Raises:
             FoedusError: the data of a client could not be read; says whose.
         """
-        if self._ahead is None or not np.array_equal(self._ahead.cohort, cohort):
-            self.begin(cohort)
+        begun = self._ahead
+        if begun is None or begun.clients is not clients or not np.array_equal(begun.cohort, cohort):
+            self.begin(cohort, clients)
         assert self._ahead is not None
         begun, self._ahead = self._ahead, None
         try:
@@ -77,14 +79,17 @@ class Reading:
         self._give_up()
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, cohort: Cohort) -> _Begun:
+    def _submit(self, cohort: Cohort, clients: Clients) -> _Begun:
         cut, given_up = np.array_split(cohort, max(1, min(len(cohort), CHUNKS * self._threads))), Event()
         return _Begun(
-            cohort, [self._pool.submit(self._piece, part.tolist(), given_up) for part in cut], given_up
+            cohort,
+            clients,
+            [self._pool.submit(self._piece, clients, part.tolist(), given_up) for part in cut],
+            given_up,
         )
 
-    def _piece(self, positions: Sequence[int], given_up: Event) -> list[Examples]:
-        return [read(self._clients, position) for position in positions if not given_up.is_set()]
+    def _piece(self, clients: Clients, positions: Sequence[int], given_up: Event) -> list[Examples]:
+        return [read(clients, position) for position in positions if not given_up.is_set()]
 
     def _give_up(self) -> None:
         if self._ahead is not None:

@@ -14,6 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Lock
@@ -27,12 +28,12 @@ from foedus.backends.cohort import UNGUIDED, Block, Cohort, Stacked, open_cohort
 from foedus.core.batches import Plan, alike, plan
 from foedus.core.checks import check_whole
 from foedus.core.client import Client, LocalSGD
-from foedus.core.method import Measure, Trained
+from foedus.core.method import Consult, Measure, Trained
 from foedus.core.packing import PADDING, blocks, calls
 from foedus.core.population import Clients, Examples
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
 from foedus.sim.debug import DebugSession
-from foedus.sim.visits import Group, contributions, measured, phase, visit
+from foedus.sim.visits import Group, answered, contributions, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, changed, read, union
 
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
@@ -112,7 +113,7 @@ class VectorisedSession(Session):
 
     def _parts(self, orders: Orders) -> Iterator[_Part]:
         """The blocks of a cohort. Where sizes are not known beforehand, blocks follow the cohort's order."""
-        clients, cohort = self._job.clients, orders.cohort
+        clients, cohort = self._job.clients.at(orders.round), orders.cohort
         sizes = clients.sizes
         if sizes is None:
             count, most = self._cut(len(cohort))
@@ -171,13 +172,13 @@ class VectorisedSession(Session):
             rows = zip(after.vectors, after.buffers, steps.tolist(), after.losses.tolist(), strict=True)
             return [Trained(*row) for row in rows]
 
-        def measure(member: int, request: Measure) -> dict[str, float]:
-            with self._measuring:
-                return measured(job, self._trainer, orders, int(part.slots[member]), request)
+        def answer(member: int, request: Measure | Consult) -> Any:
+            with nullcontext() if isinstance(request, Consult) else self._measuring:  # the trainer is shared
+                return answered(job, self._trainer, orders, int(part.slots[member]), request)
 
         pairs = list(zip(part.slots.tolist(), part.sizes.tolist(), strict=True))
         seen = [visit(job, orders, slot, examples=n, layouts=layouts) for slot, n in pairs]
-        for (slot, n), brought in zip(pairs, contributions(job, seen, train, measure), strict=True):
+        for (slot, n), brought in zip(pairs, contributions(job, seen, train, answer), strict=True):
             collector.contribute(slot, brought, n)
         return collector.outcome
 
@@ -214,7 +215,7 @@ class VectorisedSession(Session):
 
     def _rows(self, own: Plan, part: _Part, members: Slots, orders: Orders) -> Slots:
         """Row numbers of the pool, int64 [T, B], for the plan's row numbers of each member."""
-        pool = self._job.clients.pool
+        pool = self._job.clients.at(orders.round).pool
         if part.examples is not None or pool is None:
             begins: Slots = (np.cumsum(part.sizes) - part.sizes)[members]
             return own.rows + begins[own.client, None]

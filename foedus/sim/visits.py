@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foedus.backends import Trainer, Weights
 from foedus.backends.cohort import Guides
 from foedus.core.client import Client
-from foedus.core.method import Contribution, Measure, Method, Request, Train, Trained, Visit
+from foedus.core.method import Consult, Contribution, Measure, Method, Request, Train, Trained, Visit
 from foedus.errors import ConfigurationError
 from foedus.sim.work import METHOD, Job, Orders, held_out, read, under
 from foedus.tree import Layout, Vector
@@ -44,7 +44,7 @@ class Group(NamedTuple):
 
 
 Train_ = Callable[[Group], Sequence[Trained]]
-Measure_ = Callable[[int, Measure], dict[str, float]]
+Answer_ = Callable[[int, Measure | Consult], Any]
 
 
 @dataclass
@@ -83,19 +83,22 @@ def phase(orders: Orders, training: int) -> int:
     return orders.part << 16 | training
 
 
-def contributions(job: Job, visits: Sequence[Visit], train: Train_, measure: Measure_) -> list[Contribution]:
+def contributions(job: Job, visits: Sequence[Visit], train: Train_, answer: Answer_) -> list[Contribution]:
     """What every client's visit ends with."""
-    found = drive([method_of(job).local(v) for v in visits], visits, train, measure)
+    found = drive([method_of(job).local(v) for v in visits], visits, train, answer)
     for brought, seen in zip(found, visits, strict=True):
         _check(brought, seen, job)
     return found
 
 
-def measured(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Measure) -> dict[str, float]:
-    """Mean loss and metrics of some weights on a client's examples."""
+def answered(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Measure | Consult) -> Any:
+    """What a client's own examples say: mean loss and metrics of some weights, or what the method's function gives."""
     position = int(orders.cohort[slot])
+    if isinstance(request, Consult):
+        return request.function(read(job.clients, position))
     buffers = orders.buffers(position) if request.buffers is None else request.buffers
-    chosen = held_out(job.clients, position) if request.held_out else read(job.clients, position)
+    clients = job.clients.at(orders.round)
+    chosen = held_out(clients, position) if request.held_out else read(clients, position)
     return trainer.evaluate(Weights(request.vector, buffers), chosen)
 
 
@@ -103,15 +106,15 @@ def drive(
     generators: Sequence[Generator[Request, Any, Any]],
     visits: Sequence[Visit],
     train: Train_,
-    measure: Measure_,
+    answer: Answer_,
 ) -> list[Any]:
     """Advance all generators until they have ended; what each returned."""
     results: list[Any] = [None] * len(visits)
     open_: dict[int, _Client] = {}
 
-    def advance(i: int, generator: Any, answer: Any, trainings: int) -> None:
+    def advance(i: int, generator: Any, result: Any, trainings: int) -> None:
         try:
-            open_[i] = _Client(generator, visits[i], generator.send(answer), trainings)
+            open_[i] = _Client(generator, visits[i], generator.send(result), trainings)
         except StopIteration as end:
             open_.pop(i, None)
             results[i] = end.value
@@ -123,12 +126,12 @@ def drive(
         for group in _groups(open_):
             answers |= zip(group.members.tolist(), train(group), strict=True)
         for i, client in open_.items():
-            if isinstance(client.request, Measure):
-                answers[i] = measure(i, client.request)
-        for i, answer in answers.items():
+            if isinstance(client.request, Measure | Consult):
+                answers[i] = answer(i, client.request)
+        for i, result in answers.items():
             client = open_[i]
             trained = isinstance(client.request, Train)
-            advance(i, client.generator, answer, client.trainings + trained)
+            advance(i, client.generator, result, client.trainings + trained)
     return results
 
 
@@ -141,8 +144,10 @@ def _groups(clients: dict[int, _Client]) -> Iterator[Group]:
             given = tuple(v is not None for v in (request.start, request.anchor, request.shift))
             spec = request.spec or client.visit.spec
             kinds.setdefault((id(spec), client.trainings, given, id(request.mask)), []).append(i)
-        elif not isinstance(request, Measure):
-            raise ConfigurationError(f"a method's generator yields Train(...) or Measure(...), and yielded {request!r}")
+        elif not isinstance(request, Measure | Consult):
+            raise ConfigurationError(
+                f"a method's generator yields Train(...), Measure(...) or Consult(...), and yielded {request!r}"
+            )
     for members in kinds.values():
         yield _group(members, [clients[i] for i in members])
 

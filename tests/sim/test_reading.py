@@ -23,10 +23,10 @@ def examples(client: int) -> tuple[Any, Any]:
 
 
 @contextmanager
-def reading(function: Any, *, threads: int = 2) -> Iterator[Reading]:
-    opened = Reading(fd.Clients.generated(function, 1000), threads=threads)
+def reading(function: Any, *, threads: int = 2) -> Iterator[tuple[Reading, fd.Clients]]:
+    opened = Reading(threads=threads)
     try:
-        yield opened
+        yield opened, fd.Clients.generated(function, 1000)
     finally:
         opened.close()
 
@@ -46,10 +46,10 @@ def test_the_examples_come_in_the_order_of_the_cohort_and_each_is_read_once(size
         return examples(client)
 
     cohort = np.random.default_rng(0).permutation(1000)[:size]
-    with reading(counting) as opened:
+    with reading(counting) as (opened, clients):
         if ahead:
-            opened.begin(cohort)
-        assert seen(opened.take(cohort)) == cohort.tolist()
+            opened.begin(cohort, clients)
+        assert seen(opened.take(cohort, clients)) == cohort.tolist()
     assert asked == Counter(cohort.tolist())
 
 
@@ -60,16 +60,16 @@ def test_what_was_begun_is_read_without_being_waited_for() -> None:
         done.set()
         return examples(client)
 
-    with reading(telling) as opened:
-        opened.begin(np.array([7]))
+    with reading(telling) as (opened, clients):
+        opened.begin(np.array([7]), clients)
         assert done.wait(PATIENCE)
 
 
 def test_another_cohort_than_was_begun_is_read_all_the_same() -> None:
-    with reading(examples) as opened:
-        opened.begin(np.array([1, 2, 3]))
-        assert seen(opened.take(np.array([4, 5]))) == [4, 5]
-        assert seen(opened.take(np.array([1, 2, 3]))) == [1, 2, 3]
+    with reading(examples) as (opened, clients):
+        opened.begin(np.array([1, 2, 3]), clients)
+        assert seen(opened.take(np.array([4, 5]), clients)) == [4, 5]
+        assert seen(opened.take(np.array([1, 2, 3]), clients)) == [1, 2, 3]
 
 
 def test_nobody_reads_on_when_the_rest_is_not_wanted() -> None:
@@ -81,12 +81,12 @@ def test_nobody_reads_on_when_the_rest_is_not_wanted() -> None:
         assert closing.wait(PATIENCE)
         return examples(client)
 
-    with reading(slow, threads=1) as opened:
-        opened.begin(np.arange(500))
+    with reading(slow, threads=1) as (opened, clients):
+        opened.begin(np.arange(500), clients)
         assert begun.wait(PATIENCE)
-        opened.begin(np.array([999]))  # takes the place of the other 499
+        opened.begin(np.array([999]), clients)  # takes the place of the other 499
         closing.set()
-        assert seen(opened.take(np.array([999]))) == [999]
+        assert seen(opened.take(np.array([999]), clients)) == [999]
     assert asked == [0, 999]
 
 
@@ -96,8 +96,8 @@ def test_a_fault_in_what_was_read_ahead_is_told_when_it_is_taken() -> None:
             raise OSError("the file is gone")
         return examples(client)
 
-    with reading(broken) as opened:
-        opened.begin(np.array([12, 13]))
+    with reading(broken) as (opened, clients):
+        opened.begin(np.array([12, 13]), clients)
         with pytest.raises(DataError, match=r"data of client 13 could not be read.*the file is gone"):
-            opened.take(np.array([12, 13]))
-        assert seen(opened.take(np.array([12]))) == [12]
+            opened.take(np.array([12, 13]), clients)
+        assert seen(opened.take(np.array([12]), clients)) == [12]
