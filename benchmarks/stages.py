@@ -19,10 +19,10 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,15 +255,17 @@ def median_round(rule: Any) -> float:
 
     chosen, ends = workloads.WORKLOADS["W1"], Ends()
     local = fd.local_sgd(lr=workloads.LEARNING_RATE, epochs=1, batch_size=workloads.BATCH_SIZE)
-    fd.simulate(
-        foedus_round.torch_task(chosen),
-        fd.fedavg(local, aggregator=rule),
-        foedus_round.population(chosen),
-        cohort=chosen.cohort,
-        rounds=ROUNDS,
-        evaluation=fd.Evaluation(every=0),
-        settings=replace(fd.Settings(), sinks=[ends]),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = fd.Settings(folder=f"{folder}/run", progress=False, sinks=[ends])
+        fd.simulate(
+            foedus_round.torch_task(chosen),
+            fd.fedavg(local, aggregator=rule),
+            foedus_round.population(chosen),
+            cohort=chosen.cohort,
+            rounds=ROUNDS,
+            evaluation=fd.Evaluation(every=0),
+            settings=settings,
+        )
     return statistics.median(np.diff(ends.at[SKIP:]).tolist())
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.coding import draws, peak, reals, words
+from foedus.core.coding import blocks, draws, peak, reals, words
 from foedus.core.stage import Stage
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError
@@ -33,7 +33,6 @@ from foedus.tree import Layout
 _ROWS = 6  # bits of the index that the first matrix takes
 _RADIX = 5  # bits that each of the others takes
 _BLOCK = 1 << 17  # entries that pass through all the small matrices before the next: they stay in the cache
-_SIGNS = 1 - 2 * ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.float32)  # [byte, bit]
 
 
 def rotate(*, own: bool = False) -> Stage:
@@ -88,11 +87,12 @@ def turned_back(vector: NDArray[Any], draw: np.random.Generator, size: int) -> N
 
 def _signed(vector: NDArray[Any], draw: np.random.Generator, factor: float, out: NDArray[Any]) -> None:
     """out = factor · signs · vector, in blocks that stay in the cache."""
-    random, table = words(draw, -(-len(vector) // 8)), (_SIGNS.astype(np.float64) * factor).astype(vector.dtype)
-    for at in range(0, len(vector), _BLOCK):
-        signs = table.take(random[at // 8 : (at + _BLOCK) // 8], axis=0).reshape(-1)
-        part = vector[at : at + _BLOCK]
-        np.multiply(part, signs[: len(part)], out=out[at : at + len(part)])
+    random, kind = words(draw, -(-len(vector) // 8)), vector.dtype.type
+    for place in blocks(len(vector)):
+        bits = np.unpackbits(random[place.start // 8 : -(-place.stop // 8)], bitorder="little")
+        signs = np.multiply(bits[: place.stop - place.start], kind(-2 * factor), dtype=vector.dtype)
+        signs += kind(factor)
+        np.multiply(vector[place], signs, out=out[place])
 
 
 # --- the transform ------------------------------------------------------------------------------------------
