@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from foedus.core.entropy import entropy as entropy
     from foedus.core.examples import Examples as Examples
     from foedus.core.feedback import error_feedback as error_feedback
+    from foedus.core.fsvrg import fsvrg as fsvrg
     from foedus.core.gate import Gate as Gate
     from foedus.core.gate import self_checked as self_checked
     from foedus.core.layers import low_rank as low_rank
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from foedus.core.robust import multi_krum as multi_krum
     from foedus.core.robust import trimmed_mean as trimmed_mean
     from foedus.core.rotation import rotate as rotate
+    from foedus.core.scores import Watch as Watch
     from foedus.core.scores import quarantine as quarantine
     from foedus.core.select import always as always
     from foedus.core.select import available as available
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from foedus.core.sparse import random_mask as random_mask
     from foedus.core.sparse import subsample as subsample
     from foedus.core.sparse import top_k as top_k
+    from foedus.core.sparse_linear import sparse_logistic as sparse_logistic
+    from foedus.core.sparse_rows import sparse_rows as sparse_rows
     from foedus.core.stage import Stage as Stage
     from foedus.core.stage import chain as chain
     from foedus.core.stage import clip as clip
@@ -124,6 +128,7 @@ _HOMES = {
     "Sweep": "foedus.sim.sweep",
     "Task": "foedus.core.task",
     "TensorBoard": "foedus.record.export",
+    "Watch": "foedus.core.scores",
     "World": "foedus.sim.world",
     "accuracy": "foedus.core.task",
     "adagrad": "foedus.core.server",
@@ -149,6 +154,7 @@ _HOMES = {
     "fedavg": "foedus.core.compose",
     "fedsgd": "foedus.core.compose",
     "fltrust": "foedus.core.robust",
+    "fsvrg": "foedus.core.fsvrg",
     "geometric_median": "foedus.core.robust",
     "heterofl": "foedus.core.widths",
     "hierarchical": "foedus.core.timing",
@@ -182,6 +188,8 @@ _HOMES = {
     "sgd": "foedus.core.server",
     "sign_majority": "foedus.core.quantise",
     "simulate": "foedus.sim.engine",
+    "sparse_logistic": "foedus.core.sparse_linear",
+    "sparse_rows": "foedus.core.sparse_rows",
     "subsample": "foedus.core.sparse",
     "sweep": "foedus.sim.sweep",
     "top_k": "foedus.core.sparse",

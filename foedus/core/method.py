@@ -3,8 +3,8 @@
 Most of federated learning's algorithms differ in four places: what a client does between receiving the model and
 sending its update, what it keeps for its next visit, what travels beside model and update, and what the server
 makes of it. A :class:`Method` is these four as pure functions. The client's part is a *generator* that yields
-what it wants done (:class:`Train`, :class:`Measure`) and is given the results, so that it reads like the paper's
-algorithm; whoever drives it decides how: the simulator runs the requests of a whole cohort as one batched
+what it wants done (:class:`Train`, :class:`Measure`, :class:`Consult`) and is given the results, so that it reads like
+the paper's algorithm; whoever drives it decides how: the simulator runs the requests of a whole cohort as one batched
 computation, a device runs its own.
 
 Not here: how requests are carried out (``backends``, ``sim``), the methods themselves (``core/drift.py``, ...).
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator
 from foedus.core.client import Client
+from foedus.core.examples import Examples
 from foedus.core.values import NOTHING, State
 from foedus.errors import ConfigurationError
 from foedus.tree import Layout, Vector
@@ -105,6 +106,25 @@ class Measure(NamedTuple):
     held_out: bool = False
 
 
+class Consult(NamedTuple):
+    """A request: a function of the client's own training examples. Its answer is what the function gives.
+
+    For what is no training of the task's model by ``local_sgd``: counting, fitting in closed form, a solver of the
+    method's own. It runs in numpy, one client after another, in every executor; limits on local steps (partial work in
+    simulated worlds) do not reach it.
+
+    Attributes:
+        function: pure, ``Examples -> anything``; it may hold on to nothing and must not change the arrays.
+
+    Example:
+        >>> def local(visit):
+        ...     centre = yield Consult(lambda examples: examples.inputs[0].mean(0))
+        ...     return Contribution(centre - visit.received)
+    """
+
+    function: Callable[[Examples], Any]
+
+
 class Contribution(NamedTuple):
     """What a client's visit ends with.
 
@@ -136,7 +156,7 @@ class Contribution(NamedTuple):
         )
 
 
-Request = Train | Measure
+Request = Train | Measure | Consult
 Local = Generator[Request, Any, Contribution]
 Own = Generator[Request, Any, tuple[Vector, Vector]]  # ends with weights [parameter] and buffers [buffer]
 

@@ -60,6 +60,23 @@ class JaxModel(NamedTuple):
     apply: Callable[..., Any]
 
 
+class SparseLoss(NamedTuple):
+    """The loss of a linear model of sparse examples, a function of one score per example (``NumpyModel.sparse``).
+
+    * ``features``: how many there are.
+    * ``l2``: strength of the penalty ``l2/2 · ‖weight‖²``.
+    * ``value(score, target) -> [B]``: the loss of each example, without the penalty.
+    * ``slope(score, target) -> [B]``: its derivative with respect to the score.
+    * ``check(target)``: raises :class:`~foedus.errors.DataError` for targets that the loss is not made for.
+    """
+
+    features: int
+    l2: float
+    value: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+    slope: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+    check: Callable[[NDArray[Any]], None]
+
+
 class NumpyModel(NamedTuple):
     """A model written in numpy with its gradient by hand; it needs no framework.
 
@@ -69,6 +86,8 @@ class NumpyModel(NamedTuple):
       gradients like the parameters.
     * ``stacked``: both functions also take parameters, inputs and targets with one more leading axis, [client,
       ...], and then give a loss per client, [client]; the cohort is computed at once.
+    * ``sparse``: for a linear model ``weight`` [feature], ``bias`` [1] of sparse examples, the loss by score, which
+      algorithms made for such problems (:func:`foedus.fsvrg`) work on.
 
     See :func:`foedus.linear` and :func:`foedus.logistic`.
 
@@ -86,6 +105,7 @@ class NumpyModel(NamedTuple):
     predict: Callable[..., NDArray[Any]]
     gradient: Callable[..., tuple[Any, dict[str, NDArray[Any]]]]
     stacked: bool = False
+    sparse: SparseLoss | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from foedus.backends import Assignment, Trainer, Weights, open_trainer
 from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
 from foedus.core.examples import Examples
-from foedus.core.method import Measure, Trained
-from foedus.sim.visits import Group, contributions, drive, layouts_of, measured, method_of, phase, visit
+from foedus.core.method import Consult, Measure, Trained
+from foedus.sim.visits import Group, answered, contributions, drive, layouts_of, method_of, phase, visit
 from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read
 
 Observer = Callable[[int, int, Weights], None]  # (client's position, local step, weights)
@@ -49,7 +50,7 @@ class DebugSession(Session):
 
     def _client(self, slot: int, orders: Orders, collector: Collector) -> None:
         job, position = self._job, int(orders.cohort[slot])
-        examples = read(job.clients, position)
+        examples = read(job.clients.at(orders.round), position)
         if not len(examples):
             return  # the rule for empty clients: no step, no weight
         seen = visit(job, orders, slot, examples=len(examples), layouts=layouts_of(self._trainer))
@@ -64,17 +65,17 @@ class DebugSession(Session):
         def train(group: Group) -> list[Trained]:
             return [self._trained(orders, slot, examples, group)]
 
-        def measure(_: int, request: Measure) -> dict[str, float]:
-            return measured(job, self._trainer, orders, slot, request)
+        def answer(_: int, request: Measure | Consult) -> Any:
+            return answered(job, self._trainer, orders, slot, request)
 
-        (brought,) = contributions(job, [seen], train, measure)
+        (brought,) = contributions(job, [seen], train, answer)
         collector.contribute(slot, brought, len(examples))
 
     def personal(self, orders: Orders) -> Weights:
         """The own model of the one client of the orders, after a method that gives clients models of their own."""
         job = self._job
         position = int(orders.cohort[0])
-        examples, rule = read(job.clients, position), method_of(job).personal
+        examples, rule = read(job.clients.at(orders.round), position), method_of(job).personal
         assert rule is not None
         if not len(examples):  # nothing to train or choose on: the global model is all it has
             return Weights(orders.start.vector, orders.buffers(position))
@@ -83,7 +84,7 @@ class DebugSession(Session):
             [rule(seen)],
             [seen],
             lambda group: [self._trained(orders, 0, examples, group)],
-            lambda _, request: measured(job, self._trainer, orders, 0, request),
+            lambda _, request: answered(job, self._trainer, orders, 0, request),
         )
         return Weights(*found)
 
