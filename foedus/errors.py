@@ -149,6 +149,7 @@ class Reason(StrEnum):
     NORM = "norm"
     RANGE = "range"
     REPLAY = "replay"
+    QUARANTINE = "quarantine"
 
 
 class UpdateRefused(FoedusError):

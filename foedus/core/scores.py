@@ -3,7 +3,7 @@
 A score says how long an update was and which way it pointed: along the previous aggregate (which attackers of this
 round did not make), along the aggregate of this round, and, where the server has examples of its own, how its loss
 changes by this update alone. A :class:`History` is a value that grows by the scores of each round; a quarantine is a
-pure function of it.
+pure function of it. A :class:`Watch` says what a run does of this: ``Settings(watch=Watch(...))``.
 
 Scores need single updates: behind masks there are none (``core/gate.py``).
 
@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.checks import check_whole
+from foedus.core.examples import Examples
 from foedus.core.robust import blocks
 from foedus.core.values import State
+from foedus.errors import ConfigurationError
 from foedus.tree import Vector
 
 if TYPE_CHECKING:
@@ -80,6 +83,11 @@ def score(
     }
 
 
+def current(score: Score) -> float:
+    """The figure by which :func:`quarantine` judges unless told otherwise."""
+    return score.current
+
+
 class History(NamedTuple):
     """Every score so far, as arrays, so that a checkpoint holds them.
 
@@ -117,9 +125,7 @@ class History(NamedTuple):
         return History(
             np.concatenate([self.clients, np.array(clients, np.int64)]),
             np.concatenate([self.rounds, np.full(len(clients), round, np.int64)]),
-            np.concatenate(
-                [self.figures, np.array([scores[c] for c in clients]).reshape(-1, len(Score._fields))]
-            ),
+            np.concatenate([self.figures, np.array([scores[c] for c in clients]).reshape(-1, len(Score._fields))]),
         )
 
     def of(self, client: int) -> list[Score]:
@@ -127,7 +133,11 @@ class History(NamedTuple):
         return [Score(*row) for row in self.figures[self.clients == client].tolist()]
 
 
-Quarantine = Callable[[History, int], "Int64[NDArray[np.int64], ' client']"]
+class Quarantine(NamedTuple):
+    """Who stays away: ``away(history, round) -> positions`` int64 [client], in increasing order."""
+
+    away: Callable[[History, int], NDArray[np.int64]]
+    label: str
 
 
 def quarantine(
@@ -135,7 +145,7 @@ def quarantine(
     after: int = 3,
     below: float = 0.0,
     rounds: int = 50,
-    of: Callable[[Score], float] = lambda s: s.current,
+    of: Callable[[Score], float] = current,
 ) -> Quarantine:
     """A rule who stays away: each whose last ``after`` scores were all below a bound, for ``rounds`` rounds.
 
@@ -146,16 +156,13 @@ def quarantine(
         of: which figure of a score; by default the cosine to the round's aggregate. For the loss,
             ``lambda s: -s.loss`` with ``below=-0.5``.
 
-    Returns:
-        ``(history, round) -> positions`` int64 [client] that should not be in the cohort of that round.
-
     Example:
         >>> history = History.empty()
         >>> for round in (1, 2, 3):
         ...     history = history.after(round, {4: Score(1.0, 0.0, -0.5), 5: Score(1.0, 0.0, 0.5)})
-        >>> away = quarantine(after=3, rounds=10)
-        >>> away(history, 4).tolist(), away(history, 13).tolist(), away(history, 14).tolist()
-        ([4], [4], [])
+        >>> rule = quarantine(after=3, rounds=10)
+        >>> [rule.away(history, round).tolist() for round in (3, 4, 13, 14)]
+        [[4], [4], [4], []]
     """
     check_whole("after", after, least=1)
     check_whole("rounds", rounds, least=1)
@@ -165,9 +172,7 @@ def quarantine(
         until = _away_until(history.clients.tolist(), history.rounds.tolist(), suspicious)
         return np.array(sorted(c for c, last in until.items() if round <= last), np.int64)
 
-    def _away_until(
-        clients: Sequence[int], seen: Sequence[int], suspicious: Sequence[bool]
-    ) -> dict[int, int]:
+    def _away_until(clients: Sequence[int], seen: Sequence[int], suspicious: Sequence[bool]) -> dict[int, int]:
         """The last round of each client's last quarantine."""
         inarow, until = dict[int, int](), dict[int, int]()
         for client, at, bad in zip(clients, seen, suspicious, strict=True):
@@ -176,4 +181,45 @@ def quarantine(
                 until[client], inarow[client] = at + rounds, 0
         return until
 
-    return positions
+    return Quarantine(positions, f"quarantine(after={after}, below={below}, rounds={rounds}, of={of.__name__})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Every update of a run is scored (``scores.jsonl``), and refused while its client is in quarantine.
+
+    Clients in quarantine are asked as before, so that the cohort of a round does not depend on how others ended;
+    their updates are scored, and not merged. Scores are taken along the model's movement in this and in the last
+    round.
+
+    Attributes:
+        quarantine: who stays away; ``None`` for nobody.
+        examples: of the server's own, few; each update alone is evaluated on them.
+
+    Example:
+        >>> Watch(quarantine=quarantine(after=3)).label
+        'Watch(quarantine(after=3, below=0.0, rounds=50, of=current))'
+    """
+
+    quarantine: Quarantine | None = None
+    examples: Examples | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind, example in (
+            ("quarantine", Quarantine, "foedus.quarantine(after=3)"),
+            ("examples", Examples, "data.train.take(slice(100))"),
+        ):
+            if (value := getattr(self, name)) is not None and not isinstance(value, kind):
+                raise ConfigurationError(f"Watch({name}=...) takes e.g. {example}, and was given {value!r}")
+
+    @property
+    def label(self) -> str:
+        given = [self.quarantine.label] if self.quarantine else []
+        given += [f"{len(self.examples)} examples"] if self.examples is not None else []
+        return f"Watch({', '.join(given)})"
+
+    def away(self, state: State, round: int) -> NDArray[np.int64]:
+        """Who is in quarantine in a round, from what the last rounds left."""
+        if self.quarantine is None:
+            return np.empty(0, np.int64)
+        return self.quarantine.away(History.of_state(state), round)

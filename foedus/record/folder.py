@@ -4,6 +4,7 @@
     metrics.jsonl       one line per round; no clocks in it, so that equal runs have equal bytes
     timings.jsonl       one line per round: seconds by phase
     clients.jsonl       if asked for: one line per evaluated round and client: the global model, on the client's data
+    scores.jsonl        if asked for: one line per round and client: how its update looked beside the others
     local.jsonl         if asked for: one line per round, client and local step: the client's own model, evaluated
     checkpoint.safetensors   what a resumed run needs
     costs.jsonl         one line per client that took part: rounds, bytes, compute, energy
@@ -37,7 +38,7 @@ from foedus.record.checkpoint import Checkpoint
 
 METRICS, TIMINGS, CONFIGURATION = "metrics.jsonl", "timings.jsonl", "run.json"
 CLIENTS, LOCAL, COSTS = "clients.jsonl", "local.jsonl", "costs.jsonl"
-KEPT = "kept.sqlite"
+KEPT, SCORES = "kept.sqlite", "scores.jsonl"
 CHECKPOINT, MODEL = "checkpoint.safetensors", "model.safetensors"
 
 
@@ -58,6 +59,11 @@ class Record(NamedTuple):
     def clients(self) -> list[dict[str, Any]]:
         """A dict per evaluated round and client, from ``clients.jsonl``; empty if clients were not evaluated."""
         return lines(self.folder / CLIENTS)
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """A dict per round and client, from ``scores.jsonl``; empty without ``Settings(watch=...)``."""
+        return lines(self.folder / SCORES)
 
     @property
     def costs(self) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
 from foedus.record import RunFolder
-from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, TIMINGS, new_folder
+from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
 from foedus.record.kept import Kept
 from foedus.sim import evaluate, start
@@ -123,6 +123,7 @@ class _Plan(NamedTuple):
         )  # fmt: skip
         hostile = self.settings.adversary
         told = parts if hostile is None else (*parts, hostile.label, hostile.clients, hostile.since)
+        told = told if self.settings.watch is None else (*told, self.settings.watch.label)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -289,13 +290,23 @@ class _Engine:
 
     def _step(self, brought: Brought, number: int) -> None:
         """Decode the merged messages and let the server take its step."""
-        outcome = brought.outcome
+        outcome, before = brought.outcome, self.state.weights
         if outcome.clients and len(outcome.refused) == len(outcome.clients):
             raise self._nothing(outcome, number)
         if outcome.clients and brought.enough:
             self.server.commit(self.state, outcome, number, pull=brought.pull)
             self.kept.write(number, outcome.kept)
         self.state.round = number
+        if self.plan.settings.watch is not None:
+            self._score(outcome, before)
+
+    def _score(self, outcome: Outcome, before: Weights) -> None:
+        """Score every update of the round, and write it down."""
+        ids, out = self.plan.job.clients.ids, {refusal.client for refusal in outcome.refused}
+        found = self.ground.singly.scored(outcome, before, self.state, self.plan.trainer)
+        for client, figures in found.items():
+            line = {"round": self.state.round, "client": ids[client], "refused": client in out}
+            self.folder.append(SCORES, line | figures._asdict())
 
     def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
         ids = self.plan.job.clients.ids
@@ -469,7 +480,13 @@ def _sampler(
 
 def _pace(ground: Ground) -> Pace:
     """The pace of an algorithm's rounds."""
-    match ground.job.algorithm.timing:
+    timing = ground.job.algorithm.timing
+    if timing is not None and ground.settings.watch is not None:
+        raise ConfigurationError(
+            f"Settings(watch=...) scores the updates of a round beside each other, and {timing.label} takes them at "
+            "other times or places. Leave out the watch, or the timing"
+        )
+    match timing:
         case Buffered() as timing:
             return AsTheyCome(ground, timing)
         case Hierarchical() as timing:
@@ -491,7 +508,9 @@ def _folder(settings: Settings) -> Path:
 
 def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
     """Files of lines beside those that every run has."""
-    asked = {CLIENTS: evaluation.clients, LOCAL: settings.local_curves is not None}
+    asked = {
+        CLIENTS: evaluation.clients, LOCAL: settings.local_curves is not None, SCORES: settings.watch is not None
+    }  # fmt: skip
     return [name for name, wanted in asked.items() if wanted]
 
 

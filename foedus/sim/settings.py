@@ -12,6 +12,7 @@ import numpy as np
 from foedus.core.attacks import Adversary
 from foedus.core.checks import check_number, check_whole
 from foedus.core.examples import Examples
+from foedus.core.scores import Watch
 from foedus.errors import ConfigurationError
 from foedus.record.export import Sink
 from foedus.sim.auto import Auto
@@ -92,6 +93,7 @@ class Settings:
         progress: show a progress bar and table.
         local_curves: see :class:`LocalCurves`.
         adversary: clients that attack, and how; see :class:`Adversary`.
+        watch: score every update, and keep out who is suspicious; see :class:`Watch`.
         sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
 
     Example:
@@ -110,6 +112,7 @@ class Settings:
     progress: bool = True
     local_curves: LocalCurves | None = None
     adversary: Adversary | None = None
+    watch: Watch | None = None
     sinks: Sequence[Sink] = ()
 
     def __post_init__(self) -> None:
@@ -119,6 +122,7 @@ class Settings:
         for name, kind, example in (
             ("world", World, "foedus.World(device=foedus.sim.world.phone)"),
             ("local_curves", LocalCurves, "foedus.LocalCurves()"),
+            ("watch", Watch, "foedus.Watch(quarantine=foedus.quarantine(after=3))"),
             ("adversary", Adversary, "foedus.Adversary(clients=[0], attack=foedus.attacks.sign_flip())"),
         ):
             if (value := getattr(self, name)) is not None and not isinstance(value, kind):

@@ -229,6 +229,12 @@ class Collector:
         self._listed(client, examples, brought.steps, brought.loss)
         self.outcome.sent.append(self._taken(client, brought, examples))
 
+    def refuse(self, client: int, given: Given, reason: str) -> None:
+        """A result that was given by itself, and is not to be merged; the client keeps what it kept before."""
+        self._listed(client, given.examples, given.contribution.steps, given.contribution.loss)
+        self.outcome.sent.append(0)
+        self.outcome.refused.append(Refusal(client, reason))
+
     def _listed(self, client: int, examples: int, steps: int, loss: float) -> None:
         out = self.outcome
         out.clients.append(client)
@@ -265,9 +271,10 @@ class Collector:
         before = self._orders.kept.get(client, NOTHING)
         kept: State = {name: array for name, array in before.items() if name.startswith(ENCODING)}
         kept |= {f"{METHOD}{name}": array for name, array in brought.kept.items()} | memory
-        if brought.buffers is not None and brought.buffers.size and not self._job.task.average_buffers:
-            kept[BUFFERS] = brought.buffers
-        if kept:
+        own = before.get(BUFFERS) if brought.buffers is None else brought.buffers
+        if own is not None and own.size and not self._job.task.average_buffers:
+            kept[BUFFERS] = own
+        if kept or before:  # what it kept is replaced, even by nothing
             out.kept[client] = kept
         return sent
 

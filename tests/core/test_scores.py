@@ -38,10 +38,7 @@ def test_without_a_direction_there_is_no_cosine() -> None:
 
 def test_a_history_survives_a_checkpoint() -> None:
     history = (
-        History.empty()
-        .after(1, {5: Score(1, 0, 0.5), 2: Score(2, 0, -0.5)})
-        .after(3, {})
-        .after(4, {5: Score(3, 0, 0)})
+        History.empty().after(1, {5: Score(1, 0, 0.5), 2: Score(2, 0, -0.5)}).after(3, {}).after(4, {5: Score(3, 0, 0)})
     )
     again = History.of_state({n: a.copy() for n, a in history.state().items()})
     assert [s.norm for s in again.of(5)] == [1, 3]
@@ -78,10 +75,10 @@ def test_quarantine_is_for_those_who_are_suspicious_often_enough(
         visits += [(c, at, scores[c].current) for c in sorted(scores)]
     for now in range(1, len(record) + 8):
         rule = quarantine(after=after, rounds=rounds)
-        assert rule(history, now).tolist() == plainly(visits, now, after, rounds)
+        assert rule.away(history, now).tolist() == plainly(visits, now, after, rounds)
 
 
 def test_any_figure_can_be_what_counts() -> None:
     history = History.empty().after(1, {0: Score(9.0, 1, 1, loss=2.0), 1: Score(1.0, 1, 1, loss=0.0)})
-    assert quarantine(after=1, below=-1.0, of=lambda s: -s.loss)(history, 2).tolist() == [0]
-    assert quarantine(after=1, below=-5.0, of=lambda s: -s.norm)(history, 2).tolist() == [0]
+    assert quarantine(after=1, below=-1.0, of=lambda s: -s.loss).away(history, 2).tolist() == [0]
+    assert quarantine(after=1, below=-5.0, of=lambda s: -s.norm).away(history, 2).tolist() == [0]

@@ -1,4 +1,4 @@
-"""Attackers in a simulation: they send what the attack says, in every executor, and runs still repeat and resume."""
+"""Attackers and watches in a simulation: what is sent, in every executor; who is kept out; runs repeat and resume."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 
 import foedus as fd
 from foedus.core.linear import logistic
+from foedus.core.timing import hierarchical
 from foedus.errors import CheckpointError, ConfigurationError, NothingToAggregate
 from foedus.record.folder import METRICS
+from foedus.report.scores import plot_scores, score_curves
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 6))
@@ -29,12 +31,16 @@ def run(folder: Path, attack: Any, algorithm: Any = None, **changes: Any) -> fd.
         "rounds": 4,
         "cohort": None,
         "since": 1,
+        "watch": None,
     } | changes
-    adversary = (
-        None if attack is None else fd.Adversary(clients=given["bad"], attack=attack, since=given["since"])
-    )
+    adversary = None if attack is None else fd.Adversary(clients=given["bad"], attack=attack, since=given["since"])
     settings = fd.Settings(
-        executor=given["executor"], folder=folder, progress=False, adversary=adversary, checkpoint_seconds=0.0
+        executor=given["executor"],
+        folder=folder,
+        progress=False,
+        adversary=adversary,
+        watch=given["watch"],
+        checkpoint_seconds=0.0,
     )
     asked = {name: given[name] for name in ("cohort", "rounds")}
     return fd.simulate(TASK, algorithm or fd.fedavg(LOCAL), CLIENTS, seed=1, settings=settings, **asked)
@@ -122,13 +128,67 @@ def test_clients_check_their_own_results(tmp_path: Path) -> None:
     plain, lenient, strict = run(tmp_path / "plain", None, rounds=2), with_limit(1e9), with_limit(1e-9)
     np.testing.assert_array_equal(vector(lenient), vector(plain))
     start = run(tmp_path / "start", None, fd.fedavg(fd.local_sgd(lr=1e-30)), rounds=1)
-    np.testing.assert_array_equal(
-        vector(strict), vector(start)
-    )  # nobody improves a billionfold, and nobody sends
+    np.testing.assert_array_equal(vector(strict), vector(start))  # nobody improves a billionfold, and nobody sends
 
 
 def test_an_adversary_is_a_value_of_its_own_kind(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"Settings\(adversary=\.\.\.\) takes e\.g\. foedus\.Adversary"
-    ):
+    with pytest.raises(ConfigurationError, match=r"Settings\(adversary=\.\.\.\) takes e\.g\. foedus\.Adversary"):
         fd.Settings(adversary=fd.attacks.sign_flip())  # type: ignore[arg-type]
+
+
+# --- watched ------------------------------------------------------------------------------------------------
+
+
+def test_every_update_is_scored_and_nothing_else_changes(tmp_path: Path) -> None:
+    plain = run(tmp_path / "a", None)
+    watched = run(tmp_path / "b", None, watch=fd.Watch())
+    assert metrics(plain) == metrics(watched)
+    scores = watched.record.scores
+    assert len(scores) == 40
+    assert all(line["previous"] is None for line in scores if line["round"] == 1)
+    assert all(-1 <= line[name] <= 1 for line in scores if line["round"] > 1 for name in ("previous", "current"))
+    assert all(line["loss"] is None and not line["refused"] for line in scores)
+
+
+def test_who_points_the_other_way_again_and_again_is_kept_out(tmp_path: Path) -> None:
+    watch = fd.Watch(quarantine=fd.quarantine(after=2, rounds=3))
+    done = run(tmp_path / "a", fd.attacks.sign_flip(1.0), watch=watch, rounds=6)
+    refused = [{r["client"] for r in line.get("refused", ())} for line in done.metrics]
+    assert refused == [set(), set(), {"c0", "c1"}, {"c0", "c1"}, {"c0", "c1"}, {"c0", "c1"}]
+    assert "in quarantine in round 3" in done.metrics[2]["refused"][0]["reason"]
+    assert {line["client"] for line in done.record.scores if line["refused"]} == {"c0", "c1"}
+    alone = run(tmp_path / "b", None, rounds=6)
+    assert done.final["accuracy"] > alone.final["accuracy"] - 0.05
+    short = run(tmp_path / "c", fd.attacks.sign_flip(1.0), watch=watch, rounds=3)
+    assert (tmp_path / "c" / "scores.jsonl").read_bytes()
+    again = run(tmp_path / "c", fd.attacks.sign_flip(1.0), watch=watch, rounds=6)
+    assert metrics(again) == metrics(done)
+    assert (short.folder / "scores.jsonl").read_bytes() == (done.folder / "scores.jsonl").read_bytes()
+
+
+def test_the_servers_own_examples_tell_who_does_harm(tmp_path: Path) -> None:
+    watch = fd.Watch(examples=fd.Examples.of(X[:40], Y[:40]))
+    done = run(tmp_path, fd.attacks.sign_flip(2.0), watch=watch, rounds=2)
+    harm = {line["client"]: line["loss"] for line in done.record.scores if line["round"] == 1}
+    assert min(harm["c0"], harm["c1"]) > 0 > max(v for c, v in harm.items() if c not in ("c0", "c1"))
+
+
+def test_a_watch_needs_rounds_and_says_so(tmp_path: Path) -> None:
+    algorithm = fd.Algorithm(client=LOCAL, timing=hierarchical(lambda clients: clients % 2))
+    with pytest.raises(ConfigurationError, match="scores the updates of a round beside each other"):
+        run(tmp_path, None, algorithm, watch=fd.Watch())
+    with pytest.raises(ConfigurationError, match=r"Watch\(quarantine=\.\.\.\) takes"):
+        fd.Watch(quarantine=lambda history, round: [])  # type: ignore[arg-type]
+
+
+def test_scores_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    watch = fd.Watch(quarantine=fd.quarantine(after=1))
+    done = run(tmp_path / "a", fd.attacks.sign_flip(1.0), watch=watch)
+    curves, refused = score_curves(done.record)
+    assert len(curves) == 10
+    assert refused["c0"] == 3
+    plot_scores(done.record)
+    assert (done.folder / "figures" / "scores.png").stat().st_size > 5000
+    with pytest.raises(ConfigurationError, match="no scores of 'loss'"):
+        plot_scores(done.record, figure="loss")
