@@ -63,6 +63,7 @@ PUBLIC = [
     "Sweep",
     "Task",
     "TensorBoard",
+    "Watch",
     "World",
     "accuracy",
     "adagrad",
