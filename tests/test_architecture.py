@@ -302,7 +302,7 @@ def trimmed_mean(share: float) -> fd.Aggregator:
         values = np.concatenate([np.atleast_2d(m["values"]) for m in (a, b)])
         return {"values": np.sort(values + 0.0, axis=0)}  # −0 and 0 sort alike, but are not the same bits
 
-    def decode(state: Any, message: Any) -> Any:
+    def decode(state: Any, message: Any, context: Any) -> Any:
         values = np.atleast_2d(message["values"])
         cut = int(share * len(values))
         return values[cut : len(values) - cut].mean(axis=0), state
