@@ -28,7 +28,7 @@ from torch import nn
 import foedus as fd
 
 HONEST, ATTACKERS, COHORT = 96, 4, 20
-ROUNDS, EVERY, LAST = 60, 5, 3  # rounds; evaluated after each so many; evaluations averaged at the end
+ROUNDS, EVERY, LAST = 40, 5, 3  # rounds; evaluated after each so many; evaluations averaged at the end
 RATE, BATCH, EPOCHS = 0.1, 32, 1
 ROOT, TARGET, CLASSES = 100, 7, 10  # pictures of FLTrust's client; the backdoor's class; classes
 BAD = range(ATTACKERS)  # positions: attackers first, then the honest ones, then FLTrust's client
