@@ -127,9 +127,7 @@ def simulate(names: tuple[str, str, str], clients: Any, rule: Any, options: Any)
 def radius_of(kind: str, clients: Any, options: Any) -> float:
     """Twice the median norm of the updates that the clients of one round make from the first weights."""
     norms: list[float] = []
-    spy = fd.collect(
-        lambda c: (norms.extend(float(np.linalg.norm(r)) for r in c.rows), c.rows[0])[1], "norms()"
-    )
+    spy = fd.collect(lambda c: (norms.extend(float(np.linalg.norm(r)) for r in c.rows), c.rows[0])[1], "norms()")
     honest = clients.subset(range(ATTACKERS, TRUSTED))
     fd.simulate(
         TASK, fd.fedavg(fd.local_sgd(lr=RATE, epochs=EPOCHS, batch_size=BATCH), aggregator=spy), honest, cohort=COHORT,
@@ -190,9 +188,7 @@ def text_of(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help='parts of "partition attack defence"')
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=0)

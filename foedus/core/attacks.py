@@ -173,9 +173,7 @@ def alie(deviations: float | None = None, *, omniscient: bool = True) -> Attack:
         return same_for_all(s.known.mean(axis=0) - z * s.known.std(axis=0), s)
 
     if deviations is None and not omniscient:
-        raise ConfigurationError(
-            "alie(omniscient=False) does not know the cohort: write alie(1.0, omniscient=False)"
-        )
+        raise ConfigurationError("alie(omniscient=False) does not know the cohort: write alie(1.0, omniscient=False)")
     return Attack(craft, f"alie({'' if deviations is None else deviations})", omniscient)
 
 
@@ -367,9 +365,7 @@ class Adversary:
 
     def __post_init__(self) -> None:
         if not isinstance(self.attack, Attack):
-            raise ConfigurationError(
-                f"attack must be an Attack, e.g. foedus.attacks.alie(); not {self.attack!r}"
-            )
+            raise ConfigurationError(f"attack must be an Attack, e.g. foedus.attacks.alie(); not {self.attack!r}")
         object.__setattr__(self, "clients", tuple(self.clients))
         for client in self.clients:
             check_whole("Adversary(clients=...): a position", client, least=0)

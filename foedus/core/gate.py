@@ -86,13 +86,9 @@ class Gate:
         _check_replay(context, counted)
         vector, size = update.vector, context.size or update.vector.shape[0]
         if vector.shape != (size,):
-            _refuse(
-                context, Reason.SHAPE, f"has the shape {vector.shape}, and the model has {size} parameters"
-            )
+            _refuse(context, Reason.SHAPE, f"has the shape {vector.shape}, and the model has {size} parameters")
         if vector.dtype.kind != "f":
-            _refuse(
-                context, Reason.DTYPE, f"has the dtype {vector.dtype}, and updates are floating-point numbers"
-            )
+            _refuse(context, Reason.DTYPE, f"has the dtype {vector.dtype}, and updates are floating-point numbers")
         norm = _norm(vector)
         if not math.isfinite(norm):
             _refuse(context, Reason.NOT_FINITE, _told(vector, context))
@@ -120,15 +116,11 @@ class Gate:
         for name, form in forms.items():
             array = message[name]
             if array.dtype.str != form.dtype:
-                _refuse(
-                    context, Reason.DTYPE, f"has {name!r} of dtype {array.dtype}, and should of {form.dtype}"
-                )
+                _refuse(context, Reason.DTYPE, f"has {name!r} of dtype {array.dtype}, and should of {form.dtype}")
             if len(array.shape) != len(form.shape) or any(
                 n is not None and n != m for n, m in zip(form.shape, array.shape, strict=True)
             ):
-                _refuse(
-                    context, Reason.SHAPE, f"has {name!r} of shape {array.shape}, and should of {form.shape}"
-                )
+                _refuse(context, Reason.SHAPE, f"has {name!r} of shape {array.shape}, and should of {form.shape}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 _refuse(context, Reason.NOT_FINITE, f"has values in {name!r} that are not finite")
 
@@ -268,6 +260,4 @@ def _told(vector: NDArray[Any], context: Context) -> str:
 
 
 def _form(one: NDArray[Any], other: NDArray[Any]) -> Form:
-    return Form(
-        one.dtype.str, tuple(n if n == m else None for n, m in zip(one.shape, other.shape, strict=True))
-    )
+    return Form(one.dtype.str, tuple(n if n == m else None for n, m in zip(one.shape, other.shape, strict=True)))

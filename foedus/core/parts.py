@@ -184,9 +184,7 @@ def _apply_some(part: Part, function: Function, chosen: frozenset[int], position
     result = applied(function, examples)
     if len(result) != len(examples):
         name = getattr(function, "__name__", repr(function))
-        raise DataError(
-            f"{name} must keep the number of examples, and made {len(result)} of {len(examples)}."
-        )
+        raise DataError(f"{name} must keep the number of examples, and made {len(result)} of {len(examples)}.")
     return result
 
 
@@ -203,9 +201,7 @@ def _read_chosen(part: Part, positions: NDArray[np.int64], position: int) -> Exa
     return part.read(int(positions[position]))
 
 
-def _read_cut(
-    part: Part, ids: Sequence[ClientId], how: tuple[Shares, int], which: int, position: int
-) -> Examples:
+def _read_cut(part: Part, ids: Sequence[ClientId], how: tuple[Shares, int], which: int, position: int) -> Examples:
     shares, seed = how
     examples = part.read(position)
     size = np.array([len(examples)])

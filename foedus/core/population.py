@@ -186,9 +186,7 @@ class Clients:
         """
         held = Rows.of(rows)
         names = _check_ids(range(len(held)) if ids is None else ids)
-        validating, testing = (
-            None if dealt is None else _dealt(names, *dealt) for dealt in (validation, test)
-        )
+        validating, testing = (None if dealt is None else _dealt(names, *dealt) for dealt in (validation, test))
         return cls(names, _dealt(names, pool, held), validating, testing, _central(central_test))
 
     @classmethod
@@ -399,11 +397,11 @@ class Clients:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        if self.sizes is None:
-            return f"Clients({len(self):,} clients, generated)"
         kind = "generated" if self.pool is None else "resident"
         if self.later is not None:
             return f"Clients({len(self):,} clients, {kind}, {self.later.label})"
+        if self.sizes is None:
+            return f"Clients({len(self):,} clients, generated)"
         return f"Clients({len(self):,} clients, {int(self.sizes.sum()):,} examples, {kind})"
 
     def _each(self, change: Callable[[Part], Part], central_test: Examples | None) -> Clients:
@@ -450,9 +448,7 @@ def _ask(
     except FoedusError:
         raise
     except Exception as error:
-        raise DataError(
-            f"The data of client {client!r} could not be read: {type(error).__name__}: {error}"
-        ) from error
+        raise DataError(f"The data of client {client!r} could not be read: {type(error).__name__}: {error}") from error
     examples = _examples(made, f"the function for client {client!r}")
     if sizes is not None and len(examples) != sizes[position]:
         raise DataError(
@@ -500,9 +496,7 @@ def _examples(value: Any, whose: str) -> Examples:
             return Examples.of(*value)
         except DataError as error:
             raise DataError(f"In the data of {whose}: {error}") from None
-    raise DataError(
-        f"The data of {whose} must be Examples or a pair (x, y), and is of type {type(value).__name__}."
-    )
+    raise DataError(f"The data of {whose} must be Examples or a pair (x, y), and is of type {type(value).__name__}.")
 
 
 def _central(value: Pair | None) -> Examples | None:
@@ -547,8 +541,7 @@ def _check_rows(rows: Rows, length: int, ids: Sequence[ClientId]) -> None:
     if len(wrong):
         position = int(np.searchsorted(rows.offsets, wrong[0], side="right")) - 1
         raise DataError(
-            f"Client {ids[position]!r} has row {int(rows.values[wrong[0]])}, and the pool has rows 0 to "
-            f"{length - 1}."
+            f"Client {ids[position]!r} has row {int(rows.values[wrong[0]])}, and the pool has rows 0 to {length - 1}."
         )
 
 

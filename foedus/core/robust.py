@@ -209,9 +209,7 @@ def by_parameter(rows: Rows, function: Callable[[Vector], Vector]) -> Float64[Fl
 # --- distances ----------------------------------------------------------------------------------------------
 
 
-def geometric_median(
-    *, weighted: bool = False, smoothing: float = 1e-6, iterations: int = 1000
-) -> Aggregator:
+def geometric_median(*, weighted: bool = False, smoothing: float = 1e-6, iterations: int = 1000) -> Aggregator:
     """RFA: the point whose summed distance to all updates is least, by smoothed Weiszfeld iterations.
 
     Withstands fewer attackers than half of the cohort (of the weight, if weighted).
@@ -236,9 +234,8 @@ def geometric_median(
         inner = gram(c.rows)
         weights = c.weights if weighted else np.ones(len(c.rows))
         lengths = np.sqrt(inner.diagonal())
-        shares = (lengths <= np.median(lengths)) / (
-            lengths <= np.median(lengths)
-        ).sum()  # begins among the honest
+        near = lengths <= np.median(lengths)  # begins among the honest, however long the others are
+        shares = near / near.sum()
         for _ in range(iterations):
             before, away = shares, lengths**2 - 2 * inner @ shares + shares @ inner @ shares
             shares = weights / np.maximum(smoothing, np.sqrt(np.maximum(away, 0)))

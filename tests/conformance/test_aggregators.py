@@ -91,9 +91,7 @@ def decoded(member: Aggregator, message: Message, context: Context, state: State
 
 @every
 @given(cohorts(), st.integers(0, 2**32))
-def test_neither_order_nor_place_of_merging_changes_a_bit(
-    member: Aggregator, cohort: list[Update], seed: int
-) -> None:
+def test_neither_order_nor_place_of_merging_changes_a_bit(member: Aggregator, cohort: list[Update], seed: int) -> None:
     messages, rng = encoded(member, cohort), np.random.default_rng(seed)
     one, other = (merged_in_some_order(member, messages, rng) for _ in range(2))
     assert same_bits(one, other)
@@ -114,9 +112,7 @@ def test_merge_is_commutative_and_associative(member: Aggregator, cohort: list[U
 
 @every
 @given(cohorts())
-def test_encoding_and_decoding_change_none_of_their_arguments(
-    member: Aggregator, cohort: list[Update]
-) -> None:
+def test_encoding_and_decoding_change_none_of_their_arguments(member: Aggregator, cohort: list[Update]) -> None:
     state = member.init(layout_of(len(cohort[0].vector)))
     before, kept = cohort[0].vector.copy(), {n: a.copy() for n, a in state.items()}
     context = CONTEXT._replace(size=len(cohort[0].vector))
@@ -174,9 +170,7 @@ def test_the_mean_is_the_exact_one_of_rational_arithmetic(member: Aggregator, co
         terms = [Fraction(float(u.vector[i])) * w for u, w in zip(cohort, exact_weights, strict=True)]
         exact = sum(terms) / sum(exact_weights)
         # one rounding of each product, 2⁻⁶¹ of fixed point each, and three roundings at the end
-        slack = (sum(map(abs, terms)) * Fraction(2) ** -53 + len(cohort) * Fraction(2) ** -60) / sum(
-            exact_weights
-        )
+        slack = (sum(map(abs, terms)) * Fraction(2) ** -53 + len(cohort) * Fraction(2) ** -60) / sum(exact_weights)
         assert abs(Fraction(float(value)) - exact) <= slack + abs(exact) * Fraction(2) ** -51
 
 
@@ -265,9 +259,7 @@ def test_a_thousand_clients_of_a_real_size_in_two_orders() -> None:
     ]
     messages = [mean().encode(Update(u, float(rng.integers(1, 900))), CONTEXT) for u in updates]
     forward = fold(mean(), copies(messages))
-    halves = [
-        fold(mean(), copies([messages[i] for i in part])) for part in np.array_split(rng.permutation(1000), 7)
-    ]
+    halves = [fold(mean(), copies([messages[i] for i in part])) for part in np.array_split(rng.permutation(1000), 7)]
     assert forward is not None
     assert same_bits(forward, fold(mean(), [h for h in halves if h is not None]) or {})
 
@@ -296,9 +288,7 @@ def test_encoding_all_at_once_in_many_blocks() -> None:
 @pytest.mark.parametrize("member", [mean(), chain(mean()), mean(weighted=False)], ids=lambda m: m.label)
 def test_a_replaced_encode_or_merge_leaves_no_shortcut_past_it(member: Aggregator) -> None:
     assert member.shortcut is not None
-    assert cloudpickle.loads(cloudpickle.dumps(member)).shortcut is not None, (
-        "nor does another process lose it"
-    )
+    assert cloudpickle.loads(cloudpickle.dumps(member)).shortcut is not None, "nor does another process lose it"
     assert member._replace(label="mine", decode=lambda s, m: member.decode(s, m)).shortcut is not None
     assert member._replace(encode=lambda u, c: member.encode(u, c)).shortcut is None
     assert member._replace(merge=lambda a, b: member.merge(a, b)).shortcut is None

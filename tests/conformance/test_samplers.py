@@ -34,9 +34,7 @@ ALPHA = 1e-3  # of a false alarm; seeds are fixed, so that there is none
 
 @every
 @given(st.integers(0, 2**40), st.integers(1, 2**20))
-def test_positions_are_different_in_order_and_in_the_population(
-    member: Sampler, seed: int, round: int
-) -> None:
+def test_positions_are_different_in_order_and_in_the_population(member: Sampler, seed: int, round: int) -> None:
     found = member.sample(POPULATION, seed, round)
     assert found.dtype == np.int64
     assert found.ndim == 1
@@ -84,8 +82,7 @@ def test_by_data_draws_one_client_after_another_in_proportion_to_size() -> None:
     sizes, member = np.array([1, 2, 3, 0, 6]), by_data(2)
     counts = Counter(tuple(member.sample(Population(5, sizes), 3, r).tolist()) for r in range(1, TRIALS + 1))
     expected = {
-        (a, b): TRIALS
-        * (sizes[a] / 12 * sizes[b] / (12 - sizes[a]) + sizes[b] / 12 * sizes[a] / (12 - sizes[b]))
+        (a, b): TRIALS * (sizes[a] / 12 * sizes[b] / (12 - sizes[a]) + sizes[b] / 12 * sizes[a] / (12 - sizes[b]))
         for a, b in itertools.combinations([0, 1, 2, 4], 2)
     }
     assert set(counts) <= set(expected), "an empty client is never drawn"
@@ -103,15 +100,11 @@ def test_a_night_with_few_clients_takes_all_of_them_and_one_with_none_takes_nobo
     assert few.sample(POPULATION, 0, 1).tolist() == [3, 7]
     assert few.sample(POPULATION, 0, 2).tolist() == []
     rare = available(lambda round: np.array([7, 3]), poisson(0.01))
-    assert (
-        sum(len(rare.sample(POPULATION, 0, r)) for r in range(1, 101)) < 10
-    )  # each with its own chance, not all
+    assert sum(len(rare.sample(POPULATION, 0, r)) for r in range(1, 101)) < 10  # each with its own chance, not all
 
 
 @given(st.lists(st.integers(0, 3), min_size=40, max_size=40), st.sets(st.integers(0, 39)), st.integers(1, 30))
-def test_a_night_with_few_clients_that_have_data_takes_those(
-    sizes: list[int], there: set[int], k: int
-) -> None:
+def test_a_night_with_few_clients_that_have_data_takes_those(sizes: list[int], there: set[int], k: int) -> None:
     with_data = sorted(c for c in there if sizes[c])
     night = available(lambda round: np.array(sorted(there), np.int64), by_data(k))
     found = night.sample(Population(40, np.array(sizes)), 0, 1).tolist()
@@ -129,9 +122,7 @@ def fastest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda n: uniform(1000), lambda n: poisson(1000 / n)], ids=["uniform", "poisson"]
-)
+@pytest.mark.parametrize("make", [lambda n: uniform(1000), lambda n: poisson(1000 / n)], ids=["uniform", "poisson"])
 def test_a_cohort_of_a_million_costs_what_one_of_ten_thousand_costs(make: Callable[[int], Sampler]) -> None:
     members = {n: make(n) for n in (20_000, 1_000_000)}
     small, large = (fastest(lambda n=n: members[n].sample(Population(n, None), 0, 1)) for n in members)  # type: ignore[misc]

@@ -104,9 +104,7 @@ def test_alie_stays_within_its_deviations_and_takes_the_papers_number_of_them() 
     seen = scene()
     found = alie(1.5).craft(seen)[0]
     np.testing.assert_allclose(found, seen.honest.mean(0) - 1.5 * seen.honest.std(0))
-    assert most_deviations(50, 24) == pytest.approx(
-        NormalDist().inv_cdf((50 - 24 - 2) / (50 - 24))
-    )  # section 4.1
+    assert most_deviations(50, 24) == pytest.approx(NormalDist().inv_cdf((50 - 24 - 2) / (50 - 24)))  # section 4.1
     z = most_deviations(11, 3)
     np.testing.assert_allclose(alie().craft(seen)[0], seen.honest.mean(0) - z * seen.honest.std(0))
     blind = alie(1.5, omniscient=False).craft(seen._replace(honest=seen.honest[:0]))[0]
@@ -122,9 +120,7 @@ def test_min_max_is_as_far_from_an_honest_update_as_two_honest_ones_are(directio
     assert away.max() == pytest.approx(largest, rel=1e-9)
     moved = found - seen.honest.mean(0)
     assert moved @ direction(seen.honest) > 0
-    assert (
-        np.linalg.norm(seen.honest - (found + 1e-6 * moved), axis=1).max() > largest
-    )  # no farther is possible
+    assert np.linalg.norm(seen.honest - (found + 1e-6 * moved), axis=1).max() > largest  # no farther is possible
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda d: d.__name__)
@@ -176,18 +172,14 @@ def test_an_adaptive_attack_against_the_mean_is_as_loud_as_its_ladder_allows() -
 
 
 def test_an_adaptive_attack_knows_who_the_trusted_client_is() -> None:
-    updates = {
-        c: Update(u.astype("f4"), 1.0) for c, u in zip((2, 4, 7, 9), scene(honest=4).honest, strict=True)
-    }
+    updates = {c: Update(u.astype("f4"), 1.0) for c, u in zip((2, 4, 7, 9), scene(honest=4).honest, strict=True)}
     attack = adaptive(fltrust(trusted=7), against_mean)
     found = corrupted(Adversary(clients=[2], attack=attack), updates, CONTEXT)
     assert found[2].vector.tolist() != updates[2].vector.tolist()
     rule, messages = fltrust(trusted=7), []
     for c, u in found.items():
         messages.append(rule.admit(rule.encode(u, CONTEXT), CONTEXT._replace(client=c)))
-    assert (
-        aggregated(rule, list(scene(honest=4).honest), scene()._replace(clients=(1, 2, 3, 4))) is None
-    )  # no 7
+    assert aggregated(rule, list(scene(honest=4).honest), scene()._replace(clients=(1, 2, 3, 4))) is None  # no 7
 
 
 @given(scenes)

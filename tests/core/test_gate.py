@@ -147,6 +147,7 @@ def driven(method: Method, answers: Mapping[float, Any]) -> tuple[Contribution, 
             if isinstance(request, Train):
                 answer = Trained(np.ones(3, "f4"), np.full(1, 2.0, "f4"), 4, 0.5)
             else:
+                assert isinstance(request, Measure)
                 answer = answers[float(request.vector[0])]
     except StopIteration as end:
         return end.value, asked
@@ -170,9 +171,7 @@ def test_a_result_outside_contributes_nothing_and_leaves_no_trace(after: dict[st
     def local(visit: Visit) -> Local:
         trained = yield Train()
         brought = Contribution.of(trained, visit)
-        return brought._replace(
-            sides={"control": trained.vector}, kept={"new": np.ones(2)}, report={"far": 1.0}
-        )
+        return brought._replace(sides={"control": trained.vector}, kept={"new": np.ones(2)}, report={"far": 1.0})
 
     inner = Method(local, "inner()", sides={"control": mean()})
     method = self_checked(inner, within={"loss": (0.0, 1.5), "accuracy": (0.9, np.inf)})
@@ -190,9 +189,7 @@ def test_a_method_that_sends_nothing_is_left_alone() -> None:
         yield Train()
         return Contribution(None)
 
-    sent, asked = driven(
-        self_checked(Method(local, "silent()"), within={"loss": (0, 2)}), {0.0: {"loss": 1.0}}
-    )
+    sent, asked = driven(self_checked(Method(local, "silent()"), within={"loss": (0, 2)}), {0.0: {"loss": 1.0}})
     assert sent == Contribution(None) or sent.update is None
     assert len(asked) == 2
 

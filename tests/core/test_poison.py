@@ -65,9 +65,7 @@ def test_success_is_measured_on_marked_examples_of_other_classes() -> None:
 
 @pytest.mark.parametrize("kind", ["resident", "generated"])
 def test_only_the_training_examples_of_the_chosen_change(kind: str) -> None:
-    clients = Clients.pooled(
-        pictures(12), [[0, 5, 1], [], [2, 2, 3], [4]], test=(pictures(4), [[0], [1], [2], [3]])
-    )
+    clients = Clients.pooled(pictures(12), [[0, 5, 1], [], [2, 2, 3], [4]], test=(pictures(4), [[0], [1], [2], [3]]))
     if kind == "generated":
         held = clients
         clients = Clients.generated(
@@ -78,9 +76,7 @@ def test_only_the_training_examples_of_the_chosen_change(kind: str) -> None:
         expected = clients.train(i).targets if i != 2 else 9 - clients.train(i).targets
         assert bad.train(i).targets.tolist() == expected.tolist()
         assert bad.train(i).inputs[0].tobytes() == clients.train(i).inputs[0].tobytes()
-        assert (bad.test(i) or pictures()).targets.tolist() == (
-            clients.test(i) or pictures()
-        ).targets.tolist()
+        assert (bad.test(i) or pictures()).targets.tolist() == (clients.test(i) or pictures()).targets.tolist()
     assert bad.sizes is not None
     assert bad.sizes.tolist() == [3, 0, 3, 1]
     assert (bad.pool is None) == (kind == "generated")

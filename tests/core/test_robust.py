@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from foedus.core.aggregate import Aggregator, fold, mean
 from foedus.core.robust import (
@@ -87,9 +87,7 @@ def test_the_geometric_median_has_the_least_summed_distance(rows: Matrix, seed: 
 
     found = cost(run(geometric_median(weighted=True), rows, weights=weights))
     starts = [rows.mean(0), *rows]
-    best = min(
-        minimize(cost, s, method="Nelder-Mead", options={"xatol": 1e-9, "maxiter": 400}).fun for s in starts
-    )
+    best = min(minimize(cost, s, method="Nelder-Mead", options={"xatol": 1e-9, "maxiter": 400}).fun for s in starts)
     assert found <= best * (1 + 1e-5) + 1e-9
 
 
@@ -112,22 +110,16 @@ def test_krum_is_the_update_of_the_least_score(rows: Matrix, attackers: int) -> 
     assert run(krum(attackers), rows).tolist() == rows[first(scores)].tolist()
     for keep in (1, 4, len(rows) - attackers):
         best = [rows[i] for i in sorted(range(len(rows)), key=scores.__getitem__)[:keep]]
-        np.testing.assert_allclose(
-            run(multi_krum(attackers, keep=keep), rows), np.mean(best, axis=0), atol=1e-12
-        )
+        np.testing.assert_allclose(run(multi_krum(attackers, keep=keep), rows), np.mean(best, axis=0), atol=1e-12)
     np.testing.assert_array_equal(
         run(multi_krum(attackers), rows), run(multi_krum(attackers, keep=len(rows) - attackers), rows)
     )
 
 
 @given(matrices(least=11), st.integers(0, 2))
-def test_bulyan_is_krum_again_and_again_and_then_the_values_nearest_to_the_median(
-    rows: Matrix, attackers: int
-) -> None:
+def test_bulyan_is_krum_again_and_again_and_then_the_values_nearest_to_the_median(rows: Matrix, attackers: int) -> None:
     left = list(rows)
-    picked = [
-        left.pop(first(plain_krum(np.array(left), attackers))) for _ in range(len(rows) - 2 * attackers)
-    ]
+    picked = [left.pop(first(plain_krum(np.array(left), attackers))) for _ in range(len(rows) - 2 * attackers)]
     expected = []
     for column in np.array(picked).T:
         middle = np.median(column)
@@ -136,25 +128,19 @@ def test_bulyan_is_krum_again_and_again_and_then_the_values_nearest_to_the_media
 
 
 @given(matrices(), st.floats(0.01, 5), st.integers(1, 4))
-def test_centred_clipping_moves_its_centre_by_clipped_differences(
-    rows: Matrix, radius: float, iterations: int
-) -> None:
+def test_centred_clipping_moves_its_centre_by_clipped_differences(rows: Matrix, radius: float, iterations: int) -> None:
     centre = np.linspace(-1, 1, rows.shape[1])
     found = run(centred_clipping(radius, iterations=iterations), rows, state={"centre": centre})
     for _ in range(iterations):
         lengths = [float(np.linalg.norm(x - centre)) for x in rows]
-        clipped = [
-            (x - centre) * (min(1, radius / n) if n else 1) for x, n in zip(rows, lengths, strict=True)
-        ]
+        clipped = [(x - centre) * (min(1, radius / n) if n else 1) for x, n in zip(rows, lengths, strict=True)]
         centre = centre + np.mean(clipped, axis=0)
     np.testing.assert_allclose(found, centre, atol=1e-12)
 
 
 def test_centred_clipping_keeps_its_last_aggregate_as_the_next_centre() -> None:
     rule, layout = centred_clipping(1.0), Layout(("p",), ((2,),), ("float32",))
-    message = rule.admit(
-        rule.encode(Update(np.array([30.0, 40.0]), 1.0), CONTEXT), CONTEXT._replace(client=0)
-    )
+    message = rule.admit(rule.encode(Update(np.array([30.0, 40.0]), 1.0), CONTEXT), CONTEXT._replace(client=0))
     first, state = rule.decode(rule.init(layout), message, CONTEXT)
     second, state = rule.decode(state, message, CONTEXT)
     assert first.tolist() == pytest.approx([0.6, 0.8])
@@ -190,8 +176,7 @@ def test_dnc_looks_at_some_parameters_only_and_at_others_in_another_round() -> N
     for round in range(1, 6):
         rule = dnc(3, dimensions=5)
         messages = [
-            rule.admit(rule.encode(Update(r, 1.0), CONTEXT), CONTEXT._replace(client=i))
-            for i, r in enumerate(rows)
+            rule.admit(rule.encode(Update(r, 1.0), CONTEXT), CONTEXT._replace(client=i)) for i, r in enumerate(rows)
         ]
         seen.add(rule.decode({}, fold(rule, messages) or {}, CONTEXT._replace(round=round))[0].tobytes())
     assert len(seen) > 1
@@ -334,8 +319,7 @@ def test_one_attacker_does_with_the_mean_as_it_likes() -> None:
 def test_a_client_that_is_counted_twice_is_refused_wherever_it_is_noticed() -> None:
     rule = median()
     a, b, again = (
-        rule.admit(rule.encode(Update(np.ones(2), 1.0), CONTEXT), CONTEXT._replace(client=c))
-        for c in (3, 4, 3)
+        rule.admit(rule.encode(Update(np.ones(2), 1.0), CONTEXT), CONTEXT._replace(client=c)) for c in (3, 4, 3)
     )
     merged = rule.merge(dict(a), b)
     with pytest.raises(UpdateRefused, match="client 3 is counted already") as caught:
