@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from foedus.data.vocabulary import federated_mode_filling as federated_mode_filling
     from foedus.data.vocabulary import federated_vocabulary as federated_vocabulary
     from foedus.data.vocabulary import one_hot as one_hot
+    from foedus.data.words import bag_of_words as bag_of_words
+    from foedus.data.words import frequent_words as frequent_words
+    from foedus.data.words import shakespeare_questions as shakespeare_questions
 
 # Where each name lives. A test holds this table and the imports above together.
 _HOMES = {
@@ -61,6 +64,7 @@ _HOMES = {
     "Scaling": "preprocess",
     "Vocabulary": "vocabulary",
     "adult": "tables",
+    "bag_of_words": "words",
     "breast_cancer": "bundled",
     "by_class": "partition",
     "by_key": "partition",
@@ -75,6 +79,7 @@ _HOMES = {
     "federated_scaling": "preprocess",
     "federated_sum": "preprocess",
     "federated_vocabulary": "vocabulary",
+    "frequent_words": "words",
     "from_arrays": "own",
     "from_folder": "folders",
     "from_frame": "frames",
@@ -88,6 +93,7 @@ _HOMES = {
     "parkinsons": "tables",
     "quantity_skew": "partition",
     "shakespeare": "plays",
+    "shakespeare_questions": "words",
     "shards": "partition",
     "tiny_shakespeare": "plays",
     "turbofan": "engines",

@@ -167,7 +167,12 @@ class InStep:
     def _called(self, number: int, state: RunState) -> _Called:
         """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
         coming, self._coming = self._coming, None
-        return coming[1] if coming is not None and coming[0] == number else call(self._ground, number, state)
+        if coming is None or coming[0] != number:
+            return call(self._ground, number, state)
+        called = coming[1]
+        if called.passage is None:  # what a method sends beside the model may be more than when the call was made
+            called = called._replace(load=self._ground.load(state, called.asked))
+        return called
 
     def _following(self, number: int, state: RunState) -> Ints | None:
         """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
