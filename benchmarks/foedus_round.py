@@ -100,9 +100,7 @@ def simulate(
     clients = population(chosen)
     settings = replace(settings, sinks=[Ends(rounds)])
     # user code begins
-    algorithm = fd.fedavg(
-        client=fd.local_sgd(lr=workloads.LEARNING_RATE, epochs=1, batch_size=workloads.BATCH_SIZE)
-    )
+    algorithm = fd.fedavg(client=fd.local_sgd(lr=workloads.LEARNING_RATE, epochs=1, batch_size=workloads.BATCH_SIZE))
     run = fd.simulate(
         task,
         algorithm,
@@ -142,15 +140,14 @@ def version() -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("workload", choices=list(workloads.WORKLOADS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workload", choices=list(workloads.WORKLOADS | workloads.FOR_GPU))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--skip", type=int, default=2, help="first rounds left out of the median (default 2)")
     parser.add_argument("--clients", type=int, help="another number of clients, e.g. 1000000 for W4")
     parser.add_argument("--executor", default="auto")
     parser.add_argument("--processes", type=int, default=2, help="workers of the executor processes")
+    parser.add_argument("--device", help='e.g. "cuda"; by default a GPU if the framework sees one')
     parser.add_argument("--jax", action="store_true", help="the network written in jax (W1 and W3)")
     return parser.parse_args()
 
@@ -164,9 +161,9 @@ def main() -> None:
         executor(asked.executor, asked.processes) as picked,
     ):
         task = jax_task(chosen) if asked.jax else torch_task(chosen)
-        settings = fd.Settings(executor=picked, folder=f"{folder}/run", progress=False)
+        settings = fd.Settings(executor=picked, folder=f"{folder}/run", progress=False, device=asked.device)
         rounds, run = simulate(chosen, task, asked.rounds, settings=settings)
-        used = run.record.configuration["executor"]
+        used, device = run.record.configuration["executor"], run.record.configuration["device"]
     measure.report(
         rounds,
         watch,
@@ -176,6 +173,7 @@ def main() -> None:
         workload=chosen.name,
         clients=chosen.clients,
         executor=used,
+        device=device,
         user_lines=measure.user_lines(__file__),
     )
 

@@ -1,4 +1,4 @@
-"""The four workloads that every engine is timed on, as plain values: numpy only, so that any peer reads them.
+"""The workloads that every engine is timed on, as plain values: numpy only, so that any peer reads them.
 
 Plain SGD with learning rate 0.1, cross entropy, batches of 10, one local epoch, no evaluation, data in memory
 as MNIST-shaped float32 (McMahan et al. 2017 for the two networks):
@@ -8,6 +8,7 @@ as MNIST-shaped float32 (McMahan et al. 2017 for the two networks):
 - W3: logistic regression, 1,000 clients of 60 examples, 100 a round (600 steps).
 - W4: logistic regression, 100,000 clients of 20 examples that exist only as a function, 1,000 a round
   (2,000 steps).
+- W5, for a GPU only: the convolutional network, 1,000 clients of 60 examples, all in every round (6,000 steps).
 
 The data is MNIST where `FOEDUS_DATA` points to it, else random of the same shape: the arithmetic is the same.
 Not here: the networks (`models.py`), the clock (`measure.py`), any engine.
@@ -57,9 +58,14 @@ WORKLOADS = {
 }
 
 
+FOR_GPU = {
+    "W5": Workload("W5", "Convolutional", (1, 28, 28), 1000, 60, 1000, generated=False),
+}
+
+
 def workload(name: str, *, clients: int | None = None) -> Workload:
     """The workload of that name, with another number of clients if one is given (W4 with a million)."""
-    chosen = WORKLOADS[name]
+    chosen = (WORKLOADS | FOR_GPU)[name]
     return chosen if clients is None else replace(chosen, clients=clients)
 
 

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends.jax_devices import devices
-from foedus.backends.located import located
+from foedus.backends.located import located, stray_axis
 from foedus.backends.numpy_backend import plain_descent
-from foedus.backends.trainer import Assignment, Tally, Trained, Weights
+from foedus.backends.trainer import Assignment, Losses, Mean, Tally, Trained, Weights, labelled
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
@@ -157,18 +157,28 @@ class JaxTrainer:
         return "examples of one batch interact in the model, or its randomness depends on the batch's size"
 
     def _loss(self, output: Array, target: Array) -> Array:
-        assert self._task.loss is not None
-        return jnp.asarray(self._task.loss(output, target))
+        return _compared(self._task, output, target)
 
     # --- evaluation
 
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
-        tally = Tally(list(self._task.metrics))
+        tally, losses = Tally(self._task.metrics), Losses(self._mean)
         with self.types():
             for output, target in self._outputs(weights, examples):
-                loss = float(jnp.mean(self._loss(output, target)))
-                tally.add(loss, np.asarray(output), target)
-        return tally.result()
+                losses.add(output, target)
+                tally.add(np.asarray(output), target)
+            loss = losses.result()
+        return {"loss": loss} | tally.result()
+
+    def _mean(self, outputs: list[Array], targets: list[NDArray[Any]]) -> Mean:
+        """The mean loss of batches together; put together by numpy, which compiles nothing."""
+        if len(outputs) > 1:
+            outputs = [self.put(np.concatenate([np.asarray(output) for output in outputs]))]
+            targets = [np.concatenate(targets)]
+        value = self._loss(outputs[0], targets[0])
+        # By numpy in float64: XLA adds float32 one by one.
+        mean = float(np.asarray(value).mean(dtype=np.float64))
+        return Mean(mean, value.size, sure=True) if value.ndim else Mean(mean, labelled(targets[0]))
 
     def predict(self, weights: Weights, examples: Examples) -> NDArray[Any]:
         with self.types():
@@ -254,8 +264,7 @@ def _step(task: Task, model: JaxModel, tree: Callable[[dict[str, Array]], Tree])
         params: dict[str, Array], inputs: Any, target: Array, mask: Array | None, words: Array
     ) -> Array:
         output = model.apply(tree(params), *inputs, train=True, key=_key(words))
-        assert task.loss is not None
-        value = jnp.asarray(task.loss(output, target))
+        value = _compared(task, output, target)
         if mask is None or not value.ndim:
             return value.mean()
         rows = value.reshape(mask.shape[0], -1).mean(1)
@@ -276,6 +285,19 @@ def _step(task: Task, model: JaxModel, tree: Callable[[dict[str, Array]], Tree])
         return loss, grads, buffers
 
     return step
+
+
+def _compared(task: Task, output: Array, target: Array) -> Array:
+    """What the task's loss gives; refuses outputs [B, 1] that were repeated to fit targets [B]."""
+    assert task.loss is not None
+    value = jnp.asarray(task.loss(output, target))
+    if value.ndim == 2 and value.shape[0] == value.shape[1] > 1 and (told := _stray(output, target)):
+        raise ConfigurationError(told)
+    return value
+
+
+def _stray(output: Array, target: Array) -> str | None:
+    return stray_axis(output.shape, target.shape) if isinstance(output, jax.Array) else None
 
 
 def advanced(

@@ -57,11 +57,34 @@ def advice(message: str, inputs: Sequence[NDArray[Any]], target: NDArray[Any] | 
     return f". {found.format(kinds=kinds, shapes=shapes, labels=labels, count=len(inputs))}" if found else ""
 
 
+def stray_axis(output: Sequence[int], target: Sequence[int]) -> str | None:
+    """What to write where the shape of one of both has an axis of length 1 more than the other's; else ``None``.
+
+    A loss that compares such arrays entry by entry would repeat them until they fit: every output with every target.
+
+    Example:
+        >>> stray_axis([4, 2], [4]) is None
+        True
+    """
+    if (*target, 1) != tuple(output) and (*output, 1) != tuple(target):
+        return None
+    return (
+        f"the model's outputs have the shape {list(output)} and the targets {list(target)}, so that the loss would "
+        f"compare every output with every target. {_STRAY}"
+    )
+
+
+_STRAY = (
+    "Where the outputs have one axis too many, end the model with .squeeze(-1), or give the targets that axis: "
+    "y[:, None]. Where the targets have one too many, write y[:, 0]"
+)
 _ADVICE = (
     ("dtype to be Long", "Class labels are whole numbers: write y.astype('int64')"),
     ("scalar type Long", "Class labels are whole numbers: write y.astype('int64')"),
     ("result type Float can't be cast", "This loss wants targets that are floats: write y.astype('float32')"),
     ("Found dtype Long but expected Float", "This loss wants targets that are floats: write y.astype('float32')"),
+    ("must be the same as input size", _STRAY),
+    ("Using a target size", _STRAY),
     (
         "Target ",
         "The labels of this batch reach from {labels}: number the classes from 0, and give the model as many outputs "

@@ -110,7 +110,7 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
         >>> key = torch.zeros(2, dtype=torch.int32)
         >>> batch = Batch((torch.rand(2, 4),), torch.tensor([0, 2]), torch.ones(2), key)
         >>> [str(i) for i in lower(net, objective, batch).instructions][:3]
-        ['aten.detach.default', 'aten.detach.default', 'aten.t.default']
+        ['aten.detach.default', 'aten.detach.default', 'aten.addmm.default']
     """
     cpu_devices()  # one per core, before jax is used below
     keep_programs()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from foedus.backends.located import stray_axis
 from foedus.backends.torch_random import counted, unrepeated
+from foedus.errors import ConfigurationError
 
 Loss = Callable[[Any, Tensor], Tensor]
 MaskedLoss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -83,6 +86,8 @@ def objective(
     inputs, target = [x[:_ROWS] for x in inputs], target[:_ROWS]
     with torch.no_grad(), counted(_key(target)):
         output = pytree.tree_map_only(Tensor, _spread, copy.deepcopy(trial)(*inputs))
+        if isinstance(output, Tensor) and stray_axis(output.shape, target.shape):
+            compared(loss, output, target)
     masked = _form(loss, exact, output, target)
     if masked is None:
         return Objective(exact, None, f"the loss {_name(loss)} is not a mean of one value per example")
@@ -91,10 +96,62 @@ def objective(
     return Objective(exact, masked, None)
 
 
+def compared(loss: Callable[[Any, Any], Tensor], output: Any, target: Tensor) -> Tensor:
+    """A loss's value, a mean or one per example.
+
+    Raises:
+        ConfigurationError: outputs [B, 1] were repeated to fit targets [B] (of which torch only warns), or the other
+            way round. A loss that knows what to do with such shapes is let be.
+    """
+    told = stray_axis(output.shape, target.shape) if isinstance(output, Tensor) else None
+    if told is None:
+        return loss(output, target)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Using a target size", UserWarning)
+        try:
+            value = loss(output, target)
+        except UserWarning:
+            raise ConfigurationError(told) from None
+    if value.ndim == 2 and value.shape[0] == value.shape[1] > 1:  # each with each
+        raise ConfigurationError(told)
+    return value
+
+
 def mean_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Tensor) -> Tensor:
     """The mean of a loss, whether it gives a mean or one value per example."""
     value = loss(output, target)
     return value.mean() if value.ndim else value
+
+
+def divided_by(loss: Callable[..., Any], target: Tensor) -> tuple[float, bool]:
+    """What a loss that gives one number for a batch was divided by, and whether that is known for sure.
+
+    Args:
+        loss: the user's. Of torch's ``cross_entropy`` and ``nll_loss`` the weights and the label left out are known.
+        target: [B, ...]. Of other losses whole numbers below 0 are taken for labels left out.
+
+    Example:
+        >>> weighted = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]), ignore_index=9)
+        >>> divided_by(weighted, torch.tensor([0, 9, 1, 1]))
+        (7.0, True)
+    """
+    if target.is_floating_point() or target.dtype == torch.bool:
+        return target.numel(), False
+    options = _options(loss) if _by_labels(loss) else {}
+    if options.get("reduction") != "mean":
+        return int((target >= 0).sum()), False
+    real = target != options["ignore_index"]
+    if (weight := options.get("weight")) is None:
+        return int(real.sum()), True
+    return float(weight[target[real]].sum()), True
+
+
+def _by_labels(loss: Callable[..., Any]) -> bool:
+    """Whether a loss is one of torch's that divide by the weights of the labels that they do not leave out."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    functions = (torch.nn.functional.cross_entropy, torch.nn.functional.nll_loss)
+    return loss in functions or type(loss) in (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)
 
 
 # --- forms of a masked loss ---------------------------------------------------------------------------------
@@ -168,7 +225,7 @@ def _alone(exact: Loss, output: Any, target: Tensor) -> Tensor:
 def _options(loss: Callable[..., Any]) -> dict[str, Any]:
     """The values that a loss's own settings have: of a module, a function, or a partial application."""
     if isinstance(loss, torch.nn.Module):
-        return {name: getattr(loss, name) for name in ("reduction", "ignore_index") if hasattr(loss, name)}
+        return {name: getattr(loss, name) for name in ("reduction", "ignore_index", "weight") if hasattr(loss, name)}
     if isinstance(loss, functools.partial):
         return {**_options(loss.func), **loss.keywords}
     try:

@@ -6,13 +6,14 @@ bit of float64, which makes it the oracle of the other backends and executors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends.located import located
-from foedus.backends.trainer import Assignment, Tally, Trained, Weights, leaves_of
+from foedus.backends.trainer import Assignment, Mean, Tally, Trained, Weights, labelled, leaves_of, mean_of
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import generator
@@ -23,10 +24,15 @@ from foedus.tree import Layout
 Array = NDArray[Any]
 
 EVALUATION_BATCH = 1000
+PIECE_BYTES = 1 << 28  # of examples that a loss is computed on at once
 
 
 class NumpyTrainer:
-    """See :class:`foedus.backends.trainer.Trainer`. A NumpyModel has no buffers."""
+    """See :class:`foedus.backends.trainer.Trainer`. A NumpyModel has no buffers.
+
+    Its loss is computed by its gradient, hence for evaluation on all examples together, in pieces by the bytes of
+    these rather than of the outputs.
+    """
 
     backend = "numpy"
     device = "cpu"
@@ -76,12 +82,15 @@ class NumpyTrainer:
         ]
 
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
-        parameters, tally = self.model(weights), Tally(list(self._task.metrics))
-        for at in range(0, len(examples), EVALUATION_BATCH):
-            part = examples.take(slice(at, at + EVALUATION_BATCH))
-            loss, _ = self._net.gradient(parameters, part.inputs, part.targets)
-            tally.add(float(loss), self._net.predict(parameters, *part.inputs), part.targets)
-        return tally.result()
+        parameters, tally = self.model(weights), Tally(self._task.metrics)
+        for part in _cut(examples, EVALUATION_BATCH):
+            tally.add(self._net.predict(parameters, *part.inputs), part.targets)
+        each = max(1, examples.nbytes // max(len(examples), 1))
+        means = [
+            Mean(float(self._net.gradient(parameters, part.inputs, part.targets)[0]), labelled(part.targets))
+            for part in _cut(examples, max(EVALUATION_BATCH, PIECE_BYTES // each))
+        ]
+        return {"loss": mean_of(means) if means else float("nan")} | tally.result()
 
     def predict(self, weights: Weights, examples: Examples) -> Array:
         if not len(examples):
@@ -110,6 +119,11 @@ def build(task: Task, *, seed: int) -> NumpyTrainer:
             + (f"not so: {', '.join(wrong)}" if wrong else "it gave an empty dict")
         )
     return NumpyTrainer(task, model, initial)
+
+
+def _cut(examples: Examples, size: int) -> Iterator[Examples]:
+    """Views of the examples, ``size`` at a time."""
+    return (examples.take(slice(at, at + size)) for at in range(0, len(examples), size))
 
 
 def plain_descent(spec: Any) -> LocalSGD:

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from foedus.backends.located import located
+from foedus.backends.masking import compared, divided_by
 from foedus.backends.torch_random import DrawnAgain, counted
-from foedus.backends.trainer import Assignment, Tally, Trained, Weights, leaves_of
+from foedus.backends.trainer import Assignment, Losses, Mean, Tally, Trained, Weights, leaves_of
 from foedus.core.client import LocalSGD, LocalTraining, LoopContext, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
@@ -81,6 +82,7 @@ class TorchTrainer:
         _check_exact(self.buffer_layout, self.buffers)
         self._initial = self.read()
         self._draws = False  # whether the model was ever seen to draw random numbers in training
+        self._fits = False  # whether outputs and targets were ever seen to go together
         self._repeats = False  # whether it was ever seen to draw them in a backward pass, too
         self._generators = _generators(torch.device(device))
 
@@ -218,19 +220,37 @@ class TorchTrainer:
 
     def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
         """The mean loss of a batch, whether the task's loss gives a mean or one value per example."""
-        assert self._task.loss is not None
-        value: torch.Tensor = self._task.loss(output, target)
+        value = self._value(output, target)
         return value.mean() if value.ndim else value
+
+    def _value(self, output: Any, target: torch.Tensor) -> torch.Tensor:
+        """What the task's loss gives; the first time with an eye on the shapes."""
+        loss = self._task.loss
+        assert loss is not None
+        value: torch.Tensor = loss(output, target) if self._fits else compared(loss, output, target)
+        self._fits = True
+        return value
 
     # --- evaluation
 
     @reproducibly
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
         self.load(weights)
-        tally = Tally(list(self._task.metrics))
+        tally, losses = Tally(self._task.metrics), Losses(self._mean)
         for output, target in self._outputs(examples):
-            tally.add(float(self.loss(output, target)), output.cpu().numpy(), target.cpu().numpy())
-        return tally.result()
+            losses.add(output, target)
+            tally.add(output.cpu().numpy(), target.cpu().numpy())
+        return {"loss": losses.result()} | tally.result()
+
+    @torch.no_grad()
+    def _mean(self, outputs: list[torch.Tensor], targets: list[torch.Tensor]) -> Mean:
+        """The mean loss of batches together."""
+        output, target = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (outputs, targets))
+        value = self._value(output, target)
+        if value.ndim:
+            return Mean(float(value.mean()), value.numel(), sure=True)
+        assert self._task.loss is not None
+        return Mean(float(value), *divided_by(self._task.loss, target))
 
     @reproducibly
     def predict(self, weights: Weights, examples: Examples) -> NDArray[Any]:

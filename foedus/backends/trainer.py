@@ -6,7 +6,7 @@ gives back flat vectors, so that nothing outside the backends knows a framework.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from foedus.core.client import Client
 from foedus.core.population import Examples
 from foedus.core.task import Metric
 from foedus.tree import Layout, Vector
+
+PIECE_BYTES = 1 << 24  # of outputs that a loss is called on at once; more would be slow, far from the processor
 
 
 class Weights(NamedTuple):
@@ -72,7 +74,7 @@ class Trainer(Protocol):
         """Carry out one client's local training. Raises TrainingError with client, round, step and batch."""
 
     def evaluate(self, weights: Weights, examples: Examples) -> dict[str, float]:
-        """Mean loss and the task's metrics over a set of examples."""
+        """Loss and the task's metrics over a set of examples; the loss as :class:`Losses` says."""
 
     def predict(self, weights: Weights, examples: Examples) -> NDArray[Any]:
         """The model's outputs, in evaluation mode, [B, ...]."""
@@ -81,19 +83,91 @@ class Trainer(Protocol):
         """The user's own kind of model with these weights, e.g. a torch module."""
 
 
-class Tally:
-    """Loss and metrics over batches of predictions, exact over the union of the batches."""
+class Mean(NamedTuple):
+    """A mean loss, of how many losses (or of what sum of their weights) it is the mean, and whether that is known for
+    sure or only likely."""
 
-    def __init__(self, metrics: list[Metric]) -> None:
+    value: float
+    count: float  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a mean
+    sure: bool = False
+
+
+def mean_of(means: Sequence[Mean]) -> float:
+    """The mean over the union of several sets; one that is of nothing counts nothing, though its value be NaN."""
+    if len(means) == 1:
+        return means[0].value
+    total = sum(m.count for m in means)
+    return sum(m.value * m.count for m in means if m.count) / total if total else float("nan")
+
+
+def labelled(target: NDArray[Any]) -> int:
+    """How many losses a batch's mean is of, as far as the targets [B, ...] tell: whole numbers below 0 mark padding."""
+    return int((target >= 0).sum()) if target.dtype.kind == "i" else target.size
+
+
+class Losses:
+    """The loss over batches of predictions, as the user's own loss is on all outputs and targets together.
+
+    A batch's mean does not tell of how many it is: labels that are left out (``ignore_index``) and class weights
+    change the number it was divided by, and a batch may hold nothing but padding. The mean of means is another number.
+
+    Where that number is known, batches are added up, exactly: if the loss gives a value per example, and for torch's
+    ``cross_entropy`` and ``nll_loss``, functions or modules, with all their settings. Any other loss is called on all
+    outputs together, which is exact for whatever it computes, up to ``PIECE_BYTES`` of outputs. Beyond, it is called on
+    pieces of that size, and their mean is taken, weighted by the number of targets, whole numbers below 0 (labels left
+    out) not counted; with other weights of the user's own that is near the truth, no more.
+
+    Args:
+        mean: lists of outputs and targets of some batches, in the backend's own arrays → their mean loss.
+    """
+
+    def __init__(self, mean: Callable[[list[Any], list[Any]], Mean]) -> None:
+        self._mean, self._means = mean, list[Mean]()
+        self._first: Mean | None = None
+        self._outputs: list[Any] = []
+        self._targets: list[Any] = []
+        self._bytes = 0
+
+    def add(self, output: Any, target: Any) -> None:
+        """One batch: arrays of any framework, [B, ...]."""
+        if self._first is None or self._first.sure:
+            mean = self._mean([output], [target])
+            self._first = self._first or mean
+            if self._first.sure:
+                self._means.append(mean)
+                return
+        last = self._outputs[-1] if self._outputs else output
+        alike = output.ndim and last.shape[1:] == output.shape[1:]
+        if self._outputs and (self._bytes + output.nbytes > PIECE_BYTES or not alike):
+            self._close()
+        self._outputs.append(output)
+        self._targets.append(target)
+        self._bytes += output.nbytes
+
+    def result(self) -> float:
+        """NaN without examples, or if all of them are left out."""
+        if self._outputs:
+            self._close()
+        return mean_of(self._means) if self._means else float("nan")
+
+    def _close(self) -> None:
+        known = self._first if not self._means and len(self._outputs) == 1 else None
+        self._means.append(known or self._mean(self._outputs, self._targets))
+        self._outputs, self._targets, self._bytes = [], [], 0
+
+
+class Tally:
+    """Metrics over batches of predictions, exact over the union of the batches."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
         self._sums = {m.name: (0.0, 0) for m in metrics if not m.whole}
-        self._loss, self._count = 0.0, 0
+        self._count = 0
         self._kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
-    def add(self, loss: float, output: NDArray[Any], target: NDArray[Any]) -> None:
-        count = len(target)
-        self._count += count
-        self._loss += loss * count
+    def add(self, output: NDArray[Any], target: NDArray[Any]) -> None:
+        """One batch of outputs and targets, [B, ...]."""
+        self._count += len(target)
         for metric in self._metrics:
             if not metric.whole:
                 values = np.ma.asarray(metric.value(output, target))
@@ -104,9 +178,10 @@ class Tally:
             self._kept.append((output, target))
 
     def result(self) -> dict[str, float]:
+        """The figures by name; NaN without examples."""
         if not self._count:
-            return dict.fromkeys(["loss", *(m.name for m in self._metrics)], float("nan"))
-        figures = {"loss": self._loss / self._count}
+            return dict.fromkeys((m.name for m in self._metrics), float("nan"))
+        figures = {}
         for metric in self._metrics:
             if metric.whole:
                 output, target = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))

@@ -149,7 +149,7 @@ def alike(
         >>> from foedus.core.client import local_sgd
         >>> whole = local_sgd(0.1, batch_size=None)
         >>> [part.tolist() for part in alike(whole, np.array([10, 2**23, 9, 8]))]
-        [[1], [0, 2, 3]]
+        [[0, 1], [2, 3]]
     """
     widths = np.minimum(spec.batch_size or sizes, sizes)
     per_epoch, _, epochs = _amounts(spec, sizes, limit)

@@ -1,8 +1,8 @@
 """What a client does with the model it receives: local training, as plain values.
 
 :func:`local_sgd` is data, not code: every executor (a loop, a batched cohort, a compiled program, a phone) can
-carry it out, since the update rule :func:`descend` is written once, against the array API, for numpy, torch and
-jax arrays alike. :func:`local_training` is the escape hatch for everything else: the user's own optimiser or
+carry it out, since the update rule :func:`descend` is written once, with operators that numpy, torch and jax
+arrays share. :func:`local_training` is the escape hatch for everything else: the user's own optimiser or
 the user's own loop, in the executors that run plain torch.
 
 Not here: gradients (``backends``), which batch is drawn when (``core/batches.py``).

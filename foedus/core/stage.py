@@ -203,6 +203,10 @@ class _Links(NamedTuple):
     def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
         sizes = lengths(self.outer, context)
         vector, state = self.inner.decode(state, message, context._replace(size=sizes[self.later]))
+        if context.layout and any(stage.scatters for stage in self.outer[: self.later]):
+            vector = vector.astype(
+                context.layout.dtype
+            )  # rotating more digits than the model has would only take longer
         update = Update(vector, 1.0)
         for i in range(self.later - 1, -1, -1):
             update = self.outer[i].decode(update, context._replace(size=sizes[i]))
@@ -274,8 +278,9 @@ def lengths(stages: Sequence[Stage], context: Context) -> list[int]:
 def clip(norm: float) -> Stage:
     """Scale an update down so that its Euclidean norm is at most ``norm``; a shorter one stays as it is.
 
-    Never above, not even by rounding: a scaled update is shorter than ``norm`` by a few units in the last place of
-    its dtype, since what is promised about privacy is promised about the bound.
+    Never above, not even by rounding and in whatever order the norm is summed: a scaled update is shorter than
+    ``norm`` by a few units in the last place of its dtype, and one that is as long as ``norm`` to twelve digits is
+    scaled, too, since what is promised about privacy is promised about the bound.
 
     Raises:
         SumOverflow: an update is not finite.
@@ -290,9 +295,14 @@ def clip(norm: float) -> Stage:
         length = _length(update.vector)
         if not np.isfinite(length):
             raise SumOverflow("an update that is not finite cannot be clipped")
-        return update if length <= norm else update._replace(vector=_shortened(update.vector, length, norm))
+        if length <= norm * _NEARLY:
+            return update
+        return update._replace(vector=_shortened(update.vector, length, norm))
 
     return Stage(encode, same, f"clip({norm})")
+
+
+_NEARLY = 1 - 2.0**-40  # sums in another order may differ by less
 
 
 def _length(vector: Vector) -> float:
@@ -303,10 +313,10 @@ def _length(vector: Vector) -> float:
 
 def _shortened(vector: Vector, length: float, norm: float) -> Vector:
     """The vector [parameter] of that length, scaled to at most ``norm``: what rounding adds is taken off again."""
-    goal = norm * (1 - 2.0**-40)  # another order of summation may find another norm in the last places
-    scaled, spare = vector * vector.dtype.type(norm / length), float(np.finfo(vector.dtype).eps)
-    while _length(scaled) > goal:  # once or twice; more often only where numbers are too small to be precise
-        scaled = vector * vector.dtype.type(norm / length * max(1 - spare, 0.0))
+    factor = min(norm / length, 1.0)
+    scaled, spare = vector * vector.dtype.type(factor), float(np.finfo(vector.dtype).eps)
+    while _length(scaled) > norm * _NEARLY:  # once or twice; more often only where numbers are too small to be precise
+        scaled = vector * vector.dtype.type(factor * max(1 - spare, 0.0))
         spare *= 2
     return scaled
 

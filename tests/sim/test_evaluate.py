@@ -110,13 +110,13 @@ def test_figures_over_batches_are_those_of_the_whole(seed: int, count: int, batc
     output, target = rng.normal(size=(count, 2)).round(1), rng.integers(2, size=count)
     regression, truth = rng.normal(size=(count, 1)), rng.normal(size=count)
     whole, parts = (Tally([fd.accuracy, fd.auroc]) for _ in range(2))
-    whole.add(1.0, output, target)
+    whole.add(output, target)
     errors, error_parts = (Tally([fd.rmse, fd.mae]) for _ in range(2))
-    errors.add(1.0, regression, truth)
+    errors.add(regression, truth)
     for at in range(0, count, batch):
         part = slice(at, at + batch)
-        parts.add(1.0, output[part], target[part])
-        error_parts.add(1.0, regression[part], truth[part])
+        parts.add(output[part], target[part])
+        error_parts.add(regression[part], truth[part])
     for one, two in ((whole.result(), parts.result()), (errors.result(), error_parts.result())):
         assert two == pytest.approx(one, rel=1e-12, nan_ok=True)
     assert errors.result()["rmse"] == pytest.approx(np.sqrt(np.mean((regression[:, 0] - truth) ** 2)))

@@ -14,79 +14,23 @@ import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from foedus.backends import open_trainer
-from foedus.core.client import local_sgd, local_training
+from foedus.core.client import local_training
 from foedus.core.compose import fedavg
-from foedus.core.linear import logistic
 from foedus.core.population import Clients, Examples
 from foedus.core.task import Task
 from foedus.errors import ConfigurationError, DataError, TrainingError, WorkerDied
 from foedus.sim.debug import Debug
 from foedus.sim.processes import Processes, cores
-from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
+from foedus.sim.work import Job, Outcome
+
+from .jobs import EVERYONE, SIZES, Tiny, bits, examples, numpy_job, orders, pooled, rounds, torch_job
 
 pytestmark = pytest.mark.slow
-
-SIZES = [5, 0, 1, 12, 3, 7, 2, 40, 9]  # ragged, with an empty client
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.last = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.dropout(torch.relu(self.norm(self.first(x))), 0.3, self.training)
-        return self.last(x)
-
-
-def examples(seed: int, size: int) -> Examples:
-    values = np.random.default_rng(seed)
-    return Examples.of(values.random((size, 4), dtype=np.float32), values.integers(0, 3, size))
-
-
-def pooled() -> Clients:
-    rows = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
-    return Clients.pooled(examples(0, sum(SIZES)), rows)
-
-
-def job(clients: Clients | None = None, **task: Any) -> Job:
-    """A tiny torch task. BatchNorm refuses to train on one example, so client 2 is in no cohort of it."""
-    plain = Task(model=Tiny, loss=nn.functional.cross_entropy, **task)
-    return Job(
-        plain, fedavg(local_sgd(0.1, epochs=2, batch_size=64, momentum=0.5)), clients or pooled(), seed=3
-    )
-
-
-def numpy_job(clients: Clients) -> Job:
-    """A task without torch, whose workers start fast."""
-    return Job(Task(model=logistic(4, 3)), fedavg(local_sgd(0.1, batch_size=4)), clients, seed=3)
-
-
-def rounds(executor: Executor, this: Job, cohorts: list[list[int]]) -> list[Outcome]:
-    with executor.open(this) as session:
-        return [session.run(orders(this, c, number)) for number, c in enumerate(cohorts, 1)]
-
-
-def orders(this: Job, cohort: list[int], number: int = 1) -> Orders:
-    return Orders(number, open_trainer(this.task, seed=0).initial(), np.array(cohort, np.int64))
-
-
-def bits(outcome: Outcome) -> Any:
-    """All that an outcome holds, comparable to the bit, apart from the order that clients came in."""
-    arrays = [
-        m and {k: v.tobytes() for k, v in sorted(m.items())} for m in (outcome.message, outcome.buffers)
-    ]
-    told = sorted(zip(outcome.clients, outcome.examples, outcome.steps, outcome.losses, strict=True))
-    return arrays, told, sorted(outcome.refused), {c: v[BUFFERS].tobytes() for c, v in sorted(outcome.kept.items())}
-
 
 COHORTS = [[0, 1, 3, 4, 5, 6, 7, 8], [8, 3], [1], [], [7, 4, 0, 5]]
 
@@ -95,7 +39,7 @@ COHORTS = [[0, 1, 3, 4, 5, 6, 7, 8], [8, 3], [1], [], [7, 4, 0, 5]]
 def test_any_number_of_workers_gives_the_bits_of_the_plain_loop(
     average: bool, counts: tuple[int, ...]
 ) -> None:
-    this = job(average_buffers=average)
+    this = torch_job(pooled(), average_buffers=average)
     expected = [bits(o) for o in rounds(Debug(), this, COHORTS)]
     assert any(kept for _, _, _, kept in expected) is not average
     for workers in counts:
@@ -163,9 +107,6 @@ def by_signal(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-EVERYONE = list(range(len(SIZES)))
-
-
 @pytest.mark.parametrize(
     ("how", "workers"),
     [(by_signal(signal.SIGKILL), 1), (by_signal(signal.SIGKILL), 2), (partial(os._exit, 3), 2)],
@@ -224,7 +165,7 @@ class Unlucky(Exception):
 def test_a_failed_training_comes_back_with_its_client_round_step_and_batch() -> None:
     data = {f"node {i}": examples(i, 6) for i in range(4)}
     data["node 2"].targets[5] = 17  # there are three classes
-    this = job(Clients.of({name: (e.inputs[0], e.targets) for name, e in data.items()}))
+    this = torch_job(Clients.of({name: (e.inputs[0], e.targets) for name, e in data.items()}))
     with Processes(2).open(this) as session, pytest.raises(TrainingError, match="node 2") as caught:
         session.run(orders(this, [0, 1, 2, 3], 7))
     error = caught.value
