@@ -141,6 +141,11 @@ class _Plan(NamedTuple):
             "metrics": [m.name for m in job.task.metrics],
             "better": {"loss": "min"}
             | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
+            **{
+                name: value.label
+                for name, value in (("adversary", self.settings.adversary), ("watch", self.settings.watch))
+                if value is not None
+            },
         }
 
 

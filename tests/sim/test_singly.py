@@ -116,6 +116,7 @@ def test_a_run_with_attackers_resumes_to_the_byte(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", attack, rule)
     run(tmp_path / "cut", attack, rule, rounds=2)
     assert metrics(run(tmp_path / "cut", attack, rule)) == metrics(whole)
+    assert whole.configuration["adversary"] == "garbage(2.0) by 2 clients"
     with pytest.raises(CheckpointError):
         run(tmp_path / "cut", attack, rule, bad=(0, 2))
 
