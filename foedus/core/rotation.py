@@ -87,12 +87,14 @@ def turned_back(vector: NDArray[Any], draw: np.random.Generator, size: int) -> N
 
 def _signed(vector: NDArray[Any], draw: np.random.Generator, factor: float, out: NDArray[Any]) -> None:
     """out = factor · signs · vector, in blocks that stay in the cache."""
-    random, kind = words(draw, -(-len(vector) // 8)), vector.dtype.type
+    random, wide = words(draw, -(-len(vector) // 8)), vector.dtype.itemsize
+    integers = np.dtype(f"u{wide}")
     for place in blocks(len(vector)):
         bits = np.unpackbits(random[place.start // 8 : -(-place.stop // 8)], bitorder="little")
-        signs = np.multiply(bits[: place.stop - place.start], kind(-2 * factor), dtype=vector.dtype)
-        signs += kind(factor)
-        np.multiply(vector[place], signs, out=out[place])
+        signs = np.left_shift(bits[: place.stop - place.start], 8 * wide - 1, dtype=integers)  # the bit of the sign
+        np.bitwise_xor(vector[place].view(integers), signs, out=out[place].view(integers))
+        if factor != 1:
+            out[place] *= vector.dtype.type(factor)
 
 
 # --- the transform ------------------------------------------------------------------------------------------

@@ -52,9 +52,7 @@ STAGES = [
 def test_whatever_is_no_matrix_comes_through_untouched(stage: Stage) -> None:
     sent = update()
     found, wanted = gone_through(stage, sent.vector), LAYOUT.unflatten(sent.vector)
-    untouched = (
-        ("bias", "scale") if "<lambda>" not in stage.label else ("conv",) if "eden" in stage.label else ()
-    )
+    untouched = ("bias", "scale") if "<lambda>" not in stage.label else ("conv",) if "eden" in stage.label else ()
     for name in untouched:
         assert found[name].tobytes() == wanted[name].tobytes()
 
@@ -96,19 +94,14 @@ def test_a_projection_is_onto_a_subspace_of_that_rank() -> None:
     for name, rank in [("conv", 4), ("dense", 4), ("small", 2)]:
         got, given_ = found[name].reshape(SHAPES[name][0], -1), wanted[name].reshape(SHAPES[name][0], -1)
         assert np.linalg.matrix_rank(got, tol=1e-4) == rank
-        np.testing.assert_allclose(
-            (got * (given_ - got)).sum(), 0, atol=1e-4
-        )  # what is left out is at a right angle
+        np.testing.assert_allclose((got * (given_ - got)).sum(), 0, atol=1e-4)  # what is left out is at a right angle
 
 
 @pytest.mark.slow
 def test_over_rounds_the_mean_of_low_ranks_is_the_update() -> None:
     vector, rounds = update().vector, 2_000
     found = np.array(
-        [
-            low_rank(4).decode(low_rank(4).encode(Update(vector, 1), c), c).vector
-            for c in map(at_round, range(rounds))
-        ],
+        [low_rank(4).decode(low_rank(4).encode(Update(vector, 1), c), c).vector for c in map(at_round, range(rounds))],
         "f8",
     )
     spread = found.std(0) / np.sqrt(rounds)
@@ -144,18 +137,16 @@ def test_matrices_of_that_rank_come_back_whole(rank: int, seed: int) -> None:
     for name, shape in SHAPES.items():
         rows, columns = (shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else (int(np.prod(shape)), 1)
         arrays[name] = (rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))).reshape(shape)
-    vector = LAYOUT.flatten(arrays)
+    vector = np.concatenate([a.reshape(-1) for a in arrays.values()])  # float64: a chance start may be ill-conditioned
     found = power_sgd(rank).decode(power_sgd(rank).encode(Update(vector, 1.0), context()), context()).vector
-    np.testing.assert_allclose(found, vector, atol=1e-4 * np.abs(vector).max())
+    np.testing.assert_allclose(found, vector, atol=1e-7 * np.abs(vector).max())
 
 
 def test_more_steps_come_closer_to_the_best_matrix_of_that_rank() -> None:
     vector = update().vector
     dense = LAYOUT.unflatten(vector)["dense"]
     best = np.sqrt(np.square(np.linalg.svd(dense, compute_uv=False)[2:]).sum())  # Eckart & Young 1936
-    errors = [
-        np.linalg.norm(gone_through(power_sgd(2, steps=s), vector)["dense"] - dense) for s in (1, 2, 40)
-    ]
+    errors = [np.linalg.norm(gone_through(power_sgd(2, steps=s), vector)["dense"] - dense) for s in (1, 2, 40)]
     assert errors[0] > errors[1] > errors[2] > best * 0.9999
     assert errors[2] == pytest.approx(best, rel=1e-2)
 
