@@ -181,6 +181,7 @@ def _steps(
     return kept[missed] * change - made[missed] * drift, moved
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def look(examples: Examples, *, loss: SparseLoss, weight: Floats, bias: float) -> Look:
     """A client's gradient without the penalty, loss with it, and counts of features, at a model."""
     rows, target = Compressed.of(examples.inputs, loss.features), examples.targets.astype(np.float64)

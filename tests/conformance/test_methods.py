@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import foedus as fd
@@ -27,7 +26,7 @@ from foedus.core.drift import feddyn, fednova, mime_lite, scaffold
 from foedus.core.fair import afl, qfedavg
 from foedus.core.gate import self_checked
 from foedus.core.lazy import lag, lazy
-from foedus.core.method import Personal, averaging
+from foedus.core.method import Consult, Contribution, Local, Method, Personal, Train, Visit, averaging
 from foedus.core.personal import ditto, fedbn, fedrep, fine_tune, ifca, local_parts, pfedme
 from foedus.core.select import Sampler
 from foedus.record.kept import Kept
@@ -41,6 +40,14 @@ Make = Callable[[], fd.Algorithm]
 
 def personal(chosen: Personal) -> Make:
     return lambda: fd.fedavg(LOCAL, personal=chosen)
+
+
+def consulted(visit: Visit) -> Local:
+    """Steps as long as the client's own inputs say, found by the method's own function."""
+    length = yield Consult(lambda examples: float(np.abs(examples.inputs[0]).mean()))
+    trained = yield Train()
+    brought = Contribution.of(trained, visit)
+    return brought._replace(update=(trained.vector - visit.received) / (1 + length), report={"length": length})
 
 
 METHODS: dict[str, Make] = {
@@ -64,6 +71,7 @@ METHODS: dict[str, Make] = {
     "feddyn with fedbn": lambda: feddyn(LOCAL, personal=fedbn()),
     "lazy": lambda: fd.Algorithm(client=LOCAL, method=lazy(share=0.2)),
     "lag": lambda: fd.Algorithm(client=LOCAL, method=lag(xi=2.0)),
+    "consult": lambda: fd.Algorithm(client=LOCAL, method=Method(consulted, "consulted()")),
     "self_checked": lambda: fd.Algorithm(client=LOCAL, method=self_checked(within={"loss": (0.0, 2.0)})),
 }
 EXECUTORS: dict[str, Callable[[], Any]] = {
@@ -73,18 +81,19 @@ EXECUTORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def net(dtype: torch.dtype, normal: bool) -> nn.Module:
+def net(normal: bool) -> nn.Module:
     middle = nn.BatchNorm1d(4) if normal else nn.Identity()
-    return nn.Sequential(nn.Linear(5, 4), middle, nn.Tanh(), nn.Linear(4, 3)).to(dtype)
+    return nn.Sequential(nn.Linear(5, 4), middle, nn.Tanh(), nn.Linear(4, 3)).double()
 
 
-def task(dtype: str = "float64", *, average_buffers: bool = True, normal: bool = True) -> fd.Task:
-    model = partial(net, getattr(torch, dtype), normal)
-    return fd.Task(model, nn.functional.cross_entropy, metrics=[fd.accuracy], average_buffers=average_buffers)
+def task(*, average_buffers: bool = True, normal: bool = True) -> fd.Task:
+    return fd.Task(
+        partial(net, normal), nn.functional.cross_entropy, metrics=[fd.accuracy], average_buffers=average_buffers
+    )
 
 
 def population(*, spoilt: int | None = None, ragged: bool = False) -> fd.Clients:
-    """Uneven clients, one of them without data; of whole batches, since batch normalisation takes no padding, or not."""
+    """Uneven clients, one without data; of whole batches unless ``ragged``: batch normalisation takes no padding."""
     rng, own = np.random.default_rng(1), {}
     for i, n in enumerate(SIZES):
         count = n if ragged else n - n % 4
@@ -170,8 +179,8 @@ KEEPERS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_any_number_of_worker_processes_gives_the_same_bits(tmp_path: Path, name: str) -> None:
     for workers in (1, 3):
-        ran(tmp_path / str(workers), METHODS[name](), executor=fd.executors.processes(workers), task=task("float32"))
-    ran(tmp_path / "debug", METHODS[name](), task=task("float32"))
+        ran(tmp_path / str(workers), METHODS[name](), executor=fd.executors.processes(workers))
+    ran(tmp_path / "debug", METHODS[name]())
     assert bits(tmp_path / "1") == bits(tmp_path / "3") == bits(tmp_path / "debug")
 
 

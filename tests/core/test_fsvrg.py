@@ -17,6 +17,7 @@ import foedus as fd
 from foedus.core.fsvrg import Around, walk
 from foedus.core.population import Clients, Examples
 from foedus.core.random import generator
+from foedus.core.select import Sampler
 from foedus.core.sparse_rows import Compressed
 from foedus.errors import ConfigurationError, DataError
 
@@ -151,6 +152,55 @@ def test_every_executor_consults_the_clients(executor: Any, tmp_path: Path) -> N
     options = fd.Settings(executor=executor, progress=False, folder=tmp_path / "other")
     run = fd.simulate(fd.Task(model), fd.fsvrg(model, step=1.0), clients, rounds=4, settings=options)
     np.testing.assert_array_equal(run.weights.vector, trained(clients, 4, tmp_path, step=1.0))
+
+
+def called(*cohorts: list[int]) -> Sampler:
+    """Who is asked round by round, written down."""
+    return fd.uniform(1)._replace(
+        sample=lambda population, seed, number: np.array(cohorts[number - 1], np.int64), label=f"called{cohorts}"
+    )
+
+
+def simulated(folder: Path, clients: Clients, rounds: int, cohort: Sampler | None = None) -> fd.Run:
+    model = fd.sparse_logistic(FEATURES, l2=L2, dtype="float64")
+    options = fd.Settings(executor=fd.executors.debug(), progress=False, folder=folder)
+    return fd.simulate(
+        fd.Task(model), fd.fsvrg(model, step=1.0), clients, rounds=rounds, cohort=cohort, settings=options
+    )
+
+
+def test_a_run_resumed_between_the_two_rounds_ends_with_the_same_bits(tmp_path: Path) -> None:
+    for rounds in (1, 2, 3, 6):
+        run = simulated(tmp_path / "resumed", tiny(), rounds)
+    np.testing.assert_array_equal(run.weights.vector, simulated(tmp_path / "whole", tiny(), 6).weights.vector)
+
+
+def test_rounds_without_anybody_change_nothing(tmp_path: Path) -> None:
+    """What was to be asked is asked in the next round: the model has not moved, so that the gradient still holds."""
+    clients, both = tiny(), [0, 2]
+    plain = simulated(tmp_path / "plain", clients, 1, called(both))
+    waited = simulated(tmp_path / "waited", clients, 3, called([], both, []))
+    assert not plain.weights.vector.any()
+    assert not waited.weights.vector.any()
+    assert simulated(tmp_path / "moved", clients, 4, called([], both, [], both)).weights.vector.any()
+
+
+def test_a_client_with_nan_is_refused_in_both_rounds(tmp_path: Path) -> None:
+    clients = tiny()
+    spoilt = clients.map(lambda e: Examples((e.inputs[0], np.where(e.inputs[1] > 1.5, np.nan, e.inputs[1])), e.targets))
+    hit = [str(i) for i in range(3) if np.isnan(spoilt.train(i).inputs[1]).any()]
+    run = simulated(tmp_path / "run", spoilt, 2)
+    assert 0 < len(hit) < 3
+    for line in run.metrics:
+        assert [str(r["client"]) for r in line["refused"]] == hit
+    assert np.isfinite(run.weights.vector).all()
+    assert run.weights.vector.any()
+
+
+def test_clients_who_come_late_are_counted_when_they_come(tmp_path: Path) -> None:
+    """Steps of somebody whose features nobody has counted yet: they follow the gradient alone."""
+    run = simulated(tmp_path / "run", tiny(), 4, called([0], [2], [2], [0, 2]))
+    assert np.isfinite(run.weights.vector).all()
 
 
 def test_a_model_without_sparse_examples_is_refused() -> None:
