@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from foedus.core.compose import Algorithm as Algorithm
     from foedus.core.compose import fedavg as fedavg
     from foedus.core.compose import fedsgd as fedsgd
+    from foedus.core.drift import feddyn as feddyn
+    from foedus.core.drift import fednova as fednova
+    from foedus.core.drift import mime_lite as mime_lite
+    from foedus.core.drift import scaffold as scaffold
     from foedus.core.entropy import entropy as entropy
     from foedus.core.examples import Examples as Examples
+    from foedus.core.fair import afl as afl
+    from foedus.core.fair import qfedavg as qfedavg
     from foedus.core.feedback import error_feedback as error_feedback
     from foedus.core.fsvrg import fsvrg as fsvrg
     from foedus.core.gate import Gate as Gate
@@ -34,8 +40,21 @@ if TYPE_CHECKING:
     from foedus.core.layers import matrices as matrices
     from foedus.core.layers import on_layers as on_layers
     from foedus.core.layers import power_sgd as power_sgd
+    from foedus.core.lazy import lag as lag
+    from foedus.core.lazy import lazy as lazy
     from foedus.core.linear import linear as linear
     from foedus.core.linear import logistic as logistic
+    from foedus.core.method import Contribution as Contribution
+    from foedus.core.method import Measure as Measure
+    from foedus.core.method import Method as Method
+    from foedus.core.method import Train as Train
+    from foedus.core.personal import ditto as ditto
+    from foedus.core.personal import fedbn as fedbn
+    from foedus.core.personal import fedrep as fedrep
+    from foedus.core.personal import fine_tune as fine_tune
+    from foedus.core.personal import ifca as ifca
+    from foedus.core.personal import local_parts as local_parts
+    from foedus.core.personal import pfedme as pfedme
     from foedus.core.population import Clients as Clients
     from foedus.core.quantise import drive as drive
     from foedus.core.quantise import eden as eden
@@ -113,6 +132,7 @@ _HOMES = {
     "Arms": "foedus.sim.compare",
     "Clients": "foedus.core.population",
     "Comparison": "foedus.sim.compare",
+    "Contribution": "foedus.core.method",
     "Evaluation": "foedus.sim.settings",
     "Examples": "foedus.core.examples",
     "Federation": "foedus.sim.federation",
@@ -120,6 +140,8 @@ _HOMES = {
     "JaxModel": "foedus.core.task",
     "LocalCurves": "foedus.sim.settings",
     "MLflow": "foedus.record.export",
+    "Measure": "foedus.core.method",
+    "Method": "foedus.core.method",
     "Metric": "foedus.core.task",
     "NumpyModel": "foedus.core.task",
     "Run": "foedus.sim.run",
@@ -128,11 +150,13 @@ _HOMES = {
     "Sweep": "foedus.sim.sweep",
     "Task": "foedus.core.task",
     "TensorBoard": "foedus.record.export",
+    "Train": "foedus.core.method",
     "Watch": "foedus.core.scores",
     "World": "foedus.sim.world",
     "accuracy": "foedus.core.task",
     "adagrad": "foedus.core.server",
     "adam": "foedus.core.server",
+    "afl": "foedus.core.fair",
     "always": "foedus.core.select",
     "asynchronous": "foedus.core.timing",
     "auroc": "foedus.core.task",
@@ -145,6 +169,7 @@ _HOMES = {
     "clip": "foedus.core.stage",
     "collect": "foedus.core.robust",
     "compare": "foedus.sim.compare",
+    "ditto": "foedus.core.personal",
     "dnc": "foedus.core.robust",
     "drive": "foedus.core.quantise",
     "eden": "foedus.core.quantise",
@@ -152,14 +177,23 @@ _HOMES = {
     "error_feedback": "foedus.core.feedback",
     "everybody": "foedus.core.select",
     "fedavg": "foedus.core.compose",
+    "fedbn": "foedus.core.personal",
+    "feddyn": "foedus.core.drift",
+    "fednova": "foedus.core.drift",
+    "fedrep": "foedus.core.personal",
     "fedsgd": "foedus.core.compose",
+    "fine_tune": "foedus.core.personal",
     "fltrust": "foedus.core.robust",
     "fsvrg": "foedus.core.fsvrg",
     "geometric_median": "foedus.core.robust",
     "heterofl": "foedus.core.widths",
     "hierarchical": "foedus.core.timing",
+    "ifca": "foedus.core.personal",
     "krum": "foedus.core.robust",
+    "lag": "foedus.core.lazy",
+    "lazy": "foedus.core.lazy",
     "linear": "foedus.core.linear",
+    "local_parts": "foedus.core.personal",
     "local_sgd": "foedus.core.client",
     "local_training": "foedus.core.client",
     "logistic": "foedus.core.linear",
@@ -168,13 +202,16 @@ _HOMES = {
     "matrices": "foedus.core.layers",
     "mean": "foedus.core.aggregate",
     "median": "foedus.core.robust",
+    "mime_lite": "foedus.core.drift",
     "momentum": "foedus.core.server",
     "multi_krum": "foedus.core.robust",
     "on_layers": "foedus.core.layers",
+    "pfedme": "foedus.core.personal",
     "plan_compression": "foedus.core.budget",
     "poisson": "foedus.core.select",
     "power_sgd": "foedus.core.layers",
     "proximal": "foedus.core.client",
+    "qfedavg": "foedus.core.fair",
     "qsgd": "foedus.core.quantise",
     "quantise": "foedus.core.quantise",
     "quarantine": "foedus.core.scores",
@@ -183,6 +220,7 @@ _HOMES = {
     "read_run": "foedus.sim.run",
     "rmse": "foedus.core.task",
     "rotate": "foedus.core.rotation",
+    "scaffold": "foedus.core.drift",
     "self_checked": "foedus.core.gate",
     "semi_synchronous": "foedus.core.timing",
     "sgd": "foedus.core.server",
