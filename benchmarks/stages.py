@@ -40,6 +40,7 @@ PARTS = ("stages", "rotation", "robust", "memory", "round")
 CLIENTS, ROBUST_SIZE = 100, 199_210
 MANY = 10_000
 ROUNDS, SKIP = 16, 4
+GATED = "gate of norms, clip, mean"
 Figures = dict[str, Any]
 
 
@@ -161,7 +162,7 @@ def rotation() -> Figures:
 def rules() -> list[Any]:
     """As many attackers as a fifth of the clients are borne."""
     few = CLIENTS // 5
-    picky = [fd.krum(few), fd.multi_krum(few), fd.bulyan(few), fd.dnc(few)]
+    picky = [fd.krum(few), fd.multi_krum(few), fd.bulyan(few), fd.dnc(few), fd.fltrust(0)]
     return [fd.mean(), fd.median(), fd.trimmed_mean(0.2), fd.geometric_median(), fd.centred_clipping(10.0), *picky]
 
 
@@ -216,7 +217,7 @@ def rounds() -> Iterator[Figures]:
     plain = 0.0
     print("\nW1, median seconds a round")
     for label, rule in aggregators():
-        seconds = median_round(rule)
+        seconds = median_round(rule, fd.Gate(max_norm=100.0) if label == GATED else fd.Gate())
         plain = plain or seconds
         print(f"{label:44} {seconds:8.4f}  {100 * (seconds / plain - 1):+6.1f} %", flush=True)
         yield {"aggregator": label, "seconds": seconds, "over_plain": seconds / plain - 1}
@@ -227,6 +228,8 @@ def aggregators() -> list[tuple[str, Any]]:
     return [
         ("mean()", fd.mean()),
         ("clip, mean", fd.chain(fd.clip(10.0), fd.mean())),
+        (GATED, fd.chain(fd.clip(10.0), fd.mean())),
+        ("median", fd.median()),
         ("rotate, quantise(2), mean", fd.chain(fd.rotate(), fd.quantise(2), fd.mean())),
         ("rotate, quantise(2, scale), mean", fd.chain(fd.rotate(), fd.quantise(2, scale=0.1), fd.mean())),
         ("eden(2), mean", fd.chain(fd.eden(2), fd.mean())),
@@ -248,7 +251,7 @@ class Ends:
     def close(self) -> None: ...
 
 
-def median_round(rule: Any) -> float:
+def median_round(rule: Any, gate: fd.Gate) -> float:
     """Seconds, over the rounds after the first few."""
     import foedus_round  # needs torch
     import workloads
@@ -259,7 +262,7 @@ def median_round(rule: Any) -> float:
         settings = fd.Settings(folder=f"{folder}/run", progress=False, sinks=[ends])
         fd.simulate(
             foedus_round.torch_task(chosen),
-            fd.fedavg(local, aggregator=rule),
+            fd.fedavg(local, aggregator=rule, gate=gate),
             foedus_round.population(chosen),
             cohort=chosen.cohort,
             rounds=ROUNDS,

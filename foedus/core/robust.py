@@ -267,8 +267,8 @@ def krum(attackers: int) -> Aggregator:
     label = f"krum(attackers={attackers})"
 
     def rule(c: Collected) -> Vector:
-        _enough(c, label, attackers, each=2)
-        return c.rows[int(ranked(squared_distances(c.rows), attackers)[0])].astype(np.float64)
+        borne = _borne(c, label, attackers, each=2)
+        return c.rows[int(ranked(squared_distances(c.rows), borne)[0])].astype(np.float64)
 
     return collect(rule, label)
 
@@ -293,9 +293,9 @@ def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
     label = f"multi_krum(attackers={attackers}{'' if keep is None else f', keep={keep}'})"
 
     def rule(c: Collected) -> Vector:
-        _enough(c, label, attackers, each=2)
-        order = ranked(squared_distances(c.rows), attackers)
-        return average(c.rows, order[: len(c.rows) - attackers if keep is None else keep])
+        borne = _borne(c, label, attackers, each=2)
+        order = ranked(squared_distances(c.rows), borne)
+        return average(c.rows, order[: len(c.rows) - borne if keep is None else keep])
 
     return collect(rule, label)
 
@@ -322,11 +322,11 @@ def bulyan(attackers: int) -> Aggregator:
     label = f"bulyan(attackers={attackers})"
 
     def rule(c: Collected) -> Vector:
-        _enough(c, label, attackers, each=4)
+        borne = _borne(c, label, attackers, each=4)
         away, left, picked = squared_distances(c.rows), list(range(len(c.rows))), list[int]()
-        while len(picked) < len(c.rows) - 2 * attackers:
-            picked.append(left.pop(int(ranked(away[np.ix_(left, left)], attackers)[0])))
-        return by_parameter([c.rows[i] for i in sorted(picked)], lambda v: central(v, 2 * attackers))
+        while len(picked) < len(c.rows) - 2 * borne:
+            picked.append(left.pop(int(ranked(away[np.ix_(left, left)], borne)[0])))
+        return by_parameter([c.rows[i] for i in sorted(picked)], lambda v: central(v, 2 * borne))
 
     return collect(rule, label)
 
@@ -443,8 +443,7 @@ def dnc(attackers: int, *, iterations: int = 1, dimensions: int = 10_000, factor
     label = f"dnc(attackers={attackers}{f', iterations={iterations}' if iterations > 1 else ''})"
 
     def rule(c: Collected) -> Vector:
-        suspects = int(factor * attackers + 1e-9)
-        _enough(c, label, suspects, each=1, more=1)
+        suspects = _borne(c, label, int(factor * attackers + 1e-9), each=1, more=1)
         lot, size = generator(c.context.seed, c.context.round, "dnc"), len(c.rows[0])
         often = np.zeros(len(c.rows), np.int64)
         for _ in range(iterations):
@@ -533,13 +532,22 @@ def ranked(away: Floats, attackers: int) -> Int64[NDArray[np.int64], " client"]:
     return np.lexsort((away.sum(axis=1), scores))
 
 
-def _enough(c: Collected, label: str, attackers: int, *, each: int, more: int = 3) -> None:
-    """Refuse fewer updates than ``each · attackers + more``."""
-    have, need = len(c.rows), each * attackers + more
-    if have < need:
-        fit = (have - more) // each
-        hint = f"write attackers={fit}, or " if fit >= 0 else ""
-        raise ConfigurationError(
-            f"{label} needs at least {need} updates ({each} · {attackers} + {more}), and round "
-            f"{c.context.round} brought {have}: {hint}a larger cohort"
-        )
+def _borne(c: Collected, label: str, attackers: int, *, each: int, more: int = 3) -> int:
+    """How many attackers a rule counts on: as many as it was told.
+
+    Where too few updates are left for that, because some were refused, it is as many as it can bear: those that were
+    refused count as attackers who are out already. Otherwise attackers could stop a run by NaN.
+
+    Raises:
+        ConfigurationError: there are fewer than ``each · attackers + more`` updates, and too few were refused to
+            make up for it.
+    """
+    have = len(c.rows)
+    fit = (have - more) // each
+    if have >= more and fit >= attackers - c.context.refused:
+        return min(attackers, fit)
+    hint = f"write attackers={fit}, or " if fit >= 0 else ""
+    raise ConfigurationError(
+        f"{label} needs at least {each * attackers + more} updates ({each} · {attackers} + {more}), and round "
+        f"{c.context.round} brought {have}: {hint}a larger cohort"
+    )

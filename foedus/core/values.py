@@ -43,6 +43,8 @@ class Context(NamedTuple):
         size: the length of the vector that ``encode`` was given, which whoever undoes it must know.
         channel: which vector it is, where several travel: "update", "buffers", or a method's own.
         kept: what this client kept since it last took part (see ``Aggregator.remember``).
+        refused: where the server decodes: how many updates of the round were refused before they were merged. A
+            rule that was told a number of attackers counts these among them.
     """
 
     seed: int
@@ -52,3 +54,4 @@ class Context(NamedTuple):
     size: int = 0
     channel: str = "update"
     kept: Mapping[str, NDArray[Any]] = NOTHING
+    refused: int = 0

@@ -45,16 +45,16 @@ class Server(NamedTuple):
         """The round's end: the next model, and what the server keeps; ``pull`` is added to the update."""
         algorithm = self.job.algorithm
         vector, buffers = state.weights
-        update = None
+        update, refused = None, len(outcome.refused)
         if outcome.message is not None:
-            update, state.aggregator = self._decoded(UPDATE, state.aggregator, outcome.message, number)
+            update, state.aggregator = self._decoded(UPDATE, state.aggregator, outcome.message, number, refused=refused)
             update = update if pull is None else update + pull
         if algorithm.method is not None:
             update, state.method = algorithm.method.finish(self._gathered(state, outcome, update, number))
         if update is not None:
             vector, state.server = algorithm.server.step(state.server, vector, update, number)
         if outcome.buffers is not None:
-            change, state.buffers = self._decoded(BUFFERS, state.buffers, outcome.buffers, number)
+            change, state.buffers = self._decoded(BUFFERS, state.buffers, outcome.buffers, number, refused=refused)
             buffers = (buffers + change).astype(buffers.dtype)
         state.weights = Weights(vector, buffers)
 
@@ -71,13 +71,13 @@ class Server(NamedTuple):
         )  # fmt: skip
 
     def _decoded(
-        self, channel: str, state: State, message: Message, number: int, *, size: int = 0
+        self, channel: str, state: State, message: Message, number: int, *, size: int = 0, refused: int = 0
     ) -> tuple[Vector, State]:
         rule: Aggregator = self.job.algorithm.aggregator_of(channel)
         layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
         layout = self._own(channel, layouts[channel]) if channel in layouts else None
         size = size if layout is None else layout.size
-        context = Context(self.job.seed, number, SERVER, layout=layout, size=size, channel=channel)
+        context = Context(self.job.seed, number, SERVER, layout=layout, size=size, channel=channel, refused=refused)
         vector, state = rule.decode(state, message, context)
         part = self.travels.get(channel)
         if part is not None:

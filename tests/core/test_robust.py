@@ -409,3 +409,19 @@ def test_rules_see_all_pairs_alike() -> None:
     rows = np.random.default_rng(1).normal(size=(5, 3))
     found = {tuple(run(krum(1), rows[list(order)])) for order in itertools.permutations(range(5))}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("rule", [krum(4), multi_krum(4), bulyan(4), dnc(4)], ids=lambda r: r.label)
+def test_refused_updates_count_as_attackers_who_are_out_already(rule: Aggregator) -> None:
+    """Four of nineteen send NaN and are refused: the round goes on, and still bears the lies that are left."""
+    honest = np.random.default_rng(0).normal(size=(15, 3))
+    messages = {
+        i: rule.admit(rule.encode(Update(r, 1.0), CONTEXT), CONTEXT._replace(client=i)) for i, r in enumerate(honest)
+    }
+    whole = fold(rule, [dict(m) for m in messages.values()])
+    assert whole is not None
+    assert within(np.asarray(rule.decode({}, whole, CONTEXT._replace(refused=4))[0]), honest)
+    few = fold(rule, [dict(messages[i]) for i in range(3)])
+    assert few is not None
+    with pytest.raises(ConfigurationError, match="at least"):
+        rule.decode({}, few, CONTEXT._replace(refused=0 if "dnc" in rule.label else 3))

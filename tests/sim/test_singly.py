@@ -98,6 +98,12 @@ def test_what_is_not_finite_is_refused_and_the_rest_counts(tmp_path: Path) -> No
     assert done.final["accuracy"] > 0.9
 
 
+def test_attackers_cannot_stop_a_run_by_being_refused(tmp_path: Path) -> None:
+    """Krum for 3 attackers needs 9 updates; 8 are left, but two attackers are out."""
+    done = run(tmp_path, fd.attacks.not_finite(), fd.fedavg(LOCAL, aggregator=fd.krum(3)))
+    assert done.final["accuracy"] > 0.9
+
+
 def test_the_gate_refuses_by_norm_and_says_so(tmp_path: Path) -> None:
     algorithm = fd.fedavg(LOCAL, gate=fd.Gate(max_norm=5.0))
     done = run(tmp_path / "a", fd.attacks.sign_flip(100.0), algorithm)
