@@ -17,6 +17,7 @@ from foedus.core.compose import fedavg
 from foedus.core.examples import Examples
 from foedus.core.population import Clients
 from foedus.core.task import Task
+from foedus.core.values import SERVER, Context
 from foedus.errors import TrainingError, UnsupportedOperator
 from foedus.sim.executors import compiled, debug, vectorised
 from foedus.sim.work import Executor, Job, Orders
@@ -113,7 +114,7 @@ def test_fast_paths_pass_checkpointed_draws_by(make: Callable[[], Executor]) -> 
             except UnsupportedOperator:
                 continue
             assert message is not None
-            found.append(job.algorithm.aggregator.decode({}, message)[0])
+            found.append(job.algorithm.aggregator.decode({}, message, Context(0, 1, SERVER))[0])
         assert len(found) == (2 if make is compiled and not share else 1)
         np.testing.assert_allclose(found[0], found[-1], rtol=1e-4, atol=1e-7)
 
