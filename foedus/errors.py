@@ -3,6 +3,7 @@
     FoedusError
     ├── ConfigurationError (ValueError)      a value written by the user cannot work
     │   ├── IncompatibleStages               two parts of an algorithm that make no sense together
+    │   ├── NoGuarantee                      a privacy guarantee was asked for that would not hold
     │   └── MissingExtra (ImportError)       an optional dependency is not installed
     ├── DataError (ValueError)               the data cannot be trained on as it is
     │   ├── DataNotFound (FileNotFoundError) a data file is nowhere to be found
@@ -11,6 +12,7 @@
     │   └── NothingToAggregate               no client's update survived the round
     ├── UnsupportedOperator                  a fast path does not know an operator; names it
     ├── LoweringMismatch                     a compiled step differs from eager torch; it must not be used
+    ├── BudgetSpent                          a release would exceed the privacy budget; it was not made
     ├── SumOverflow (OverflowError)          an exact sum would leave its range; nothing was added
     ├── UpdateRefused                        a client's update failed a check; it never entered an aggregate
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
@@ -36,6 +38,10 @@ class ConfigurationError(FoedusError, ValueError):
 
 class IncompatibleStages(ConfigurationError):
     """Two parts of an algorithm make no sense together; raised when the algorithm is built."""
+
+
+class NoGuarantee(ConfigurationError):
+    """A privacy guarantee was asked for that would not hold."""
 
 
 class MissingExtra(ConfigurationError, ImportError):
@@ -133,6 +139,10 @@ class LoweringMismatch(FoedusError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.difference, self.tolerance)
+
+
+class BudgetSpent(FoedusError):
+    """A release would exceed the privacy budget; it was not made, and nothing was counted."""
 
 
 class SumOverflow(FoedusError, OverflowError):

@@ -21,8 +21,8 @@ Not here: what stands before an aggregator (``core/stage.py``), rules that need 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,10 @@ class Aggregator(NamedTuple):
       simulated cohorts use it as long as ``encode`` and ``merge`` are those that it stands for.
     * ``remember(update, message, context) -> state``: if given, what the client keeps for its next encoding, which
       finds it in ``context.kept`` (what a lossy message left out, say).
+    * ``tell(state) -> arrays``: if given, what clients have to know for encoding: it travels beside the model, and they
+      find it in ``context.told``.
+    * ``event``: what ``foedus.privacy`` accounts for one decoding; ``None``: no privacy is claimed. One that has it
+      ignores how many contributed, and is decoded even if nobody did.
 
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
     ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit, of admitted messages.
@@ -86,6 +90,8 @@ class Aggregator(NamedTuple):
     encode_all: Shortcut | None = None
     admit: Callable[[Message, Context], Message] = lambda message, context: message
     remember: Callable[[Update, Message, Context], State] | None = None
+    tell: Callable[[State], Mapping[str, NDArray[Any]]] | None = None
+    event: object | None = None
 
     @property
     def shortcut(self) -> Shortcut | None:
@@ -291,6 +297,21 @@ def unlift(total: Message) -> Float64[NDArray[np.float64], " parameter"]:
 def message_bytes(message: Message) -> int:
     """Bytes of the arrays of a message."""
     return int(sum(np.asarray(v).nbytes for v in message.values()))
+
+
+def nothing(aggregator: Aggregator, context: Context) -> Message:
+    """The sum of no messages at all, for an aggregator that adds up: noise for privacy is added to it, too.
+
+    Args:
+        aggregator: one whose merging is :func:`add`.
+        context: with ``size``, the length of an update.
+
+    Example:
+        >>> int(nothing(mean(), Context(seed=0, round=1, client=0, size=3))["count"][0])
+        0
+    """
+    one = aggregator.encode(Update(np.zeros(context.size, np.float32), 1.0), context)
+    return {name: np.zeros_like(array) for name, array in lift(aggregator.admit(one, context)).items()}
 
 
 def fold(aggregator: Aggregator, messages: list[Message]) -> Message | None:

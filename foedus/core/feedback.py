@@ -43,6 +43,11 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
         [0.0, 1.0]
     """
 
+    if aggregator.event is not None:
+        raise IncompatibleStages(
+            f"{aggregator.label} adds noise for privacy, and a client that keeps what its message lacked would keep that "
+            "noise, and send it later. Leave error_feedback() out"
+        )
     if aggregator.remember is not None:
         raise IncompatibleStages(
             f"{aggregator.label} keeps a residual already; one error_feedback() is enough"

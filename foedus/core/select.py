@@ -39,12 +39,14 @@ class Population(NamedTuple):
 class Sampler(NamedTuple):
     """``sample(population, seed, round) -> positions`` int64 [C], without repeats, in increasing order.
 
-    ``expected(population)`` is the planned cohort size, fixed before the run (privacy accounting needs it).
+    ``expected(population)`` is the planned cohort size, fixed before the run (privacy accounting needs it). ``rate`` is
+    given where every client takes part by itself with that probability, whoever else does (Poisson sampling).
     """
 
     sample: Callable[[Population, int, int], Positions]
     expected: Callable[[Population], float]
     label: str
+    rate: float | None = None
 
 
 def everybody() -> Sampler:
@@ -92,7 +94,7 @@ def poisson(rate: float) -> Sampler:
         size = int(draw.binomial(population.count, rate))
         return np.sort(draw.choice(population.count, size, replace=False, shuffle=False))
 
-    return Sampler(sample, lambda p: rate * p.count, f"poisson({rate})")
+    return Sampler(sample, lambda p: rate * p.count, f"poisson({rate})", rate=float(rate))
 
 
 def by_data(clients: int) -> Sampler:

@@ -55,6 +55,7 @@ class Stage(NamedTuple):
     * ``size(n, layout) -> length``: of the encoded vector, from that of the vector before.
     * ``layers``: it looks at the model's layers, so that the vector must still lie as the model's ``Layout`` says.
     * ``scatters``: after it the vector does not.
+    * ``event``: what ``foedus.privacy`` accounts for one encoding; ``None``: no privacy is claimed.
 
     Example:
         >>> double = Stage(
@@ -77,6 +78,7 @@ class Stage(NamedTuple):
     size: Callable[[int, Layout | None], int] = lambda n, layout: n
     layers: bool = False
     scatters: bool = False
+    event: object | None = None
 
 
 def chain(*stages: Stage | Aggregator) -> Aggregator:
@@ -103,7 +105,7 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
     short = Shortcut(encode, inner.merge, links.encode_all) if links.plain and inner.shortcut else None
     return inner._replace(
         encode=encode, admit=links.admit, decode=links.decode, label=label, encode_all=short,
-        remember=links.remember if inner.remember else None,
+        remember=links.remember if inner.remember else None, event=_event(outer, inner),
     )  # fmt: skip
 
 
@@ -119,12 +121,34 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
         )
     check_order(outer)
+    _event(outer, inner)
     if inner.remember and not _Links(outer, inner).plain:
         raise IncompatibleStages(
             f"{inner.label} encodes on the client, and {outer[-1].label} before it is undone only on the server. "
             f"Write {inner.label.partition('(')[0]}(chain({outer[-1].label}, ...))"
         )
     return outer, inner
+
+
+def _event(outer: Sequence[Stage], inner: Aggregator) -> object | None:
+    """What is accounted for a chain: the event of the one part that adds noise.
+
+    Raises:
+        IncompatibleStages: two parts add noise, or the server's is added to something else than numbers.
+    """
+    noisy = [part for part in (*outer, inner) if part.event is not None]
+    if len(noisy) > 1:
+        raise IncompatibleStages(
+            f"{' and '.join(part.label for part in noisy)} both add noise for privacy, and only one of them would be "
+            "accounted for: on the client for those who do not trust the server, else on the server. Leave one out"
+        )
+    if inner.event is not None and (codes := [s.label for s in outer if s.linear and s.gives is not Kind.REALS]):
+        raise IncompatibleStages(
+            f"{inner.label} bounds and adds real numbers, and {codes[0]} makes codes that are undone only after the "
+            "adding: their bound is not that of the update. Leave it out, or write quantise(bits) without a scale, which "
+            "is undone message by message"
+        )
+    return noisy[0].event if noisy else None
 
 
 def check_order(stages: Sequence[Stage]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from foedus.tree import Layout, Vector
@@ -43,6 +44,9 @@ class Context(NamedTuple):
         size: the length of the vector that ``encode`` was given, which whoever undoes it must know.
         channel: which vector it is, where several travel: "update", "buffers", or a method's own.
         kept: what this client kept since it last took part (see ``Aggregator.remember``).
+        told: what the aggregator tells clients in this round (see ``Aggregator.tell``).
+        secret: where noise is drawn from that has to stay secret; ``None``: from the operating system. The simulator
+            gives one that is counted, so that runs repeat; whoever knows its seed knows that noise.
         refused: where the server decodes: how many updates of the round were refused before they were merged. A
             rule that was told a number of attackers counts these among them.
     """
@@ -55,3 +59,10 @@ class Context(NamedTuple):
     channel: str = "update"
     kept: Mapping[str, NDArray[Any]] = NOTHING
     refused: int = 0
+    told: Mapping[str, NDArray[Any]] = NOTHING
+    secret: Secret | None = None
+
+
+# ``secret(context, purpose, about, count) -> words`` uint64 [count], uniformly random. ``about`` is the array that the
+# noise is to protect: a source that repeats itself for the same purpose must give other words for another array.
+Secret = Callable[[Context, str, NDArray[Any], int], NDArray[np.uint64]]

@@ -1,0 +1,179 @@
+"""Accountants: what events are worth together, as (ε, δ). The only file that knows ``dp_accounting``.
+
+Two accountants, both upper bounds. :func:`rdp` adds Rényi divergences up (Mironov 2017; Poisson sampling: Mironov,
+Talwar & Zhang 2019); it stays valid where events are chosen on the way, which makes it the one for budgets that may
+stop a run at any time (a *filter*, Lécuyer 2021; Feldman & Zrnic 2021). :func:`pld` convolves the distributions of the
+privacy loss (Koskela et al. 2020; Doroshenko et al. 2022), which is tighter, and valid for schedules that were fixed
+beforehand.
+
+Not here: which events a run makes (``claims.py``), how many there were (``ledger.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from foedus.core.checks import check_number, check_whole
+from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee
+from foedus.privacy.events import Concentrated, Event, Gaussian, LocalGaussian, Neighbours, Sampled, Tree, known
+
+History = Sequence[tuple[Event, int]]  # events, and how often each took place
+Accountant = Callable[[History, float], float]  # (history, δ) -> ε
+
+_FINEST = 1e-4  # of a privacy loss, where ε is about 1
+
+
+def rdp(history: History, delta: float) -> float:
+    """ε by Rényi differential privacy, converted at the best of dp_accounting's orders.
+
+    Args:
+        history: events and how often each took place; nothing gives 0.
+        delta: δ in (0, 1).
+
+    Raises:
+        NoGuarantee: an event is unknown, or two have different neighbours.
+        MissingExtra: ``pip install 'foedus[privacy]'``.
+
+    Example:
+        >>> round(rdp([(Sampled(0.01, Gaussian(4.0)), 10_000)], 1e-5), 2)  # Abadi et al. 2016 found 1.26
+        1.04
+    """
+    return _rdp(checked(history), _share(delta))
+
+
+def pld(history: History, delta: float) -> float:
+    """ε by the distribution of the privacy loss: tighter than :func:`rdp`, for schedules fixed beforehand.
+
+    Args:
+        history: as for :func:`rdp`; no ``Tree`` and no ``Concentrated``.
+        delta: δ in (0, 1).
+
+    Raises:
+        NoGuarantee: an event is unknown, cannot be accounted for so, or two have different neighbours.
+        MissingExtra: ``pip install 'foedus[privacy]'``.
+
+    Example:
+        >>> round(pld([(Gaussian(1.0), 1)], 1e-5), 2), round(rdp([(Gaussian(1.0), 1)], 1e-5), 2)
+        (4.38, 4.73)
+    """
+    rows = checked(history)
+    if loose := [event for event, _ in rows if isinstance(event, Tree | Concentrated)]:
+        raise NoGuarantee(f"the privacy loss of {loose[0]} has no distribution that is known; use rdp")
+    return _pld(rows, _share(delta))
+
+
+def checked(history: History) -> tuple[tuple[Event, int], ...]:
+    """A history as a tuple, once it can be accounted for: all events known, and against the same neighbours."""
+    rows = tuple((known(event), count) for event, count in history)
+    for event, count in rows:
+        check_whole(f"how often {event} took place", count, least=0)
+    if len(kinds := {event.neighbours for event, _ in rows}) > 1:
+        raise NoGuarantee(
+            f"privacy against different neighbours does not add up ({'; '.join(sorted(kinds))}). Account for each by itself"
+        )
+    return tuple((event, int(count)) for event, count in rows if count)
+
+
+def neighbours(history: History) -> Neighbours | None:
+    """What a history's guarantee is about; ``None`` where nothing took place."""
+    rows = checked(history)
+    return rows[0][0].neighbours if rows else None
+
+
+@lru_cache(maxsize=4096)
+def _rdp(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
+    if not rows:
+        return 0.0
+    library, accountants = _library()
+    accountant = accountants.rdp.RdpAccountant(neighboring_relation=_relation(rows, library))
+    return _epsilon(accountant, rows, delta)
+
+
+@lru_cache(maxsize=256)
+def _pld(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
+    if not rows:
+        return 0.0
+    library, accountants = _library()
+    step = _FINEST * max(0.1, _rdp(rows, delta))  # a grid as fine for an ε of 300 would have millions of points
+    accountant = accountants.pld.PLDAccountant(
+        neighboring_relation=_relation(rows, library), value_discretization_interval=step
+    )
+    return _epsilon(accountant, rows, delta)
+
+
+def _epsilon(accountant: Any, rows: tuple[tuple[Event, int], ...], delta: float) -> float:
+    library, _ = _library()
+    for event, count in rows:
+        try:
+            accountant.compose(_translated(event, library), count)
+        except library.UnsupportedEventError as error:
+            raise NoGuarantee(f"{event} cannot be accounted for so: {error}") from error
+    return float(accountant.get_epsilon(delta))
+
+
+def _translated(event: Event, library: Any) -> Any:
+    """The event of dp_accounting."""
+    match event:
+        case Gaussian(z):
+            return library.GaussianDpEvent(z)
+        case LocalGaussian(z):
+            return library.GaussianDpEvent(z / 2)
+        case Sampled(rate, inner):
+            return library.PoissonSampledDpEvent(rate, _translated(inner, library))
+        case Tree(z, steps):
+            return library.SingleEpochTreeAggregationDpEvent(z, steps)
+        case Concentrated(rho):
+            return library.ZCDpEvent(rho)
+
+
+def _relation(rows: tuple[tuple[Event, int], ...], library: Any) -> Any:
+    blank = rows[0][0].neighbours is Neighbours.ONE_CLIENT_BLANK
+    kinds = library.NeighboringRelation
+    return kinds.REPLACE_SPECIAL if blank else kinds.ADD_OR_REMOVE_ONE
+
+
+def smallest_noise(event_of: Callable[[float], tuple[Event, int]], target: tuple[float, float], by: Accountant) -> float:
+    """The smallest noise multiplier that keeps a target, to 0.01 % and never below it.
+
+    Args:
+        event_of: noise multiplier -> an event, and how often it takes place.
+        target: (ε, δ).
+        by: the accountant.
+
+    Raises:
+        ConfigurationError: no multiplier up to 10⁶ is enough.
+    """
+    epsilon, delta = target
+    enough = lambda z: by([event_of(z)], delta) <= epsilon  # noqa: E731
+    low, high = 0.0, 1.0
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > 1e6:
+            raise ConfigurationError(
+                f"no noise gives ε = {epsilon:g} at δ = {delta:g}: what is known of so small an ε at this δ is not tight "
+                "enough. Allow more, or a larger δ"
+            )
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return math.nextafter(high, math.inf)
+
+
+def _share(delta: float) -> float:
+    check_number("delta", delta, below=1, above=True)
+    return float(delta)
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[ModuleType, Any]:
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+        import dp_accounting.rdp
+    except ImportError as error:
+        raise MissingExtra("dp-accounting", "privacy", "Privacy accounting") from error
+    return dp_accounting, dp_accounting

@@ -1,0 +1,217 @@
+"""What may be claimed for an algorithm, and what is refused: from mechanisms to the event of a round.
+
+:func:`round_event` looks at everything that a round releases, and refuses the run if a part of it is not covered:
+another channel without noise, averaged buffers, rounds that do not wait for their cohort. Sampling counts only where it
+is Poisson and unseen.
+
+Not here: the engine that stops (``foedus.sim``), what an event is worth (``accounting.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from foedus.core.aggregate import Aggregator
+from foedus.core.checks import check_number, check_whole
+from foedus.core.compose import Algorithm
+from foedus.core.select import Sampler
+from foedus.core.timing import Buffered, Hierarchical
+from foedus.errors import ConfigurationError, NoGuarantee
+from foedus.privacy.accounting import Accountant, History, rdp, smallest_noise
+from foedus.privacy.events import Event, Gaussian, LocalGaussian, Sampled, known, together
+
+
+def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False, buffers: bool = False) -> Event:
+    """What one round of an algorithm releases, for the accountant.
+
+    Args:
+        algorithm: whose aggregator is ``central``, ``adaptive``, or a chain with ``local`` or one of these in it.
+        sampler: who takes part.
+        hidden: whether whom the guarantee is against learns nothing of who took part.
+        buffers: whether buffers of the model are averaged, too.
+
+    Raises:
+        NoGuarantee: something of it would not be private, or sampling is to count that does not.
+
+    Example:
+        >>> from foedus.core.client import local_sgd
+        >>> from foedus.core.compose import fedavg
+        >>> from foedus.core.select import poisson
+        >>> from foedus.privacy.mechanisms import central
+        >>> rule = central(clip=1.0, noise_multiplier=1.1, cohort=10)
+        >>> round_event(fedavg(local_sgd(0.1), aggregator=rule), poisson(0.01), hidden=True)
+        Sampled(rate=0.01, event=Gaussian(noise_multiplier=1.1))
+    """
+    _check_timing(algorithm)
+    event = together([_covered(channel, rule) for channel, rule in _channels(algorithm, buffers)])
+    if not hidden:
+        return event
+    if sampler.rate is None:
+        raise NoGuarantee(
+            f"{sampler.label} does not let every client take part by itself with the same probability, so that sampling "
+            "cannot be counted. Write cohort=foedus.poisson(rate), or leave out hidden=True, which costs more noise"
+        )
+    if isinstance(event, LocalGaussian):
+        raise NoGuarantee(
+            "local noise protects against the server, which sees who takes part: sampling cannot be counted. Leave out "
+            "hidden=True"
+        )
+    if not isinstance(event, Gaussian):
+        raise NoGuarantee(f"sampling is accounted for where noise is Gaussian, not for {event}")
+    return event if sampler.rate == 1 else Sampled(sampler.rate, event)
+
+
+def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
+    yield "update", algorithm.aggregator
+    if buffers:
+        yield "buffers", algorithm.buffers
+    yield from sorted(({} if algorithm.method is None else algorithm.method.sides).items())
+
+
+def _covered(channel: str, rule: Aggregator) -> Event:
+    """The event of one channel."""
+    if rule.event is not None:
+        return known(rule.event)
+    if channel == "update":
+        raise NoGuarantee(
+            f"{rule.label} adds no noise, so that nothing is private. Write aggregator=foedus.privacy.central(clip=..., "
+            "noise_multiplier=..., cohort=...)"
+        )
+    if channel == "buffers":
+        raise NoGuarantee(
+            "the model's buffers (BatchNorm's statistics) are averaged without noise, and say what updates do not. Write "
+            "Task(..., average_buffers=False), use normalisation without buffers, or give Algorithm(buffers=...) noise, too"
+        )
+    raise NoGuarantee(
+        f"the method also sends {channel!r} by {rule.label}, which adds no noise. Use a method that sends updates only, "
+        f"or one whose side {channel!r} has a rule of foedus.privacy"
+    )
+
+
+def _check_timing(algorithm: Algorithm) -> None:
+    timing = algorithm.timing
+    if isinstance(timing, Buffered):
+        raise NoGuarantee(
+            f"{timing.label} takes whoever comes first, as often as it comes: neither who takes part nor how often is fixed "
+            "beforehand. Leave the timing out"
+        )
+    if isinstance(timing, Hierarchical) and timing.rounds > 1:
+        raise NoGuarantee(
+            f"{timing.label} bounds what an edge changes, not what a client does. Write hierarchical(..., rounds=1)"
+        )
+
+
+# --- planned settings ---------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """ε after so many rounds."""
+
+    round: int
+    epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run with central noise that has not begun yet.
+
+    Attributes:
+        noise_multiplier: z.
+        rounds: in all.
+        cohort: planned clients in a round.
+        population: how many clients there are; needed if ``hidden``.
+        hidden: whether cohorts are drawn by ``poisson(cohort / population)`` and whom the guarantee is against learns
+            nothing of who took part. Otherwise every client is thought to take part in every round.
+
+    Example:
+        >>> Plan(noise_multiplier=1.0, rounds=1500, cohort=100, population=3400, hidden=True).event.rate
+        0.029411764705882353
+    """
+
+    noise_multiplier: float
+    rounds: int
+    cohort: float
+    population: int | None = None
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("noise_multiplier", self.noise_multiplier, above=True)
+        check_whole("rounds", self.rounds)
+        check_number("cohort", self.cohort, above=True)
+        if self.population is not None:
+            check_whole("population", self.population)
+            if self.cohort > self.population:
+                raise ConfigurationError(f"a cohort of {self.cohort} does not fit into a population of {self.population}")
+        if self.hidden and self.population is None:
+            raise ConfigurationError(
+                "hidden cohorts make a run more private by how many clients there are: write population=..."
+            )
+
+    @property
+    def event(self) -> Event:
+        """Of one round."""
+        gaussian = Gaussian(float(self.noise_multiplier))
+        if not self.hidden or self.population is None or self.cohort == self.population:
+            return gaussian
+        return Sampled(self.cohort / self.population, gaussian)
+
+    @property
+    def history(self) -> History:
+        """All of it: what ``Budget(planned=...)`` takes."""
+        return ((self.event, self.rounds),)
+
+
+def curve(plan: Plan, delta: float, *, by: Accountant = rdp, points: int = 20) -> list[Point]:
+    """ε over the rounds of a plan.
+
+    Args:
+        plan: see :class:`Plan`.
+        delta: δ in (0, 1).
+        by: the accountant, ``rdp`` or ``pld``.
+        points: how many, at most.
+
+    Example:
+        >>> rows = curve(Plan(noise_multiplier=8.0, rounds=100, cohort=10), 1e-5, points=2)
+        >>> [(n, round(epsilon, 2)) for n, epsilon in rows]
+        [(50, 4.13), (100, 6.12)]
+    """
+    check_whole("points", points)
+    rounds = sorted({-(-plan.rounds * i // points) for i in range(1, points + 1)})
+    return [Point(n, by([(plan.event, n)], delta)) for n in rounds]
+
+
+def calibrate(
+    epsilon: float, delta: float, *, rounds: int, cohort: float, population: int | None = None, hidden: bool = False,
+    by: Accountant = rdp,
+) -> float:  # fmt: skip
+    """The least noise multiplier that keeps a run within (ε, δ): for ``foedus.privacy.central`` and ``adaptive``.
+
+    Args:
+        epsilon: of the whole run, against one client more or less.
+        delta: the probability with which that may fail; well below 1 / population.
+        rounds: in all.
+        cohort: planned clients in a round.
+        population: how many clients there are; needed if ``hidden``.
+        hidden: whether cohorts are drawn by ``poisson(cohort / population)``, and whom the guarantee is against learns
+            nothing of who took part. Otherwise sampling does not count: every client is thought to take part in every
+            round.
+        by: ``rdp``, which budgets stop by, or the tighter ``pld`` for a plan that is kept (``Budget(planned=...)``).
+
+    Raises:
+        ConfigurationError: the figures cannot be.
+
+    Example:
+        >>> round(calibrate(8.0, 1e-5, rounds=100, cohort=50, population=5000, hidden=True), 2)
+        0.64
+    """
+    check_number("epsilon", epsilon, above=True)
+
+    def event_of(noise_multiplier: float) -> tuple[Event, int]:
+        plan = Plan(
+            noise_multiplier=noise_multiplier, rounds=rounds, cohort=cohort, population=population, hidden=hidden
+        )
+        return plan.event, plan.rounds
+
+    return smallest_noise(event_of, (float(epsilon), float(delta)), by)

@@ -1,0 +1,229 @@
+"""Events: what a mechanism did, as plain values. A mechanism says what ran; only an accountant says ε.
+
+Every event is about one release, and knows against which *neighbours* it was calibrated: what two situations it makes
+hard to tell apart. Figures of different neighbours are not comparable, and are never added up.
+
+Not here: what events are worth (``accounting.py``), how often each has run (``ledger.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from foedus.core.checks import check_number, check_whole
+from foedus.errors import NoGuarantee
+
+
+class Neighbours(StrEnum):
+    """Which two situations cannot be told apart, up to (ε, δ)."""
+
+    ONE_CLIENT_MORE = "one client with all its data takes part, or does not"
+    ANOTHER_UPDATE = "one client sends its update, or any other"
+    ONE_CLIENT_BLANK = "one client contributes, or zeros in its place"
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussian noise on a sum that one client can change by at most C in norm.
+
+    Attributes:
+        noise_multiplier: z = σ / C.
+
+    Example:
+        >>> Gaussian(1.1).neighbours.value
+        'one client with all its data takes part, or does not'
+    """
+
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check_number("noise_multiplier", self.noise_multiplier, above=True)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_MORE
+
+
+@dataclass(frozen=True)
+class LocalGaussian:
+    """Gaussian noise that a client adds to its own update of norm at most C. Two updates are up to 2 C apart, so that it
+    is worth what central noise of half the multiplier is.
+
+    Attributes:
+        noise_multiplier: z = σ / C.
+
+    Example:
+        >>> LocalGaussian(8.0).neighbours.value
+        'one client sends its update, or any other'
+    """
+
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check_number("noise_multiplier", self.noise_multiplier, above=True)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ANOTHER_UPDATE
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A release of a cohort in which every client took part by itself with probability ``rate``, unseen by whom the
+    guarantee is against (Poisson sampling). Anything else is no reason to claim more.
+
+    Attributes:
+        rate: q, in (0, 1].
+        event: what happened to that cohort.
+
+    Example:
+        >>> Sampled(0.01, Gaussian(1.0)).rate
+        0.01
+    """
+
+    rate: float
+    event: Gaussian
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.event, Gaussian):
+            raise NoGuarantee(
+                f"sampling makes a release more private if nobody sees who took part; not {self.event!r}, whose noise is "
+                "added by clients that the server sees"
+            )
+        check_number("rate", self.rate, above=True)
+        if self.rate > 1:
+            raise NoGuarantee(f"a sampling rate lies in (0, 1], not {self.rate}")
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return self.event.neighbours
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All running sums of a sequence in which each client contributes to one step, by tree aggregation (Kairouz et al.
+    2021, "Practical and private (deep) learning without sampling or shuffling").
+
+    Attributes:
+        noise_multiplier: of every node of the tree.
+        steps: how many sums.
+
+    Example:
+        >>> Tree(7.0, steps=2000).neighbours.value
+        'one client contributes, or zeros in its place'
+    """
+
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_number("noise_multiplier", self.noise_multiplier, above=True)
+        check_whole("steps", self.steps)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_BLANK
+
+
+@dataclass(frozen=True)
+class Concentrated:
+    """A release of which only this is known: zero-concentrated differential privacy ρ (Bun & Steinke 2016).
+
+    Attributes:
+        rho: ρ; a Gaussian of multiplier z has 1 / (2 z²).
+
+    Example:
+        >>> Concentrated(0.81).rho
+        0.81
+    """
+
+    rho: float
+
+    def __post_init__(self) -> None:
+        check_number("rho", self.rho, above=True)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_MORE
+
+
+Event = Gaussian | LocalGaussian | Sampled | Tree | Concentrated
+_KINDS: dict[str, Callable[..., Event]] = {
+    kind.__name__: kind for kind in (Gaussian, LocalGaussian, Sampled, Tree, Concentrated)
+}
+
+
+def known(event: object) -> Event:
+    """The event, if it is one that can be accounted for.
+
+    Raises:
+        NoGuarantee: it is something else.
+
+    Example:
+        >>> known("noise")
+        Traceback (most recent call last):
+        foedus.errors.NoGuarantee: 'noise' is no event that can be accounted for (Gaussian, LocalGaussian, Sampled, Tree,
+        Concentrated); nothing is claimed for it, and nothing was counted
+    """
+    if not isinstance(event, Event):
+        raise NoGuarantee(
+            f"{event!r} is no event that can be accounted for ({', '.join(_KINDS)}); nothing is claimed for it, and "
+            "nothing was counted"
+        )
+    return event
+
+
+def together(events: list[Event]) -> Event:
+    """One event for what a round releases of one cohort all at once: independent Gaussian noise on several sums is
+    Gaussian noise on all of them side by side, 1/z² = Σ 1/z_i².
+
+    Raises:
+        NoGuarantee: there is nothing, or they are not all Gaussian, or not all on one side.
+
+    Example:
+        >>> together([Gaussian(2.0), Gaussian(2.0)])
+        Gaussian(noise_multiplier=1.414213562373095)
+    """
+    if len(events) == 1:
+        return events[0]
+    for kind in (Gaussian, LocalGaussian):
+        if events and all(isinstance(event, kind) for event in events):
+            return kind(sum(e.noise_multiplier**-2 for e in events) ** -0.5)  # type: ignore[union-attr]
+    raise NoGuarantee(
+        f"what a round releases at once is accounted for where all of it has Gaussian noise, added on the same side; "
+        f"here it is {', '.join(map(repr, events)) or 'nothing'}"
+    )
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """An event as plain values for JSON.
+
+    Example:
+        >>> as_json(Sampled(0.01, Gaussian(1.0)))
+        {'event': 'Sampled', 'rate': 0.01, 'of': {'event': 'Gaussian', 'noise_multiplier': 1.0}}
+    """
+    told: dict[str, Any] = {"event": type(event).__name__}
+    if isinstance(event, Sampled):
+        return told | {"rate": event.rate, "of": as_json(event.event)}
+    return told | dict(vars(event))
+
+
+def of_json(told: Mapping[str, Any]) -> Event:
+    """The inverse of :func:`as_json`.
+
+    Raises:
+        NoGuarantee: it is no event of this version.
+
+    Example:
+        >>> of_json({"event": "Gaussian", "noise_multiplier": 1.0})
+        Gaussian(noise_multiplier=1.0)
+    """
+    values = {name: value for name, value in told.items() if name not in ("event", "of")}
+    inner = {"event": of_json(told["of"])} if "of" in told else {}
+    try:
+        return _KINDS[told["event"]](**values, **inner)
+    except (KeyError, TypeError) as error:
+        raise NoGuarantee(f"{dict(told)!r} is no event that this version can account for") from error

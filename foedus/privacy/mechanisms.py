@@ -1,0 +1,408 @@
+"""Mechanisms: clipping and noise that make the model say little about any one client.
+
+:func:`central` and :func:`adaptive` are aggregators: clients clip, the server adds noise to the sum before anything is
+made of it. They protect against everybody who sees models, not against the server, which sees updates (secure
+aggregation is for that). :func:`local` is a stage: each client adds the noise itself, and needs to trust nobody; that
+takes far more noise for the same ε.
+
+What makes a bound hold, in all three: entries become whole multiples of a grid (a power of two, far finer than the noise),
+scaled so that the norm on the grid is at most the bound, exactly; sums are exact; the noise is a discrete Gaussian on
+the same grid, added to integers (``noise.py``). A sum is divided by the *planned* number of clients: how many really
+came is data, and neither the noise nor ε depends on it.
+
+Not here: what it is worth (``accounting.py``), which combinations keep it (``claims.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.core.aggregate import Aggregator, Shortcut, lift, mean, unlift
+from foedus.core.checks import check_number
+from foedus.core.stage import Stage, clip, same
+from foedus.core.values import Context, Message, State, Update
+from foedus.errors import IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
+from foedus.privacy.events import Gaussian, LocalGaussian
+from foedus.privacy.noise import discrete_gaussian
+from foedus.tree import Layout, Vector
+
+_STEPS = 512  # the noise's standard deviation in steps of the grid, at least
+_FINE = 64  # a typical entry in steps of the grid, at least
+_LEAST = 2.0**-56  # the finest grid that exact sums hold with room to spare
+_EXACT = 2.0**52  # whole numbers below it are exact in float64
+_FARTHEST = 20  # standard deviations that no noise exceeds: 13 for each of its parts
+
+
+def grid(norm: float, noise_multiplier: float, size: int) -> float:
+    """The distance of neighbouring values: the largest power of two of which the noise has at least 512, and the entries
+    of an update as long as the bound typically 64.
+
+    Args:
+        norm: the bound C.
+        noise_multiplier: z; the noise's standard deviation is z · C.
+        size: entries of a vector.
+
+    Raises:
+        NoGuarantee: it would be finer than exact sums are.
+
+    Example:
+        >>> grid(1.0, 1.0, 100) == 2.0**-10
+        True
+    """
+    coarse = norm * min(noise_multiplier / _STEPS, 1 / (_FINE * math.sqrt(max(size, 1))))
+    step = 2.0 ** math.floor(math.log2(coarse))
+    if step < _LEAST:
+        raise NoGuarantee(
+            f"clip={norm:g} with noise_multiplier={noise_multiplier:g} is finer than exact sums, whose steps are 2⁻⁶⁰. "
+            "Scale updates and clip up, e.g. with a server learning rate below 1, or add more noise"
+        )
+    return step
+
+
+def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
+    """The clipped vector [entry] in whole steps of the grid, as float64, of norm at most ``norm / step``, exactly.
+
+    Squares of whole numbers below 2²⁶ add up exactly in float64, so that the bound is checked without rounding.
+
+    Args:
+        vector: finite, of norm at most ``norm``, about.
+        norm: the bound.
+        step: of the grid; a power of two.
+
+    Example:
+        >>> on_grid(np.array([0.6, 0.8]), 1.0, 0.25).tolist()
+        [2.0, 3.0]
+    """
+    most, factor = (norm / step) ** 2, 1.0 / step
+    wide = vector.astype(np.float64)
+    steps = np.rint(wide * factor)
+    spare = 2.0**-40
+    while (squared := float(steps @ steps)) > most * (1 - 2.0**-50):
+        factor *= math.sqrt(most / squared) * (1 - spare)
+        spare *= 2
+        steps = np.rint(wide * factor)
+    return steps
+
+
+class _Bound(NamedTuple):
+    """A clipped sum with noise: the bound of one client's share, and the noise's standard deviation over it."""
+
+    norm: float
+    noise_multiplier: float
+
+    def step(self, size: int) -> float:
+        return grid(self.norm, self.noise_multiplier, size)
+
+    def clipped(self, vector: Vector) -> NDArray[np.float64]:
+        """The vector [entry] clipped and put on the grid, in steps."""
+        short = clip(self.norm).encode(Update(vector, 1.0), _NOWHERE).vector
+        return on_grid(short, self.norm, self.step(len(vector)))
+
+    def noisy(self, steps: NDArray[np.float64], purpose: str, context: Context) -> NDArray[np.float64]:
+        """Whole steps [entry] with noise, back in the units of the norm."""
+        step = self.step(len(steps))
+        if float(np.abs(steps).max(initial=0.0)) >= _EXACT:
+            raise SumOverflow(
+                f"a sum of {np.abs(steps).max():.3g} steps of {step:g} is no longer exact. Let fewer clients take part at once"
+            )
+        whole = np.rint(steps).astype(np.int64)
+        whole += discrete_gaussian(context, purpose, whole, sigma=self.noise_multiplier * self.norm / step)
+        return whole * step
+
+    def check(self, vector: NDArray[Any], context: Context) -> None:
+        """Refuse what arrived if it is not on the grid, or longer than the bound: no client of ours sent it."""
+        steps = vector.astype(np.float64) / self.step(len(vector))
+        squared = float(steps @ steps)
+        if not math.isfinite(squared):
+            reason, told = Reason.NOT_FINITE, "has values that are not finite"
+        elif squared > (self.norm / self.step(len(vector))) ** 2:
+            reason, told = Reason.NORM, f"is longer than the bound {self.norm:g} that clients are to keep"
+        elif (steps != np.rint(steps)).any():
+            reason, told = Reason.RANGE, f"is not on the grid of {self.step(len(vector)):g} that clients are to keep"
+        else:
+            return
+        raise UpdateRefused(
+            f"the update of client {context.client} {told}", client=context.client, reason=reason
+        )
+
+
+_NOWHERE = Context(seed=0, round=0, client=0)
+
+
+def _dtype(vector: Vector, most: float) -> np.dtype[Any]:
+    """The vector's own dtype, if it holds whole numbers up to ``most``; otherwise float64."""
+    own = vector.dtype
+    return own if own.kind == "f" and most < 2.0 ** (np.finfo(own).nmant + 1) else np.dtype(np.float64)
+
+
+# --- noise on the server ------------------------------------------------------------------------------------
+
+
+def central(
+    rule: Aggregator | None = None, *, clip: float, noise_multiplier: float, cohort: float, most: float | None = None,
+) -> Aggregator:  # fmt: skip
+    """The mean of clipped updates with Gaussian noise that the server adds: user-level differential privacy
+    (McMahan, Ramage, Talwar & Zhang 2018, "Learning differentially private recurrent language models", algorithm 1
+    with the estimator f̃_f of section 3).
+
+    With or without one client, the sum differs by at most ``clip`` in norm. It gets noise of standard deviation
+    ``noise_multiplier · clip`` in every entry, and is divided by ``cohort``, the planned size, however many came.
+
+    Args:
+        rule: may be ``mean(weighted=False)``, which is what is meant; any other is refused with the reason.
+        clip: the bound C of one client's contribution.
+        noise_multiplier: z; ``foedus.calibrate()`` finds it.
+        cohort: planned clients in a round; ``sampler.expected(population)``.
+        most: by default all clients count the same. With it, a client of n examples counts min(n / most, 1), which only
+            shortens what is clipped; let ``cohort`` then be the planned sum of these.
+
+    Raises:
+        IncompatibleStages: the rule is a weighted mean, or none at all.
+        NoGuarantee: noise and bound are finer than exact sums.
+
+    Example:
+        >>> from foedus.core.values import SERVER
+        >>> from foedus.privacy.noise import known_to_all_who_know_the_seed as known
+        >>> rule = central(clip=1.0, noise_multiplier=0.01, cohort=2)
+        >>> client, server = (Context(0, 1, who, size=2, secret=known) for who in (0, SERVER))
+        >>> messages = [rule.encode(Update(np.array(v), weight=1), client) for v in ([30.0, 40.0], [0.0, 1.0])]
+        >>> rule.decode({}, rule.merge(*messages), server)[0].round(1).tolist()
+        [0.3, 0.9]
+    """
+    _check(clip, noise_multiplier, cohort)
+    _check_rule(rule)
+    if most is not None:
+        check_number("most", most, above=True, also=", or None")
+    bound = _Bound(float(clip), float(noise_multiplier))
+    grid(bound.norm, bound.noise_multiplier, 1)
+    added = mean(weighted=False)
+
+    def steps(update: Update, context: Context) -> Update:
+        vector = update.vector if most is None else _lighter(update, most, context)
+        step = bound.step(len(vector))
+        return update._replace(
+            vector=(bound.clipped(vector) * step).astype(_dtype(vector, bound.norm / step)), weight=1.0
+        )
+
+    def encode(update: Update, context: Context) -> Message:
+        return added.encode(steps(update, context), context)
+
+    def admit(message: Message, context: Context) -> Message:
+        bound.check(message["values"], context)
+        return message
+
+    def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+        assert added.shortcut is not None
+        return added.shortcut([steps(u, c) for u, c in zip(updates, contexts, strict=True)], contexts)
+
+    def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
+        total = unlift(lift(message))
+        return bound.noisy(total / bound.step(len(total)), "central", context) / cohort, state
+
+    weights = "" if most is None else f", most={most}"
+    return added._replace(
+        encode=encode, admit=admit, decode=decode, event=Gaussian(bound.noise_multiplier),
+        encode_all=Shortcut(encode, added.merge, encode_all),
+        label=f"central(clip={clip}, noise_multiplier={noise_multiplier}, cohort={cohort}{weights})",
+    )  # fmt: skip
+
+
+def _lighter(update: Update, most: float, context: Context) -> Vector:
+    """The vector times min(weight / most, 1)."""
+    weight = float(update.weight)
+    if not (math.isfinite(weight) and weight >= 0):
+        raise UpdateRefused(
+            f"the update of client {context.client} claims the weight {weight}", client=context.client, reason=Reason.WEIGHT
+        )
+    return update.vector * update.vector.dtype.type(min(weight / most, 1.0))
+
+
+class _Clipping(NamedTuple):
+    """How :func:`adaptive` follows a quantile of the norms."""
+
+    quantile: float
+    rate: float
+    cohort: float
+
+    def next(self, norm: float, surplus: float) -> float:
+        """The next bound, from the noisy sum of (clipped? −1/2 : 1/2)."""
+        share = surplus / self.cohort + 0.5
+        return float(norm * math.exp(min(max(-self.rate * (share - self.quantile), -50.0), 50.0)))
+
+
+def adaptive(
+    *, noise_multiplier: float, cohort: float, start: float = 0.1, quantile: float = 0.5, rate: float = 0.2,
+    bit_noise: float | None = None,
+) -> Aggregator:  # fmt: skip
+    """:func:`central` whose bound follows a quantile of the norms of updates (Andrew, Thakkar, McMahan & Ramaswamy 2021,
+    "Differentially private learning with adaptive clipping", algorithm 1).
+
+    Beside its update, a client sends whether it was within the bound C: b ∈ {0, 1}, as b − 1/2. The server adds noise σ_b
+    to their sum and moves C ← C · exp(−rate · (b̄ − quantile)). Both noises together cost what ``noise_multiplier`` = z
+    alone does, because updates get a little more: z_Δ = (z⁻² − (2 σ_b)⁻²)^(−1/2). All clients count the same.
+
+    C travels to the clients beside the model. Updates are sent divided by it, on the grid of a bound of 1.
+
+    Args:
+        noise_multiplier: z, of the whole.
+        cohort: planned clients in a round.
+        start: the bound C of the first round.
+        quantile: the share of updates that is to be within the bound.
+        rate: how fast C moves.
+        bit_noise: σ_b; by default ``cohort / 20``, as in the paper (section 3.1).
+
+    Raises:
+        NoGuarantee: σ_b is so small that the bits alone would cost more than z.
+
+    Example:
+        >>> rule = adaptive(noise_multiplier=1.0, cohort=100)
+        >>> rule.event, rule.tell(rule.init(Layout((), (), ())))["clip"].tolist()
+        (Gaussian(noise_multiplier=1.0), [0.1])
+    """
+    _check(start, noise_multiplier, cohort)
+    check_number("quantile", quantile, above=True, below=1)
+    check_number("rate", rate, above=True)
+    sigma = cohort / 20 if bit_noise is None else bit_noise
+    check_number("bit_noise", sigma, above=True)
+    own = _Bound(1.0, update_noise(noise_multiplier, sigma))
+    bit = _Bound(0.5, 2 * sigma)
+    follow = _Clipping(quantile, rate, cohort)
+    added = mean(weighted=False)
+
+    def encode(update: Update, context: Context) -> Message:
+        norm = _told(context)
+        vector = update.vector.astype(np.float64) / norm
+        length = math.sqrt(float(vector @ vector))
+        if not math.isfinite(length):
+            raise SumOverflow("an update that is not finite cannot be clipped")
+        inside = 0.5 if length <= 1 else -0.5
+        steps = own.clipped(vector) * own.step(len(vector))
+        joined = np.append(steps, inside).astype(_dtype(update.vector, 1 / own.step(len(vector))))
+        return added.encode(Update(joined, 1.0), context)
+
+    def admit(message: Message, context: Context) -> Message:
+        values = message["values"]
+        own.check(values[:-1], context)
+        if not len(values) or abs(values[-1]) != 0.5:
+            raise UpdateRefused(
+                f"the bit of client {context.client} is neither −1/2 nor 1/2", client=context.client, reason=Reason.RANGE
+            )
+        return message
+
+    def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
+        total, norm = unlift(lift(message)), float(state["clip"][0])
+        noisy = own.noisy(total[:-1] / own.step(len(total) - 1), "adaptive", context)
+        surplus = bit.noisy(total[-1:] / bit.step(1), "adaptive bit", context)
+        return noisy * (norm / cohort), {"clip": np.array([follow.next(norm, float(surplus[0]))])}
+
+    label = f"adaptive(noise_multiplier={noise_multiplier}, cohort={cohort}, start={start}, quantile={quantile}"
+    return added._replace(
+        init=lambda layout: {"clip": np.array([float(start)])}, encode=encode, admit=admit, decode=decode,
+        tell=lambda state: {"clip": state["clip"]}, event=Gaussian(float(noise_multiplier)), encode_all=None,
+        label=f"{label}, rate={rate}, bit_noise={sigma})",
+    )  # fmt: skip
+
+
+def update_noise(noise_multiplier: float, bit_noise: float) -> float:
+    """z_Δ of :func:`adaptive`: what updates need so that they and the bits together have ``noise_multiplier``.
+
+    Raises:
+        NoGuarantee: the bits alone cost more.
+
+    Example:
+        >>> round(update_noise(1.0, 100 / 20), 5)
+        1.00504
+    """
+    left = noise_multiplier**-2 - (2 * bit_noise) ** -2
+    if left <= 0:
+        raise NoGuarantee(
+            f"noise of {bit_noise:g} on the bits has a multiplier of {2 * bit_noise:g}, which leaves nothing of "
+            f"noise_multiplier={noise_multiplier:g} for the updates. Write bit_noise={noise_multiplier:g}, or more, or use "
+            "central() with a fixed bound"
+        )
+    return float(left**-0.5)
+
+
+def _told(context: Context) -> float:
+    """The bound that the server told this client."""
+    told = context.told.get("clip")
+    if told is None or told.shape != (1,) or not (math.isfinite(told[0]) and told[0] > 0):
+        raise NoGuarantee(
+            f"client {context.client} was told no bound to clip at. Whoever runs adaptive() sends what Aggregator.tell() "
+            "gives beside the model, and puts it into the context"
+        )
+    return float(told[0])
+
+
+# --- noise on the client ------------------------------------------------------------------------------------
+
+
+def local(*, clip: float, noise_multiplier: float) -> Stage:
+    """Noise that each client adds to its own clipped update before it is sent: local differential privacy, which needs
+    no trust in anybody.
+
+    Any two updates are at most ``2 · clip`` apart, so that one release is worth a Gaussian of half the multiplier. The
+    server sees who sends, so no sampling makes it stronger. The number of examples would be sent beside the noise and is
+    private too: every update gets the weight 1. Everything after it, any rule included, costs nothing more.
+
+    A client must encode an update once, and send the same bytes when asked again; see ``noise.keyed``.
+
+    Args:
+        clip: the bound C of an update.
+        noise_multiplier: z; every entry gets noise of standard deviation z · C.
+
+    Raises:
+        NoGuarantee: noise and bound are finer than exact sums.
+
+    Example:
+        >>> from foedus.core.stage import chain
+        >>> chain(local(clip=1.0, noise_multiplier=4.0), mean()).event
+        LocalGaussian(noise_multiplier=4.0)
+    """
+    _check(clip, noise_multiplier, 1)
+    bound = _Bound(float(clip), float(noise_multiplier))
+    grid(bound.norm, bound.noise_multiplier, 1)
+
+    def encode(update: Update, context: Context) -> Update:
+        noisy = bound.noisy(bound.clipped(update.vector), "local", context)
+        most = bound.norm * (1 + _FARTHEST * bound.noise_multiplier) / bound.step(len(noisy))
+        return update._replace(vector=noisy.astype(_dtype(update.vector, most)), weight=1.0)
+
+    label = f"local(clip={clip}, noise_multiplier={noise_multiplier})"
+    return Stage(encode, same, label, event=LocalGaussian(bound.noise_multiplier))
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+def _check(norm: Any, noise_multiplier: Any, cohort: Any) -> None:
+    check_number("clip", norm, above=True)
+    check_number("noise_multiplier", noise_multiplier, above=True)
+    check_number("cohort", cohort, above=True)
+
+
+def _check_rule(rule: Any) -> None:
+    """Refuse every rule but the plain mean."""
+    if rule is None or (isinstance(rule, Aggregator) and rule.label == mean(weighted=False).label):
+        return
+    name = getattr(rule, "label", repr(rule))
+    if isinstance(rule, Aggregator) and rule.label == mean().label:
+        why = (
+            "weights by numbers of examples, which are data: one client could change the sum and the divisor without bound. "
+            "Leave the rule out, so that all count the same, or write central(..., most=100), where none counts more than 1"
+        )
+    elif isinstance(rule, Aggregator) and not rule.additive:
+        why = (
+            "compares single updates: no bound on one update bounds what it changes there, and noise on a sum is not noise "
+            "on it. Leave the rule out; or write chain(local(...), rule), which any rule may follow"
+        )
+    else:
+        why = "is no mean. Stages go before it: chain(rotate(), central(...))"
+    raise IncompatibleStages(f"central() adds noise to a sum of clipped updates, and {name} {why}")
+
+
