@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foedus import data as data
+    from foedus import privacy as privacy
     from foedus.core import attacks as attacks
     from foedus.core import poison as poison
     from foedus.core.aggregate import Aggregator as Aggregator
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from foedus.core.timing import hierarchical as hierarchical
     from foedus.core.timing import semi_synchronous as semi_synchronous
     from foedus.core.widths import heterofl as heterofl
+    from foedus.privacy.claims import calibrate as calibrate
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
     from foedus.sim import executors as executors
@@ -164,6 +166,7 @@ _HOMES = {
     "buffered": "foedus.core.timing",
     "bulyan": "foedus.core.robust",
     "by_data": "foedus.core.select",
+    "calibrate": "foedus.privacy.claims",
     "centred_clipping": "foedus.core.robust",
     "chain": "foedus.core.stage",
     "clip": "foedus.core.stage",
@@ -240,6 +243,7 @@ _MODULES = {
     "data": "foedus.data",
     "executors": "foedus.sim.executors",
     "poison": "foedus.core.poison",
+    "privacy": "foedus.privacy",
 }
 
 __all__ = sorted([*_HOMES, *_MODULES])

@@ -18,7 +18,7 @@ from foedus.core.method import Method, Personal, averaging
 from foedus.core.server import ServerOptimiser, sgd
 from foedus.core.stage import Stage
 from foedus.core.timing import Buffered, Hierarchical, Timing
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, IncompatibleStages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,11 @@ class Algorithm:
             raise ConfigurationError(
                 f"{self.method.label} gathers at the server, between whose rounds the edges would average "
                 f"{self.timing.rounds} times without it. Write hierarchical(..., rounds=1), or leave out the method"
+            )
+        if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1 and self.aggregator.event is not None:
+            raise IncompatibleStages(
+                f"with {self.timing.label} edges average {self.timing.rounds} times before the server does, and "
+                f"{self.aggregator.label} bounds what one client changes in one sum. Write hierarchical(..., rounds=1)"
             )
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(

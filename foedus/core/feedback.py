@@ -45,8 +45,8 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
 
     if aggregator.event is not None:
         raise IncompatibleStages(
-            f"{aggregator.label} adds noise for privacy, and a client that keeps what its message lacked would keep that "
-            "noise, and send it later. Leave error_feedback() out"
+            f"{aggregator.label} adds noise for privacy, and a client that keeps what its message lacked would keep "
+            "that noise, and send it later. Leave error_feedback() out"
         )
     if aggregator.remember is not None:
         raise IncompatibleStages(

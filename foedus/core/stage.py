@@ -136,7 +136,8 @@ def _event(outer: Sequence[Stage], inner: Aggregator) -> object | None:
     Raises:
         IncompatibleStages: two parts add noise, or the server's is added to something else than numbers.
     """
-    noisy = [part for part in (*outer, inner) if part.event is not None]
+    parts: list[Stage | Aggregator] = [*outer, inner]
+    noisy = [part for part in parts if part.event is not None]
     if len(noisy) > 1:
         raise IncompatibleStages(
             f"{' and '.join(part.label for part in noisy)} both add noise for privacy, and only one of them would be "
@@ -145,8 +146,8 @@ def _event(outer: Sequence[Stage], inner: Aggregator) -> object | None:
     if inner.event is not None and (codes := [s.label for s in outer if s.linear and s.gives is not Kind.REALS]):
         raise IncompatibleStages(
             f"{inner.label} bounds and adds real numbers, and {codes[0]} makes codes that are undone only after the "
-            "adding: their bound is not that of the update. Leave it out, or write quantise(bits) without a scale, which "
-            "is undone message by message"
+            "adding: their bound is not that of the update. Leave it out, or write quantise(bits) without a scale, "
+            "which is undone message by message"
         )
     return noisy[0].event if noisy else None
 

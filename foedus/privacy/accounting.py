@@ -12,10 +12,13 @@ Not here: which events a run makes (``claims.py``), how many there were (``ledge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foedus.core.checks import check_number, check_whole
 from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee
@@ -73,7 +76,8 @@ def checked(history: History) -> tuple[tuple[Event, int], ...]:
         check_whole(f"how often {event} took place", count, least=0)
     if len(kinds := {event.neighbours for event, _ in rows}) > 1:
         raise NoGuarantee(
-            f"privacy against different neighbours does not add up ({'; '.join(sorted(kinds))}). Account for each by itself"
+            f"privacy against different neighbours does not add up ({'; '.join(sorted(kinds))}). Account for each by "
+            "itself"
         )
     return tuple((event, int(count)) for event, count in rows if count)
 
@@ -88,31 +92,46 @@ def neighbours(history: History) -> Neighbours | None:
 def _rdp(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
     if not rows:
         return 0.0
-    library, accountants = _library()
-    accountant = accountants.rdp.RdpAccountant(neighboring_relation=_relation(rows, library))
-    return _epsilon(accountant, rows, delta)
+    orders = _orders()
+    total = sum((count * _divergences(event) for event, count in rows), np.zeros(len(orders)))
+    with _quiet() as library:
+        return float(library.rdp.compute_epsilon(orders, total, delta)[0])
+
+
+@lru_cache(maxsize=4096)
+def _divergences(event: Event) -> NDArray[np.float64]:
+    """The Rényi divergence of one event at each of the orders; infinite where it is not known."""
+    with _quiet() as library:
+        accountant = library.rdp.RdpAccountant(_orders(), neighboring_relation=_relation(event, library))
+        found = np.asarray(_composed(accountant, ((event, 1),), library).rdp, np.float64)
+    return np.where(found > 0, found, np.inf)  # what cancelled to nothing, or is not a number, is not known
+
+
+@lru_cache(maxsize=1)
+def _orders() -> tuple[float, ...]:
+    with _quiet() as library:
+        return tuple(map(float, library.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS))
 
 
 @lru_cache(maxsize=256)
 def _pld(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
     if not rows:
         return 0.0
-    library, accountants = _library()
     step = _FINEST * max(0.1, _rdp(rows, delta))  # a grid as fine for an ε of 300 would have millions of points
-    accountant = accountants.pld.PLDAccountant(
-        neighboring_relation=_relation(rows, library), value_discretization_interval=step
-    )
-    return _epsilon(accountant, rows, delta)
+    with _quiet() as library:
+        accountant = library.pld.PLDAccountant(
+            neighboring_relation=_relation(rows[0][0], library), value_discretization_interval=step
+        )
+        return float(_composed(accountant, rows, library).get_epsilon(delta))
 
 
-def _epsilon(accountant: Any, rows: tuple[tuple[Event, int], ...], delta: float) -> float:
-    library, _ = _library()
+def _composed(accountant: Any, rows: tuple[tuple[Event, int], ...], library: Any) -> Any:
     for event, count in rows:
         try:
             accountant.compose(_translated(event, library), count)
         except library.UnsupportedEventError as error:
             raise NoGuarantee(f"{event} cannot be accounted for so: {error}") from error
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def _translated(event: Event, library: Any) -> Any:
@@ -130,13 +149,15 @@ def _translated(event: Event, library: Any) -> Any:
             return library.ZCDpEvent(rho)
 
 
-def _relation(rows: tuple[tuple[Event, int], ...], library: Any) -> Any:
-    blank = rows[0][0].neighbours is Neighbours.ONE_CLIENT_BLANK
+def _relation(event: Event, library: Any) -> Any:
     kinds = library.NeighboringRelation
+    blank = event.neighbours is Neighbours.ONE_CLIENT_BLANK
     return kinds.REPLACE_SPECIAL if blank else kinds.ADD_OR_REMOVE_ONE
 
 
-def smallest_noise(event_of: Callable[[float], tuple[Event, int]], target: tuple[float, float], by: Accountant) -> float:
+def smallest_noise(
+    event_of: Callable[[float], tuple[Event, int]], target: tuple[float, float], by: Accountant
+) -> float:
     """The smallest noise multiplier that keeps a target, to 0.01 % and never below it.
 
     Args:
@@ -148,14 +169,17 @@ def smallest_noise(event_of: Callable[[float], tuple[Event, int]], target: tuple
         ConfigurationError: no multiplier up to 10⁶ is enough.
     """
     epsilon, delta = target
-    enough = lambda z: by([event_of(z)], delta) <= epsilon  # noqa: E731
+
+    def enough(noise_multiplier: float) -> bool:
+        return by([event_of(noise_multiplier)], delta) <= epsilon
+
     low, high = 0.0, 1.0
     while not enough(high):
         low, high = high, 2 * high
         if high > 1e6:
             raise ConfigurationError(
-                f"no noise gives ε = {epsilon:g} at δ = {delta:g}: what is known of so small an ε at this δ is not tight "
-                "enough. Allow more, or a larger δ"
+                f"no noise gives ε = {epsilon:g} at δ = {delta:g}: what is known of so small an ε at this δ is not "
+                "tight enough. Allow more, or a larger δ"
             )
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
@@ -168,12 +192,19 @@ def _share(delta: float) -> float:
     return float(delta)
 
 
-@lru_cache(maxsize=1)
-def _library() -> tuple[ModuleType, Any]:
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """dp_accounting, which meanwhile does not warn of orders that it leaves out: ε is a minimum over the others."""
     try:
         import dp_accounting
         import dp_accounting.pld
         import dp_accounting.rdp
+        from absl import logging as told
     except ImportError as error:
         raise MissingExtra("dp-accounting", "privacy", "Privacy accounting") from error
-    return dp_accounting, dp_accounting
+    before = told.get_verbosity()
+    told.set_verbosity(told.ERROR)
+    try:
+        yield dp_accounting
+    finally:
+        told.set_verbosity(before)

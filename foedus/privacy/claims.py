@@ -50,8 +50,9 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
         return event
     if sampler.rate is None:
         raise NoGuarantee(
-            f"{sampler.label} does not let every client take part by itself with the same probability, so that sampling "
-            "cannot be counted. Write cohort=foedus.poisson(rate), or leave out hidden=True, which costs more noise"
+            f"{sampler.label} does not let every client take part by itself with the same probability, so that "
+            "sampling cannot be counted. Write cohort=foedus.poisson(rate), or leave out hidden=True, which costs "
+            "more noise"
         )
     if isinstance(event, LocalGaussian):
         raise NoGuarantee(
@@ -61,6 +62,18 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
     if not isinstance(event, Gaussian):
         raise NoGuarantee(f"sampling is accounted for where noise is Gaussian, not for {event}")
     return event if sampler.rate == 1 else Sampled(sampler.rate, event)
+
+
+def seen_by_nobody(rule: Aggregator) -> bool:
+    """Whether the server adds noise to the sum, so that nobody is to see whether anybody contributed: then also a round
+    without contributions is decoded, and gets its noise.
+
+    Example:
+        >>> from foedus.core.aggregate import mean
+        >>> seen_by_nobody(mean())
+        False
+    """
+    return rule.event is not None and not isinstance(rule.event, LocalGaussian)
 
 
 def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
@@ -76,17 +89,18 @@ def _covered(channel: str, rule: Aggregator) -> Event:
         return known(rule.event)
     if channel == "update":
         raise NoGuarantee(
-            f"{rule.label} adds no noise, so that nothing is private. Write aggregator=foedus.privacy.central(clip=..., "
-            "noise_multiplier=..., cohort=...)"
+            f"{rule.label} adds no noise, so that nothing is private. Write "
+            "aggregator=foedus.privacy.central(clip=..., noise_multiplier=..., cohort=...)"
         )
     if channel == "buffers":
         raise NoGuarantee(
-            "the model's buffers (BatchNorm's statistics) are averaged without noise, and say what updates do not. Write "
-            "Task(..., average_buffers=False), use normalisation without buffers, or give Algorithm(buffers=...) noise, too"
+            "the model's buffers (BatchNorm's statistics) are averaged without noise, and say what updates do not. "
+            "Write Task(..., average_buffers=False), use normalisation without buffers, or give "
+            "Algorithm(buffers=...) noise, too"
         )
     raise NoGuarantee(
-        f"the method also sends {channel!r} by {rule.label}, which adds no noise. Use a method that sends updates only, "
-        f"or one whose side {channel!r} has a rule of foedus.privacy"
+        f"the method also sends {channel!r} by {rule.label}, which adds no noise. Use a method that sends updates "
+        f"only, or one whose side {channel!r} has a rule of foedus.privacy"
     )
 
 
@@ -94,8 +108,8 @@ def _check_timing(algorithm: Algorithm) -> None:
     timing = algorithm.timing
     if isinstance(timing, Buffered):
         raise NoGuarantee(
-            f"{timing.label} takes whoever comes first, as often as it comes: neither who takes part nor how often is fixed "
-            "beforehand. Leave the timing out"
+            f"{timing.label} takes whoever comes first, as often as it comes: neither who takes part nor how often "
+            "is fixed beforehand. Leave the timing out"
         )
     if isinstance(timing, Hierarchical) and timing.rounds > 1:
         raise NoGuarantee(
@@ -143,7 +157,9 @@ class Plan:
         if self.population is not None:
             check_whole("population", self.population)
             if self.cohort > self.population:
-                raise ConfigurationError(f"a cohort of {self.cohort} does not fit into a population of {self.population}")
+                raise ConfigurationError(
+                    f"a cohort of {self.cohort} does not fit into a population of {self.population}"
+                )
         if self.hidden and self.population is None:
             raise ConfigurationError(
                 "hidden cohorts make a run more private by how many clients there are: write population=..."
@@ -175,7 +191,7 @@ def curve(plan: Plan, delta: float, *, by: Accountant = rdp, points: int = 20) -
     Example:
         >>> rows = curve(Plan(noise_multiplier=8.0, rounds=100, cohort=10), 1e-5, points=2)
         >>> [(n, round(epsilon, 2)) for n, epsilon in rows]
-        [(50, 4.13), (100, 6.12)]
+        [(50, 4.11), (100, 6.12)]
     """
     check_whole("points", points)
     rounds = sorted({-(-plan.rounds * i // points) for i in range(1, points + 1)})
@@ -204,7 +220,7 @@ def calibrate(
 
     Example:
         >>> round(calibrate(8.0, 1e-5, rounds=100, cohort=50, population=5000, hidden=True), 2)
-        0.64
+        0.5
     """
     check_number("epsilon", epsilon, above=True)
 

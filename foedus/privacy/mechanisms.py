@@ -5,10 +5,10 @@ made of it. They protect against everybody who sees models, not against the serv
 aggregation is for that). :func:`local` is a stage: each client adds the noise itself, and needs to trust nobody; that
 takes far more noise for the same ε.
 
-What makes a bound hold, in all three: entries become whole multiples of a grid (a power of two, far finer than the noise),
-scaled so that the norm on the grid is at most the bound, exactly; sums are exact; the noise is a discrete Gaussian on
-the same grid, added to integers (``noise.py``). A sum is divided by the *planned* number of clients: how many really
-came is data, and neither the noise nor ε depends on it.
+What makes a bound hold, in all three: entries become whole multiples of a grid (a power of two, far finer than the
+noise), scaled so that the norm on the grid is at most the bound, exactly; sums are exact; the noise is a discrete
+Gaussian on the same grid, added to integers (``noise.py``). A sum is divided by the *planned* number of clients: how
+many really came is data, and neither the noise nor ε depends on it.
 
 Not here: what it is worth (``accounting.py``), which combinations keep it (``claims.py``).
 """
@@ -29,7 +29,7 @@ from foedus.core.values import Context, Message, State, Update
 from foedus.errors import IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
 from foedus.privacy.events import Gaussian, LocalGaussian
 from foedus.privacy.noise import discrete_gaussian
-from foedus.tree import Layout, Vector
+from foedus.tree import Vector
 
 _STEPS = 512  # the noise's standard deviation in steps of the grid, at least
 _FINE = 64  # a typical entry in steps of the grid, at least
@@ -39,8 +39,8 @@ _FARTHEST = 20  # standard deviations that no noise exceeds: 13 for each of its 
 
 
 def grid(norm: float, noise_multiplier: float, size: int) -> float:
-    """The distance of neighbouring values: the largest power of two of which the noise has at least 512, and the entries
-    of an update as long as the bound typically 64.
+    """The distance of neighbouring values: the largest power of two of which the noise has at least 512, and the
+    entries of an update as long as the bound typically 64.
 
     Args:
         norm: the bound C.
@@ -108,11 +108,12 @@ class _Bound(NamedTuple):
         step = self.step(len(steps))
         if float(np.abs(steps).max(initial=0.0)) >= _EXACT:
             raise SumOverflow(
-                f"a sum of {np.abs(steps).max():.3g} steps of {step:g} is no longer exact. Let fewer clients take part at once"
+                f"a sum of {np.abs(steps).max():.3g} steps of {step:g} is no longer exact. Let fewer clients take "
+                "part at once"
             )
         whole = np.rint(steps).astype(np.int64)
         whole += discrete_gaussian(context, purpose, whole, sigma=self.noise_multiplier * self.norm / step)
-        return whole * step
+        return np.asarray(whole * step, np.float64)
 
     def check(self, vector: NDArray[Any], context: Context) -> None:
         """Refuse what arrived if it is not on the grid, or longer than the bound: no client of ours sent it."""
@@ -126,9 +127,7 @@ class _Bound(NamedTuple):
             reason, told = Reason.RANGE, f"is not on the grid of {self.step(len(vector)):g} that clients are to keep"
         else:
             return
-        raise UpdateRefused(
-            f"the update of client {context.client} {told}", client=context.client, reason=reason
-        )
+        raise UpdateRefused(f"the update of client {context.client} {told}", client=context.client, reason=reason)
 
 
 _NOWHERE = Context(seed=0, round=0, client=0)
@@ -217,7 +216,9 @@ def _lighter(update: Update, most: float, context: Context) -> Vector:
     weight = float(update.weight)
     if not (math.isfinite(weight) and weight >= 0):
         raise UpdateRefused(
-            f"the update of client {context.client} claims the weight {weight}", client=context.client, reason=Reason.WEIGHT
+            f"the update of client {context.client} claims the weight {weight}",
+            client=context.client,
+            reason=Reason.WEIGHT,
         )
     return update.vector * update.vector.dtype.type(min(weight / most, 1.0))
 
@@ -239,11 +240,11 @@ def adaptive(
     *, noise_multiplier: float, cohort: float, start: float = 0.1, quantile: float = 0.5, rate: float = 0.2,
     bit_noise: float | None = None,
 ) -> Aggregator:  # fmt: skip
-    """:func:`central` whose bound follows a quantile of the norms of updates (Andrew, Thakkar, McMahan & Ramaswamy 2021,
-    "Differentially private learning with adaptive clipping", algorithm 1).
+    """:func:`central` whose bound follows a quantile of the norms of updates (Andrew, Thakkar, McMahan & Ramaswamy
+    2021, "Differentially private learning with adaptive clipping", algorithm 1).
 
-    Beside its update, a client sends whether it was within the bound C: b ∈ {0, 1}, as b − 1/2. The server adds noise σ_b
-    to their sum and moves C ← C · exp(−rate · (b̄ − quantile)). Both noises together cost what ``noise_multiplier`` = z
+    Beside its update, a client sends whether it was within the bound C: b ∈ {0, 1}, as b − 1/2. The server adds noise
+    σ_b to their sum and moves C ← C · exp(−rate · (b̄ − quantile)). Both noises together cost what ``noise_multiplier`` = z
     alone does, because updates get a little more: z_Δ = (z⁻² − (2 σ_b)⁻²)^(−1/2). All clients count the same.
 
     C travels to the clients beside the model. Updates are sent divided by it, on the grid of a bound of 1.
@@ -260,6 +261,7 @@ def adaptive(
         NoGuarantee: σ_b is so small that the bits alone would cost more than z.
 
     Example:
+        >>> from foedus.tree import Layout
         >>> rule = adaptive(noise_multiplier=1.0, cohort=100)
         >>> rule.event, rule.tell(rule.init(Layout((), (), ())))["clip"].tolist()
         (Gaussian(noise_multiplier=1.0), [0.1])
@@ -290,7 +292,9 @@ def adaptive(
         own.check(values[:-1], context)
         if not len(values) or abs(values[-1]) != 0.5:
             raise UpdateRefused(
-                f"the bit of client {context.client} is neither −1/2 nor 1/2", client=context.client, reason=Reason.RANGE
+                f"the bit of client {context.client} is neither −1/2 nor 1/2",
+                client=context.client,
+                reason=Reason.RANGE,
             )
         return message
 
@@ -322,8 +326,8 @@ def update_noise(noise_multiplier: float, bit_noise: float) -> float:
     if left <= 0:
         raise NoGuarantee(
             f"noise of {bit_noise:g} on the bits has a multiplier of {2 * bit_noise:g}, which leaves nothing of "
-            f"noise_multiplier={noise_multiplier:g} for the updates. Write bit_noise={noise_multiplier:g}, or more, or use "
-            "central() with a fixed bound"
+            f"noise_multiplier={noise_multiplier:g} for the updates. Write bit_noise={noise_multiplier:g}, or more, "
+            "or use central() with a fixed bound"
         )
     return float(left**-0.5)
 
@@ -333,8 +337,8 @@ def _told(context: Context) -> float:
     told = context.told.get("clip")
     if told is None or told.shape != (1,) or not (math.isfinite(told[0]) and told[0] > 0):
         raise NoGuarantee(
-            f"client {context.client} was told no bound to clip at. Whoever runs adaptive() sends what Aggregator.tell() "
-            "gives beside the model, and puts it into the context"
+            f"client {context.client} was told no bound to clip at. Whoever runs adaptive() sends what "
+            "Aggregator.tell() gives beside the model, and puts it into the context"
         )
     return float(told[0])
 
@@ -347,8 +351,8 @@ def local(*, clip: float, noise_multiplier: float) -> Stage:
     no trust in anybody.
 
     Any two updates are at most ``2 · clip`` apart, so that one release is worth a Gaussian of half the multiplier. The
-    server sees who sends, so no sampling makes it stronger. The number of examples would be sent beside the noise and is
-    private too: every update gets the weight 1. Everything after it, any rule included, costs nothing more.
+    server sees who sends, so no sampling makes it stronger. The number of examples would be sent beside the noise and
+    is private too: every update gets the weight 1. Everything after it, any rule included, costs nothing more.
 
     A client must encode an update once, and send the same bytes when asked again; see ``noise.keyed``.
 
@@ -393,16 +397,15 @@ def _check_rule(rule: Any) -> None:
     name = getattr(rule, "label", repr(rule))
     if isinstance(rule, Aggregator) and rule.label == mean().label:
         why = (
-            "weights by numbers of examples, which are data: one client could change the sum and the divisor without bound. "
-            "Leave the rule out, so that all count the same, or write central(..., most=100), where none counts more than 1"
+            "weights by numbers of examples, which are data: one client could change the sum and the divisor without "
+            "bound. Leave the rule out, so that all count the same, or write central(..., most=100), where none "
+            "counts more than 1"
         )
     elif isinstance(rule, Aggregator) and not rule.additive:
         why = (
-            "compares single updates: no bound on one update bounds what it changes there, and noise on a sum is not noise "
-            "on it. Leave the rule out; or write chain(local(...), rule), which any rule may follow"
+            "compares single updates: no bound on one update bounds what it changes there, and noise on a sum is not "
+            "noise on it. Leave the rule out; or write chain(local(...), rule), which any rule may follow"
         )
     else:
         why = "is no mean. Stages go before it: chain(rotate(), central(...))"
     raise IncompatibleStages(f"central() adds noise to a sum of clipped updates, and {name} {why}")
-
-

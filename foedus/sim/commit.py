@@ -5,14 +5,17 @@ Not here: who took part (``engine.py``), how clients trained (the executors).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from foedus.backends import Weights
-from foedus.core.aggregate import Aggregator
-from foedus.core.method import Gathered, Travels, travelling
+from foedus.core.aggregate import Aggregator, nothing
+from foedus.core.method import Gathered, Travels, Vectors, travelling
 from foedus.core.values import SERVER, Context, Message, State
+from foedus.privacy.claims import seen_by_nobody
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome
 from foedus.tree import Layout, Vector
@@ -46,8 +49,11 @@ class Server(NamedTuple):
         algorithm = self.job.algorithm
         vector, buffers = state.weights
         update, refused = None, len(outcome.refused)
-        if outcome.message is not None:
-            update, state.aggregator = self._decoded(UPDATE, state.aggregator, outcome.message, number, refused=refused)
+        message = outcome.message
+        if message is None and seen_by_nobody(algorithm.aggregator):
+            message = nothing(algorithm.aggregator, self._context(UPDATE, number, told=self.told(state)))
+        if message is not None:
+            update, state.aggregator = self._decoded(UPDATE, state.aggregator, message, number, refused=refused)
             update = update if pull is None else update + pull
         if algorithm.method is not None:
             update, state.method = algorithm.method.finish(self._gathered(state, outcome, update, number))
@@ -75,9 +81,7 @@ class Server(NamedTuple):
     ) -> tuple[Vector, State]:
         rule: Aggregator = self.job.algorithm.aggregator_of(channel)
         layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
-        layout = self._own(channel, layouts[channel]) if channel in layouts else None
-        size = size if layout is None else layout.size
-        context = Context(self.job.seed, number, SERVER, layout=layout, size=size, channel=channel, refused=refused)
+        context = self._context(channel, number, size=size)._replace(refused=refused)
         vector, state = rule.decode(state, message, context)
         part = self.travels.get(channel)
         if part is not None:
@@ -85,6 +89,25 @@ class Server(NamedTuple):
             whole[part.at] = vector
             vector = whole
         return vector, state
+
+    def _context(
+        self, channel: str, number: int, *, size: int = 0, told: Mapping[str, Vectors] | None = None
+    ) -> Context:
+        """The server's context of a channel. Noise is counted from the seed, so that runs repeat."""
+        layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
+        layout = self._own(channel, layouts[channel]) if channel in layouts else None
+        return Context(
+            self.job.seed, number, SERVER, layout=layout, size=size if layout is None else layout.size, channel=channel,
+            told=(told or {}).get(channel, {}), secret=known_to_all_who_know_the_seed,
+        )  # fmt: skip
+
+    def told(self, state: RunState) -> dict[str, Vectors]:
+        """What the aggregators tell clients, by channel, where they tell anything."""
+        algorithm = self.job.algorithm
+        sides = {} if algorithm.method is None else algorithm.method.sides
+        rules = {UPDATE: (algorithm.aggregator, state.aggregator), BUFFERS: (algorithm.buffers, state.buffers)}
+        rules |= {name: (rule, state.sides[name]) for name, rule in sides.items()}
+        return {channel: rule.tell(own) for channel, (rule, own) in rules.items() if rule.tell is not None}
 
     @property
     def travels(self) -> dict[str, Travels]:

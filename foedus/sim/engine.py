@@ -26,6 +26,7 @@ from foedus.core.select import Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
+from foedus.privacy.claims import seen_by_nobody
 from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
@@ -40,6 +41,7 @@ from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
+from foedus.sim.spending import Spending, spending
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import Job, Outcome, Session
 from foedus.tree import Vector
@@ -92,7 +94,9 @@ def simulate(
     _check_minimum(settings, most=wanted or len(clients))
     trainer = open_trainer(task, seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
-    plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings)
+    averaged = task.average_buffers and trainer.buffer_layout.size > 0
+    private = spending(algorithm, sampler, settings, buffers=averaged)
+    plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings, private)
     folder = RunFolder(_folder(settings), more=_files(evaluation, settings))
     try:
         return _Engine(plan, folder).run()
@@ -110,6 +114,7 @@ class _Plan(NamedTuple):
     rounds: int
     evaluation: Evaluation
     settings: Settings
+    spending: Spending | None = None
 
     def identity(self) -> str:
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
@@ -124,6 +129,7 @@ class _Plan(NamedTuple):
         hostile = self.settings.adversary
         told = parts if hostile is None else (*parts, hostile.label, hostile.clients, hostile.since)
         told = told if self.settings.watch is None else (*told, self.settings.watch.label)
+        told = told if self.spending is None else (*told, self.spending.event)  # the budget itself may be raised
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -143,7 +149,10 @@ class _Plan(NamedTuple):
             | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
             **{
                 name: value.label
-                for name, value in (("adversary", self.settings.adversary), ("watch", self.settings.watch))
+                for name, value in (
+                    ("adversary", self.settings.adversary), ("watch", self.settings.watch),
+                    ("budget", self.settings.budget),
+                )
                 if value is not None
             },
         }
@@ -229,6 +238,8 @@ class _Engine:
         return self._result()
 
     def _finished(self) -> bool:
+        if self.plan.spending is not None and self.state.stopped is None and self.state.round < self.plan.rounds:
+            self.state.stopped = self.plan.spending.stop(self.state)
         return self.state.round >= self.plan.rounds or self.state.stopped is not None
 
     def _session(self, shown: Progress) -> Session:
@@ -296,9 +307,12 @@ class _Engine:
     def _step(self, brought: Brought, number: int) -> None:
         """Decode the merged messages and let the server take its step."""
         outcome, before = brought.outcome, self.state.weights
-        if outcome.clients and len(outcome.refused) == len(outcome.clients):
+        unseen = seen_by_nobody(self.plan.job.algorithm.aggregator)
+        if outcome.clients and len(outcome.refused) == len(outcome.clients) and not unseen:
             raise self._nothing(outcome, number)
-        if outcome.clients and brought.enough:
+        if (outcome.clients or unseen) and brought.enough:
+            if self.plan.spending is not None:
+                self.plan.spending.charge(self.state, number)
             self.server.commit(self.state, outcome, number, pull=brought.pull)
             self.kept.write(number, outcome.kept)
         self.state.round = number
@@ -341,6 +355,8 @@ class _Engine:
         if self.plan.job.algorithm.method is not None:
             line["senders"] = outcome.senders
             line |= {"report": _mean_report(outcome)} if outcome.reports else {}
+        if self.plan.spending is not None:
+            line["privacy"] = self.plan.spending.line(self.state)
         if outcome.refused:
             line["refused"] = [{"client": ids[r.client], "reason": r.reason} for r in outcome.refused]
         if brought.world is not None:

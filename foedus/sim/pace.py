@@ -24,7 +24,7 @@ from foedus.core.batches import processed, taken
 from foedus.core.method import Contribution, Vectors
 from foedus.core.select import Population, Sampler
 from foedus.core.timing import Hierarchical
-from foedus.core.values import Context, Update
+from foedus.core.values import NOTHING, Context, Update
 from foedus.errors import ConfigurationError
 from foedus.record.kept import Kept
 from foedus.sim.commit import Server
@@ -104,7 +104,8 @@ class Ground:
 
     def orders(self, number: int, state: RunState, cohort: Ints) -> Orders:
         """The orders of a round to some clients."""
-        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=self.down(state))
+        told = self.server.told(state)
+        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=self.down(state), told=told)
 
     def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
         """What the clients of some orders bring."""
@@ -120,6 +121,7 @@ class Ground:
         """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
         must know them before anybody has trained."""
         down = sum(self.server.sizes(state.weights)) + message_bytes(dict(self.down(state)))
+        down += sum(message_bytes(dict(told)) for told in self.server.told(state).values())
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
         clients, spec = self.job.clients.at(state.round + 1), self.job.algorithm.client
@@ -132,10 +134,14 @@ class Ground:
         job, vector = self.job, state.weights.vector
         method, part = job.algorithm.method, self.server.travels.get(UPDATE)
         layout = self.server.layout if part is None else part.layout
-        rules = [job.algorithm.aggregator, *(() if method is None else method.sides.values())]
+        rules = {UPDATE: job.algorithm.aggregator, **({} if method is None else method.sides)}
         empty, context = Update(np.zeros(layout.size, vector.dtype), 1.0), Context(job.seed, 0, 0, layout, layout.size)
+        told = self.server.told(state)
         averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
-        return averaged + sum(message_bytes(rule.encode(empty, context)) for rule in rules)
+        return averaged + sum(
+            message_bytes(rule.encode(empty, context._replace(told=told.get(channel, NOTHING))))
+            for channel, rule in rules.items()
+        )
 
 
 class _Called(NamedTuple):

@@ -14,6 +14,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.examples import Examples
 from foedus.core.scores import Watch
 from foedus.errors import ConfigurationError
+from foedus.privacy.ledger import Budget
 from foedus.record.export import Sink
 from foedus.sim.auto import Auto
 from foedus.sim.executors import auto, by_name
@@ -94,6 +95,7 @@ class Settings:
         local_curves: see :class:`LocalCurves`.
         adversary: clients that attack, and how; see :class:`Adversary`.
         watch: score every update, and keep out who is suspicious; see :class:`Watch`.
+        budget: of privacy; the run ends before it would be exceeded, see :class:`foedus.privacy.Budget`.
         sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
 
     Example:
@@ -113,6 +115,7 @@ class Settings:
     local_curves: LocalCurves | None = None
     adversary: Adversary | None = None
     watch: Watch | None = None
+    budget: Budget | None = None
     sinks: Sequence[Sink] = ()
 
     def __post_init__(self) -> None:
@@ -123,6 +126,7 @@ class Settings:
             ("world", World, "foedus.World(device=foedus.sim.world.phone)"),
             ("local_curves", LocalCurves, "foedus.LocalCurves()"),
             ("watch", Watch, "foedus.Watch(quarantine=foedus.quarantine(after=3))"),
+            ("budget", Budget, "foedus.privacy.Budget(epsilon=8.0, delta=1e-5)"),
             ("adversary", Adversary, "foedus.Adversary(clients=[0], attack=foedus.attacks.sign_flip())"),
         ):
             if (value := getattr(self, name)) is not None and not isinstance(value, kind):

@@ -32,6 +32,7 @@ class RunState:
     method: State = field(default_factory=dict)
     watch: State = field(default_factory=dict)  # scores so far, and the model's last movement
     timing: State = field(default_factory=dict)  # who is under way, where updates come at their own time
+    privacy: State = field(default_factory=dict)  # the ledger of what was released, where there is a budget
     sides: dict[str, State] = field(default_factory=dict)  # of the method's aggregators, by channel
     costs: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(COSTS))))
     simulated_seconds: float = 0.0
@@ -39,7 +40,7 @@ class RunState:
 
     def checkpoint(self, identity: str, executor: str) -> Checkpoint:
         arrays: dict[str, NDArray[Any]] = {"vector": self.weights.vector, "buffers": self.weights.buffers}
-        for part in ("server", "aggregator", "buffers", "method", "timing", "watch"):
+        for part in ("server", "aggregator", "buffers", "method", "timing", "watch", "privacy"):
             arrays |= {f"{part}.{name}": array for name, array in getattr(self, part).items()}
         for channel, state in self.sides.items():
             arrays |= {f"sides.{channel}/{name}": array for name, array in state.items()}
@@ -75,6 +76,7 @@ class RunState:
             method=part("method."),
             timing=part("timing."),
             watch=part("watch."),
+            privacy=part("privacy."),
             sides={channel: part(f"sides.{channel}/") for channel in channels},
             costs=costs,
             simulated_seconds=values["simulated_seconds"],

@@ -25,6 +25,7 @@ from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import NOTHING, Context, Message, State, Update
 from foedus.errors import ConfigurationError, FoedusError, SumOverflow, UpdateRefused
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.tree import Layout, Vector
 
 
@@ -54,6 +55,7 @@ class Orders:
         single: give back every client's update by itself, unmerged (``Outcome.given``).
         part: tells several orders of one round apart, whose batches are to differ (rounds within a round).
         scale: updates are multiplied by it before they are encoded (less than 1 for stale ones).
+        told: what the aggregators tell clients in this round, by channel (``Aggregator.tell``).
         following: int64, who trains in the round after this one, where that is known already: an executor may read
             their data meanwhile.
     """
@@ -69,6 +71,7 @@ class Orders:
     part: int = 0
     scale: float = 1.0
     following: NDArray[np.int64] | None = None
+    told: Mapping[str, Vectors] = field(default_factory=dict)
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
         """The orders for some slots of the cohort."""
@@ -330,6 +333,8 @@ class Collector:
             size=len(vector),
             channel=channel,
             kept=own,
+            told=self._orders.told.get(channel, NOTHING),
+            secret=known_to_all_who_know_the_seed,
         )
 
     def _layout(self, buffers: bool) -> Layout:

@@ -1,0 +1,82 @@
+"""A run's privacy budget: counts every round in the ledger, and says when the next one would be too much.
+
+The ledger lies in the run's state, and is written in the same checkpoint as the model that it counts; a run that goes
+on from there repeats its rounds to the byte, noise included, and counts them once.
+
+Not here: what a round is worth (``foedus.privacy``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from foedus.core.compose import Algorithm
+from foedus.core.select import Sampler
+from foedus.errors import NoGuarantee
+from foedus.privacy.claims import round_event
+from foedus.privacy.events import Event
+from foedus.privacy.ledger import Budget, Ledger, allows, charged, ledger_state, of_ledger_state, spent
+from foedus.sim.settings import Settings
+from foedus.sim.state import RunState
+
+
+class Spending(NamedTuple):
+    """What one round costs, and how much there is."""
+
+    budget: Budget
+    event: Event
+
+    def stop(self, state: RunState) -> str | None:
+        """Why there can be no further round, if so."""
+        ledger = of_ledger_state(state.privacy)
+        return None if allows(ledger, self.event, self.budget) else f"the privacy budget is spent: {self._told(ledger)}"
+
+    def charge(self, state: RunState, number: int) -> None:
+        """Count a round, before anything is made of it."""
+        ledger = charged(of_ledger_state(state.privacy), self.event, round=number, budget=self.budget)
+        state.privacy = ledger_state(ledger)
+
+    def line(self, state: RunState) -> dict[str, Any]:
+        """Figures of the round's record: ε by Rényi divergences of all so far."""
+        ledger = of_ledger_state(state.privacy)
+        return {"epsilon": spent(ledger, self.budget.delta), "delta": self.budget.delta}
+
+    def _told(self, ledger: Ledger) -> str:
+        rounds, budget = sum(count for _, count in ledger.counts), self.budget
+        if budget.planned:
+            return f"all that was planned has taken place ({rounds} rounds)"
+        return f"ε = {spent(ledger, budget.delta):.4g} of {budget.epsilon:g} at δ = {budget.delta:g}, {rounds} rounds"
+
+
+def spending(algorithm: Algorithm, sampler: Sampler, settings: Settings, *, buffers: bool) -> Spending | None:
+    """What a run spends; ``None`` if it has no budget.
+
+    Args:
+        algorithm: the run's.
+        sampler: who is asked.
+        settings: with the budget.
+        buffers: whether buffers are averaged.
+
+    Raises:
+        NoGuarantee: a round releases something that is not covered, or already the first would be too much.
+    """
+    budget = settings.budget
+    if budget is None:
+        return None
+    if settings.watch is not None:
+        raise NoGuarantee(
+            "Settings(watch=...) keeps clients out by what they and others sent, which says something about them. "
+            "Leave out the watch, or the budget"
+        )
+    if budget.hidden and settings.world is not None:
+        raise NoGuarantee(
+            "in a simulated world who is quick and at hand takes part, so that sampling cannot be counted. Leave out "
+            "world=..., or hidden=True"
+        )
+    found = Spending(budget, round_event(algorithm, sampler, hidden=budget.hidden, buffers=buffers))
+    if not allows(Ledger(), found.event, budget):
+        raise NoGuarantee(
+            f"already one round, {found.event}, is beyond the budget {budget.label}. More noise is needed: "
+            "foedus.calibrate() finds how much"
+        )
+    return found
