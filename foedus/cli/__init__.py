@@ -5,6 +5,7 @@
     foedus simulate module:object      run a federation
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
+    foedus privacy                     how private a plan is, and how much noise it takes
     foedus doctor                      what is installed, and what works
 
 A federation is a Python value (:class:`foedus.Federation`); every flag replaces one field of it. Errors of ours
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 import click
 
-from foedus.cli import compare, demo, doctor, export, new, plot, runs, simulate
+from foedus.cli import compare, demo, doctor, export, new, plot, privacy, runs, simulate
 from foedus.cli.verb import State
 from foedus.errors import ConfigurationError, FoedusError
 
@@ -33,7 +34,7 @@ def foedus() -> None:
     """
 
 
-for _verb in (compare, demo, doctor, export, new, plot, runs, simulate):
+for _verb in (compare, demo, doctor, export, new, plot, privacy, runs, simulate):
     foedus.add_command(_verb.command)
 
 

@@ -30,6 +30,7 @@ PACKAGES = {
     "scikit-learn": ("data", "the bundled data sets"),
     "pandas": ("data", "data frames"),
     "matplotlib": ("report", "figures"),
+    "dp-accounting": ("privacy", "privacy accounting"),
     "ray": ("ray", "the executor for clusters"),
     "tensorboard": ("tensorboard", "export"),
     "mlflow-skinny": ("mlflow", "export"),

@@ -21,7 +21,7 @@ from foedus.errors import NoGuarantee
 class Neighbours(StrEnum):
     """Which two situations cannot be told apart, up to (ε, δ)."""
 
-    ONE_CLIENT_MORE = "one client with all its data takes part, or does not"
+    ONE_CLIENT_MORE = "one client takes part with all its data, or does not, beside the same others"
     ANOTHER_UPDATE = "one client sends its update, or any other"
     ONE_CLIENT_BLANK = "one client contributes, or zeros in its place"
 
@@ -35,7 +35,7 @@ class Gaussian:
 
     Example:
         >>> Gaussian(1.1).neighbours.value
-        'one client with all its data takes part, or does not'
+        'one client takes part with all its data, or does not, beside the same others'
     """
 
     noise_multiplier: float

@@ -244,8 +244,8 @@ def adaptive(
     2021, "Differentially private learning with adaptive clipping", algorithm 1).
 
     Beside its update, a client sends whether it was within the bound C: b ∈ {0, 1}, as b − 1/2. The server adds noise
-    σ_b to their sum and moves C ← C · exp(−rate · (b̄ − quantile)). Both noises together cost what ``noise_multiplier`` = z
-    alone does, because updates get a little more: z_Δ = (z⁻² − (2 σ_b)⁻²)^(−1/2). All clients count the same.
+    σ_b to their sum and moves C ← C · exp(−rate · (b̄ − quantile)). Both noises together cost what ``noise_multiplier``
+    = z alone does, because updates get a little more: z_Δ = (z⁻² − (2 σ_b)⁻²)^(−1/2). All clients count the same.
 
     C travels to the clients beside the model. Updates are sent divided by it, on the grid of a bound of 1.
 
