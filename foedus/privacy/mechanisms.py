@@ -67,7 +67,8 @@ def grid(norm: float, noise_multiplier: float, size: int) -> float:
 def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
     """The clipped vector [entry] in whole steps of the grid, as float64, of norm at most ``norm / step``, exactly.
 
-    Squares of whole numbers below 2²⁶ add up exactly in float64, so that the bound is checked without rounding.
+    Squares of whole numbers add up exactly in float64 as long as the sum is below 2⁵³, so that the bound is checked
+    without rounding; beyond, it is kept with some room.
 
     Args:
         vector: finite, of norm at most ``norm``, about.
@@ -78,15 +79,22 @@ def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
         >>> on_grid(np.array([0.6, 0.8]), 1.0, 0.25).tolist()
         [2.0, 3.0]
     """
-    most, factor = (norm / step) ** 2, 1.0 / step
+    most, factor = _square(norm / step), 1.0 / step
     wide = vector.astype(np.float64)
     steps = np.rint(wide * factor)
     spare = 2.0**-40
-    while (squared := float(steps @ steps)) > most * (1 - 2.0**-50):
+    while (squared := float(steps @ steps)) > most:
         factor *= math.sqrt(most / squared) * (1 - spare)
         spare *= 2
         steps = np.rint(wide * factor)
     return steps
+
+
+def _square(length: float) -> int:
+    """The largest whole number that is at most the square of a length, less what adding up could round beyond 2⁵³."""
+    above, below = length.as_integer_ratio()
+    found = above**2 // below**2
+    return found if found < 2**53 else found - (found >> 40)
 
 
 class _Bound(NamedTuple):
@@ -121,7 +129,7 @@ class _Bound(NamedTuple):
         squared = float(steps @ steps)
         if not math.isfinite(squared):
             reason, told = Reason.NOT_FINITE, "has values that are not finite"
-        elif squared > (self.norm / self.step(len(vector))) ** 2:
+        elif squared > _square(self.norm / self.step(len(vector))):
             reason, told = Reason.NORM, f"is longer than the bound {self.norm:g} that clients are to keep"
         elif (steps != np.rint(steps)).any():
             reason, told = Reason.RANGE, f"is not on the grid of {self.step(len(vector)):g} that clients are to keep"

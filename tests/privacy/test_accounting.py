@@ -1,0 +1,188 @@
+"""Published figures come out, and accounting never becomes too cheap."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from scipy import optimize, stats
+
+pytest.importorskip("dp_accounting")
+
+from foedus.errors import ConfigurationError, NoGuarantee
+from foedus.privacy.accounting import pld, rdp
+from foedus.privacy.claims import Plan, calibrate, curve
+from foedus.privacy.events import Concentrated, Event, Gaussian, LocalGaussian, Neighbours, Sampled, Tree
+
+ABADI = [(Sampled(0.01, Gaussian(4.0)), 10_000)]
+GBOARD = 0.81  # ρ of the es-ES model
+ONCE = 341_000**-1.1
+
+
+@pytest.mark.parametrize(
+    ("history", "delta", "epsilon"),
+    [
+        (ABADI, 1e-5, 1.036),
+        ([(Concentrated(GBOARD), 1)], 1e-10, 8.922),
+        ([(Gaussian((2 * GBOARD) ** -0.5), 1)], 1e-10, 8.922),
+        ([(Gaussian(0.0496), 1)], ONCE, 308.6),
+        ([(Gaussian(0.0986), 1)], ONCE, 103.3),
+        ([(Gaussian(0.2317), 1)], ONCE, 30.9),
+        ([(Sampled(100 / 3400, Gaussian(1.0)), 1500)], 1 / 3400, 6.70),
+        ([(Tree(7.0, steps=2000), 1)], 1e-6, 2.281),
+    ],
+)
+def test_published_figures_by_rdp(history: list[tuple[Event, int]], delta: float, epsilon: float) -> None:
+    assert rdp(history, delta) == pytest.approx(epsilon, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("history", "delta", "epsilon"),
+    [
+        ([(Gaussian((2 * GBOARD) ** -0.5), 1)], 1e-10, 8.549),
+        ([(Gaussian(0.0496), 1)], ONCE, 299.0),
+        ([(Gaussian(0.0986), 1)], ONCE, 99.2),
+        ([(Gaussian(0.2317), 1)], ONCE, 29.3),
+        ([(Sampled(100 / 3400, Gaussian(1.0)), 1500)], 1 / 3400, 5.97),
+    ],
+)
+def test_published_figures_by_pld(history: list[tuple[Event, int]], delta: float, epsilon: float) -> None:
+    assert pld(history, delta) == pytest.approx(epsilon, rel=1.5e-3)
+
+
+@pytest.mark.slow
+def test_abadi_et_al_by_pld_is_0_960_on_a_coarse_grid_and_less_on_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pld(ABADI, 1e-5) == pytest.approx(0.947, abs=1e-3)
+    monkeypatch.setattr("foedus.privacy.accounting._FINEST", 1e-3 / rdp(ABADI, 1e-5))
+    from foedus.privacy import accounting
+
+    accounting._pld.cache_clear()
+    assert pld(ABADI, 1e-5) == pytest.approx(0.960, abs=2e-3)
+    accounting._pld.cache_clear()
+
+
+def test_tree_aggregation_is_about_a_client_replaced_by_zeros() -> None:
+    assert Tree(7.0, steps=2000).neighbours is Neighbours.ONE_CLIENT_BLANK
+    with pytest.raises(NoGuarantee, match="different neighbours"):
+        rdp([(Tree(7.0, steps=2000), 1), (Gaussian(7.0), 1)], 1e-6)
+
+
+# --- against oracles ----------------------------------------------------------------------------------------
+
+
+def gaussian_epsilon(z: float, delta: float) -> float:
+    """The exact ε of one Gaussian (Balle & Wang 2018, theorem 8), by root finding."""
+
+    def excess(epsilon: float) -> float:
+        a, b = 1 / (2 * z), epsilon * z
+        return float(stats.norm.cdf(a - b) - np.exp(epsilon + stats.norm.logcdf(-a - b)) - delta)
+
+    return float(optimize.brentq(excess, 0, 500))
+
+
+@pytest.mark.parametrize("z", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("count", [1, 9])
+def test_both_accountants_bound_the_exact_figure_of_gaussians(z: float, count: int) -> None:
+    exact = gaussian_epsilon(z / np.sqrt(count), 1e-5)
+    history = [(Gaussian(z), count)]
+    assert exact <= pld(history, 1e-5) <= 1.01 * exact + 1e-4
+    assert exact <= rdp(history, 1e-5) <= 1.2 * exact + 0.05
+
+
+def test_local_noise_is_worth_half_its_multiplier() -> None:
+    assert rdp([(LocalGaussian(8.0), 3)], 1e-5) == rdp([(Gaussian(4.0), 3)], 1e-5)
+
+
+events = st.one_of(
+    st.builds(Gaussian, st.floats(0.3, 20)),
+    st.builds(Sampled, st.floats(0.001, 1), st.builds(Gaussian, st.sampled_from([0.7, 1.0, 2.5]))),
+    st.builds(Concentrated, st.floats(0.001, 2)),
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(events, st.integers(1, 50)), min_size=1, max_size=3), events, st.floats(1e-9, 0.1))
+def test_more_releases_never_cost_less(history: list[tuple[Event, int]], more: Event, delta: float) -> None:
+    spent = rdp(history, delta)
+    assert 0 <= spent <= rdp([*history, (more, 1)], delta)
+    assert rdp(history, delta / 10) >= spent
+    assert rdp(list(reversed(history)), delta) == pytest.approx(spent, rel=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.001, 0.5), st.sampled_from([0.7, 1.0, 3.0]), st.integers(1, 100))
+def test_sampling_never_costs_more_than_no_sampling(rate: float, z: float, count: int) -> None:
+    assert rdp([(Sampled(rate, Gaussian(z)), count)], 1e-5) <= rdp([(Gaussian(z), count)], 1e-5) * (1 + 1e-9)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert rdp([], 1e-5) == pld([], 1e-5) == rdp([(Gaussian(1.0), 0)], 1e-5) == 0
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("account", [rdp, pld])
+def test_what_is_unknown_is_refused(account: object) -> None:
+    assert callable(account)
+    with pytest.raises(NoGuarantee, match="no event that can be accounted for"):
+        account([("noise", 1)], 1e-5)
+    for delta in (0.0, 1.0, -1.0):
+        with pytest.raises(ConfigurationError, match="delta"):
+            account([(Gaussian(1.0), 1)], delta)
+    with pytest.raises(ConfigurationError, match="how often"):
+        account([(Gaussian(1.0), -1)], 1e-5)
+
+
+def test_no_privacy_loss_distribution_is_made_up() -> None:
+    for event in (Concentrated(1.0), Tree(1.0, 5)):
+        with pytest.raises(NoGuarantee, match="use rdp"):
+            pld([(event, 1)], 1e-5)
+
+
+def test_sampling_of_local_noise_and_impossible_rates_are_no_events() -> None:
+    with pytest.raises(NoGuarantee, match="clients that the server sees"):
+        Sampled(0.1, LocalGaussian(1.0))  # type: ignore[arg-type]
+    with pytest.raises(NoGuarantee, match="rate"):
+        Sampled(1.5, Gaussian(1.0))
+
+
+# --- plans --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_calibrated_noise_keeps_the_target_and_hardly_more(epsilon: float, hidden: bool) -> None:
+    z = calibrate(epsilon, 1e-5, rounds=30, cohort=20, population=1000, hidden=hidden)
+    plan = Plan(noise_multiplier=z, rounds=30, cohort=20, population=1000, hidden=hidden)
+    assert rdp(plan.history, 1e-5) <= epsilon
+    less = Plan(noise_multiplier=z * 0.999, rounds=30, cohort=20, population=1000, hidden=hidden)
+    assert rdp(less.history, 1e-5) > epsilon
+
+
+def test_sampling_counts_only_if_hidden() -> None:
+    seen, hidden = (
+        Plan(noise_multiplier=1.0, rounds=10, cohort=10, population=1000, hidden=hidden) for hidden in (False, True)
+    )
+    assert seen.event == Gaussian(1.0)
+    assert hidden.event == Sampled(0.01, Gaussian(1.0))
+    with pytest.raises(ConfigurationError, match="population=..."):
+        Plan(noise_multiplier=1.0, rounds=10, cohort=10, hidden=True)
+    with pytest.raises(ConfigurationError, match="does not fit"):
+        Plan(noise_multiplier=1.0, rounds=10, cohort=10, population=5)
+
+
+def test_a_curve_rises_to_the_end_of_the_plan() -> None:
+    plan = Plan(noise_multiplier=2.0, rounds=70, cohort=10)
+    points = curve(plan, 1e-5, points=7)
+    assert [p.round for p in points] == [10, 20, 30, 40, 50, 60, 70]
+    assert np.all(np.diff([p.epsilon for p in points]) > 0)
+    assert points[-1].epsilon == rdp(plan.history, 1e-5)
+    assert [p.round for p in curve(Plan(noise_multiplier=2.0, rounds=3, cohort=1), 1e-5, points=9)] == [1, 2, 3]
+
+
+def test_an_epsilon_that_no_noise_gives_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no noise gives"):
+        calibrate(1e-9, 1e-12, rounds=10**6, cohort=10)

@@ -1,0 +1,105 @@
+"""What may be claimed for an algorithm, and that everything else is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import foedus as fd
+from foedus.core.compose import composed
+from foedus.core.drift import scaffold
+from foedus.core.method import averaging
+from foedus.core.select import Sampler
+from foedus.errors import NoGuarantee
+from foedus.privacy.claims import round_event, seen_by_nobody
+from foedus.privacy.events import Gaussian, LocalGaussian, Sampled
+from foedus.privacy.mechanisms import adaptive, central, local
+
+RULE = central(clip=1.0, noise_multiplier=2.0, cohort=40)
+LOCAL = fd.chain(local(clip=1.0, noise_multiplier=2.0), fd.mean())
+POISSON = fd.poisson(0.05)
+
+
+def algorithm(rule: fd.Aggregator = RULE, **parts: Any) -> fd.Algorithm:
+    return fd.fedavg(fd.local_sgd(0.1), aggregator=rule, **parts)
+
+
+@pytest.mark.parametrize("rule", [RULE, adaptive(noise_multiplier=2.0, cohort=100), fd.chain(fd.rotate(), RULE)])
+def test_poisson_sampling_counts_if_it_is_hidden_and_only_then(rule: fd.Aggregator) -> None:
+    assert round_event(algorithm(rule), POISSON, hidden=True) == Sampled(0.05, Gaussian(2.0))
+    assert round_event(algorithm(rule), POISSON) == Gaussian(2.0)
+    assert round_event(algorithm(rule), fd.uniform(10)) == Gaussian(2.0)
+    assert round_event(algorithm(rule), fd.poisson(1.0), hidden=True) == Gaussian(2.0)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        fd.uniform(10),
+        fd.everybody(),
+        fd.by_data(3),
+        fd.always([0], fd.poisson(0.05)),
+        fd.available(lambda round: np.arange(5), fd.poisson(0.05)),
+    ],
+    ids=lambda s: s.label,
+)
+def test_no_other_sampling_counts(sampler: Sampler) -> None:
+    with pytest.raises(NoGuarantee, match="does not let every client take part by itself"):
+        round_event(algorithm(), sampler, hidden=True)
+
+
+def test_sampling_never_counts_for_local_noise() -> None:
+    assert round_event(algorithm(LOCAL), POISSON) == LocalGaussian(2.0)
+    with pytest.raises(NoGuarantee, match="the server, which sees who takes part"):
+        round_event(algorithm(LOCAL), POISSON, hidden=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (algorithm(fd.mean()), "adds no noise, so that nothing is private"),
+        (algorithm(fd.chain(fd.clip(1.0), fd.mean(weighted=False))), "adds no noise"),
+        (algorithm(fd.median()), "adds no noise"),
+        (algorithm(timing=fd.buffered(5)), "takes whoever comes first"),
+        (algorithm(timing=fd.asynchronous()), "takes whoever comes first"),
+    ],
+)
+def test_what_is_not_covered_is_refused(made: fd.Algorithm, told: str) -> None:
+    with pytest.raises(NoGuarantee, match=told):
+        round_event(made, POISSON)
+
+
+def test_methods_that_send_more_than_updates_need_noise_there_too() -> None:
+    bare = replace(scaffold(fd.local_sgd(0.1)), aggregator=RULE)
+    with pytest.raises(NoGuarantee, match="which adds no noise"):
+        round_event(bare, POISSON)
+    assert bare.method is not None
+    covered = bare.method._replace(sides={name: RULE for name in bare.method.sides})
+    sums = 1 + len(covered.sides)
+    found = round_event(replace(bare, method=covered), POISSON)
+    assert isinstance(found, Gaussian)
+    assert found.noise_multiplier == pytest.approx(2.0 / sums**0.5)
+    assert round_event(composed(fd.local_sgd(0.1), averaging(), aggregator=RULE), POISSON) == Gaussian(2.0)
+
+
+def test_averaged_buffers_are_not_covered_by_the_noise_on_updates() -> None:
+    with pytest.raises(NoGuarantee, match="buffers"):
+        round_event(algorithm(), POISSON, buffers=True)
+    both = replace(algorithm(), buffers=RULE)
+    found = round_event(both, POISSON, buffers=True)
+    assert isinstance(found, Gaussian)
+    assert found.noise_multiplier == pytest.approx(2.0 / 2**0.5)
+
+
+def test_edges_that_only_add_up_change_nothing() -> None:
+    assert round_event(algorithm(timing=fd.hierarchical(3)), POISSON) == Gaussian(2.0)
+
+
+def test_who_adds_the_noise_decides_whether_a_round_of_nobody_is_seen() -> None:
+    assert seen_by_nobody(RULE)
+    assert seen_by_nobody(fd.chain(fd.rotate(), RULE))
+    assert not seen_by_nobody(LOCAL)
+    assert not seen_by_nobody(fd.mean())

@@ -1,0 +1,168 @@
+"""The noise is the discrete Gaussian to the last bit that matters, and comes from where it should."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from foedus.core.values import Context
+from foedus.errors import ConfigurationError
+from foedus.privacy.noise import (
+    _parts,
+    _table,
+    discrete_gaussian,
+    keyed,
+    known_to_all_who_know_the_seed,
+    source,
+    system,
+)
+
+COUNTED = Context(seed=11, round=3, client=-1, secret=known_to_all_who_know_the_seed)
+
+
+def draws(count: int, sigma: float, purpose: str = "test") -> NDArray[np.int64]:
+    return discrete_gaussian(COUNTED, purpose, np.zeros(count), sigma=sigma)
+
+
+def masses(sigma: float) -> NDArray[np.float64]:
+    """P(x) for x = −13 σ … 13 σ, by the definition."""
+    x = np.arange(-math.ceil(13 * sigma), math.ceil(13 * sigma) + 1)
+    p = np.exp(-(x**2) / (2 * sigma**2))
+    return np.asarray(p / p.sum())
+
+
+def far_from(found: NDArray[np.int64], sigma: float) -> float:
+    """The p-value of a χ² test of draws against the discrete Gaussian."""
+    p = masses(sigma)
+    reach = len(p) // 2
+    seen = np.bincount(found + reach, minlength=len(p))
+    common = p * len(found) >= 20
+    observed, expected = [np.append(a[common], a[~common].sum()) for a in (seen, p * len(found))]
+    kept = expected > 0
+    return float(stats.chisquare(observed[kept], expected[kept] * observed[kept].sum() / expected[kept].sum()).pvalue)
+
+
+# --- the distribution ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 3.7, 40.0])
+def test_the_table_is_the_distribution_to_less_than_1e_15(sigma: float) -> None:
+    """Σ |p − q| / 2 of what is drawn and of the definition in 60 digits, the tail that is cut off included."""
+    with localcontext() as exact:
+        exact.prec = 60
+        weights = [(-(Decimal(n) ** 2) / (2 * Decimal(sigma) ** 2)).exp() for n in range(math.ceil(40 * sigma))]
+        total = weights[0] + 2 * sum(weights[1:])
+        wanted = [weights[0] / total] + [2 * w / total for w in weights[1:]]
+        bounds = [0, *_table(sigma).thresholds, 1 << 127]
+        got = [Decimal(b - a) / (1 << 127) for a, b in zip(bounds, bounds[1:], strict=False)]
+        got += [Decimal(0)] * (len(wanted) - len(got))
+        assert sum(abs(a - b) for a, b in zip(wanted, got, strict=True)) / 2 < Decimal("1e-35")
+
+
+@pytest.mark.parametrize("sigma", [1500.0, 5000.0, 131072.0])
+def test_large_ones_are_put_together_without_a_trace(sigma: float) -> None:
+    """x + 128 y has the probabilities of one discrete Gaussian, to rounding."""
+    (small, one), (large, stride) = _parts(sigma)
+    assert (one, stride) == (1, 128)
+    assert math.hypot(small, 128 * large) == pytest.approx(sigma, rel=1e-14)
+    x = np.arange(-20, 21) * (int(sigma) // 7)
+    y = np.arange(-math.ceil(12 * large), math.ceil(12 * large) + 1)
+    joint = np.exp(-((x[:, None] - 128 * y) ** 2) / (2 * small**2) - y**2 / (2 * large**2)).sum(1)
+    one_draw = np.exp(-(x**2) / (2 * sigma**2))
+    np.testing.assert_allclose(joint / joint[20], one_draw, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 11.3])
+def test_draws_pass_a_chi_square_test(sigma: float) -> None:
+    assert far_from(draws(200_000, sigma), sigma) > 1e-3
+    assert far_from(draws(200_000, sigma), 1.02 * sigma) < 1e-6, "the test would notice 2 %"
+
+
+def test_sums_of_ten_shares_are_a_discrete_gaussian() -> None:
+    shares = sum((draws(100_000, 4.0, f"share {i}") for i in range(10)), np.zeros(100_000, np.int64))
+    assert far_from(shares, 4.0 * math.sqrt(10)) > 1e-3
+
+
+@pytest.mark.parametrize("sigma", [700.0, 3000.0, 2.0**20])
+def test_large_draws_are_normal_and_independent(sigma: float) -> None:
+    found = draws(100_000, sigma) / sigma
+    assert stats.kstest(found, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 0.015
+    assert abs(np.corrcoef(np.abs(found), np.sign(found))[0, 1]) < 0.015
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def test_where_the_first_word_does_not_decide_the_second_does(offset: int) -> None:
+    """A threshold hit to the last of 127 bits: one below it is still the smaller magnitude."""
+    table = _table(3.0)
+    for magnitude, threshold in enumerate(table.thresholds[:8]):
+        value = threshold + offset
+        words = {"test/0": value >> 64 << 1, "test/0/second": value & (2**64 - 1)}
+
+        def crafted(context: Context, purpose: str, about: NDArray[np.float64], count: int) -> NDArray[np.uint64]:
+            return np.full(count, words[purpose], np.uint64)  # noqa: B023  # called before the loop goes on
+
+        found = discrete_gaussian(COUNTED._replace(secret=crafted), "test", np.zeros(2), sigma=3.0)
+        assert found.tolist() == [magnitude + (offset >= 0)] * 2
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 0.1, math.nan, math.inf, 2.0**50])
+def test_deviations_that_cannot_be_are_refused(sigma: float) -> None:
+    with pytest.raises(ConfigurationError, match="sigma"):
+        draws(1, sigma)
+
+
+# --- where words come from ----------------------------------------------------------------------------------
+
+
+def test_the_default_is_the_operating_system_and_never_repeats() -> None:
+    bare = Context(seed=11, round=3, client=-1)
+    assert source(bare) is system
+    one, other = (discrete_gaussian(bare, "test", np.zeros(50), sigma=100.0) for _ in range(2))
+    assert (one != other).any()
+
+
+def test_noise_known_from_the_seed_is_a_function_of_who_when_and_what_for() -> None:
+    sent = [
+        draws(50, 9.0).tolist(),
+        draws(50, 9.0, "other").tolist(),
+        *(
+            discrete_gaussian(COUNTED._replace(**change), "test", np.zeros(50), sigma=9.0).tolist()
+            for change in ({"seed": 12}, {"round": 4}, {"client": 0}, {"channel": "buffers"})
+        ),
+    ]
+    assert sent[0] == draws(50, 9.0).tolist()
+    assert len({tuple(row) for row in sent}) == len(sent)
+
+
+def test_a_keyed_source_repeats_itself_only_for_the_very_same() -> None:
+    """Another sum in the same round never gets the same noise, which a subtraction would lay bare."""
+    about, context = np.arange(6.0), Context(seed=0, round=1, client=2)
+    draw, another = keyed(b"a" * 32), keyed(b"b" * 32)
+    first = draw(context, "sum", about, 4).tolist()
+    assert draw(context._replace(seed=99), "sum", about.copy(), 4).tolist() == first, "the public seed does not enter"
+    others = [
+        another(context, "sum", about, 4),
+        draw(context._replace(round=2), "sum", about, 4),
+        draw(context._replace(client=3), "sum", about, 4),
+        draw(context._replace(channel="buffers"), "sum", about, 4),
+        draw(context, "bit", about, 4),
+        draw(context, "sum", about + 2.0**-40, 4),
+        draw(context, "sum", about.astype(np.float32), 4),
+        draw(context, "sum", about[:-1], 4),
+    ]
+    assert all(other.tolist() != first for other in others)
+    assert draw(context, "sum", about, 9).tolist()[:4] == first
+
+
+def test_a_key_is_long_and_never_shown() -> None:
+    with pytest.raises(ConfigurationError, match="32 secret bytes"):
+        keyed(b"short")
+    assert "aaaa" not in repr(keyed(b"a" * 32))
+    assert pickle.loads(pickle.dumps(keyed(b"a" * 32))) == keyed(b"a" * 32)
