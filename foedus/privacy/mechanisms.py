@@ -263,7 +263,8 @@ def adaptive(
         start: the bound C of the first round.
         quantile: the share of updates that is to be within the bound.
         rate: how fast C moves.
-        bit_noise: σ_b; by default ``cohort / 20``, as in the paper (section 3.1).
+        bit_noise: σ_b; by default ``cohort / 20``, as in the paper (section 3.1), but no less than z, since small cohorts
+            would have to spend everything on their bits.
 
     Raises:
         NoGuarantee: σ_b is so small that the bits alone would cost more than z.
@@ -277,7 +278,7 @@ def adaptive(
     _check(start, noise_multiplier, cohort)
     check_number("quantile", quantile, above=True, below=1)
     check_number("rate", rate, above=True)
-    sigma = cohort / 20 if bit_noise is None else bit_noise
+    sigma = max(cohort / 20, noise_multiplier) if bit_noise is None else bit_noise
     check_number("bit_noise", sigma, above=True)
     own = _Bound(1.0, update_noise(noise_multiplier, sigma))
     bit = _Bound(0.5, 2 * sigma)

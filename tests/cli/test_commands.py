@@ -242,7 +242,7 @@ def test_new_then_simulate_as_a_newcomer_would(tmp_path: Path) -> None:
 
 
 def test_every_verb_has_help_with_examples() -> None:
-    assert set(group.commands) == {"compare", "demo", "doctor", "export", "new", "plot", "runs", "simulate"}
+    assert set(group.commands) == {"compare", "demo", "doctor", "export", "new", "plot", "privacy", "runs", "simulate"}
     for name, command in group.commands.items():
         assert isinstance(command, Verb)
         assert command.examples, name
@@ -266,3 +266,31 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_stopping_is_no_error_message(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "own.py").write_text("def federation():\n    raise KeyboardInterrupt\n")
     assert run(["simulate", "own.py"]) == 130
+
+
+# --- privacy ------------------------------------------------------------------------------------------------
+
+
+def test_privacy_prints_the_cost_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dp_accounting")
+    words = "--noise-multiplier 1 --rounds 1500 --cohort 100 --population 3400 --hidden --delta 0.000294118 --points 2"
+    assert run(["privacy", *words.split()]) == 0
+    told = capsys.readouterr().out
+    assert "poisson(0.02941) that nobody sees" in told
+    assert [line.split() for line in told.splitlines()][-1] == ["1500", "6.697", "5.969"]
+
+
+def test_privacy_finds_the_noise_for_an_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dp_accounting")
+    assert run(["privacy", "--epsilon", "8", "--rounds", "50", "--cohort", "10", "--delta", "1e-4", "--points", "1"]) == 0
+    told = capsys.readouterr().out
+    z = fd.calibrate(8.0, 1e-4, rounds=50, cohort=10)
+    assert f"noise multiplier {z:.4f}" in told
+    assert "sampling does not count" in told
+
+
+@pytest.mark.parametrize("more", ["", "--epsilon 8 --noise-multiplier 1", "--epsilon 8 --hidden", "--epsilon -1"])
+def test_privacy_says_what_is_missing(more: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dp_accounting")
+    assert run(["privacy", *f"--rounds 5 --cohort 10 --delta 1e-4 {more}".split()]) == 2
+    assert "foedus:" in capsys.readouterr().err

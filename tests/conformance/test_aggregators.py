@@ -77,7 +77,8 @@ PRIVATE = [
     chain(local(clip=1.0, noise_multiplier=0.5), mean()),
     chain(local(clip=1.0, noise_multiplier=0.5), median()),
 ]
-MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, *COMPRESSED, *PRIVATE, chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
+CLIPPED = [chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
+MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, *COMPRESSED, *PRIVATE, *CLIPPED]
 SUMS = [m for m in MEMBERS if m.additive]
 IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
 

@@ -168,7 +168,7 @@ def test_sampling_counts_only_if_hidden() -> None:
     )
     assert seen.event == Gaussian(1.0)
     assert hidden.event == Sampled(0.01, Gaussian(1.0))
-    with pytest.raises(ConfigurationError, match="population=..."):
+    with pytest.raises(ConfigurationError, match=r"population=\.\.\."):
         Plan(noise_multiplier=1.0, rounds=10, cohort=10, hidden=True)
     with pytest.raises(ConfigurationError, match="does not fit"):
         Plan(noise_multiplier=1.0, rounds=10, cohort=10, population=5)

@@ -77,7 +77,7 @@ def test_methods_that_send_more_than_updates_need_noise_there_too() -> None:
     with pytest.raises(NoGuarantee, match="which adds no noise"):
         round_event(bare, POISSON)
     assert bare.method is not None
-    covered = bare.method._replace(sides={name: RULE for name in bare.method.sides})
+    covered = bare.method._replace(sides=dict.fromkeys(bare.method.sides, RULE))
     sums = 1 + len(covered.sides)
     found = round_event(replace(bare, method=covered), POISSON)
     assert isinstance(found, Gaussian)

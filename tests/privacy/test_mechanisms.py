@@ -209,7 +209,8 @@ def test_the_share_for_updates_is_the_published_figure() -> None:
     assert update_noise(1.0, 100 / 20) == pytest.approx(1.00504, abs=5e-6)
     assert adaptive(noise_multiplier=1.0, cohort=100).event == Gaussian(1.0)
     with pytest.raises(NoGuarantee, match="leaves nothing"):
-        adaptive(noise_multiplier=1.0, cohort=10)
+        adaptive(noise_multiplier=1.0, cohort=10, bit_noise=0.5)
+    assert adaptive(noise_multiplier=1.0, cohort=10).event == Gaussian(1.0)
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=8), st.floats(0.2, 0.8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 from decimal import Decimal, localcontext
@@ -59,8 +60,8 @@ def test_the_table_is_the_distribution_to_less_than_1e_15(sigma: float) -> None:
         weights = [(-(Decimal(n) ** 2) / (2 * Decimal(sigma) ** 2)).exp() for n in range(math.ceil(40 * sigma))]
         total = weights[0] + 2 * sum(weights[1:])
         wanted = [weights[0] / total] + [2 * w / total for w in weights[1:]]
-        bounds = [0, *_table(sigma).thresholds, 1 << 127]
-        got = [Decimal(b - a) / (1 << 127) for a, b in zip(bounds, bounds[1:], strict=False)]
+        bounds = itertools.pairwise([0, *_table(sigma).thresholds, 1 << 127])
+        got = [Decimal(b - a) / (1 << 127) for a, b in bounds]
         got += [Decimal(0)] * (len(wanted) - len(got))
         assert sum(abs(a - b) for a, b in zip(wanted, got, strict=True)) / 2 < Decimal("1e-35")
 

@@ -36,16 +36,15 @@ def clients(*, broken: tuple[int, ...] = ()) -> fd.Clients:
 
 def simulated(folder: Path, rule: fd.Aggregator = RULE, **changes: Any) -> fd.Run:
     """A run; ``changes`` of its settings, or of rounds, cohort and clients."""
-    own = {"rounds": 60, "cohort": fd.poisson(0.15), "clients": clients()}
+    own: dict[str, Any] = {"rounds": 60, "cohort": fd.poisson(0.15), "clients": clients()}
     own |= {name: changes.pop(name) for name in list(changes) if name in own}
+    population = own.pop("clients")
     settings = fd.Settings(
         folder=folder, progress=False, checkpoint_seconds=0.0, executor=fd.executors.debug(), budget=BUDGET
     )
     task = fd.Task(logistic(3, 2), metrics=[fd.accuracy])
     algorithm = fd.fedavg(fd.local_sgd(lr=0.3, batch_size=5), aggregator=rule)
-    population = own.pop("clients")
-    return fd.simulate(task, algorithm, population, settings=replace(settings, **changes), **own)  # type:
-    ignore[arg - type]
+    return fd.simulate(task, algorithm, population, settings=replace(settings, **changes), **own)
 
 
 def checkpoint(folder: Path) -> Checkpoint:
