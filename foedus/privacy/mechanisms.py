@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, Shortcut, lift, mean, unlift
 from foedus.core.checks import check_number
-from foedus.core.stage import Stage, clip, same
+from foedus.core.stage import Stage, same
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
 from foedus.privacy.events import Gaussian, LocalGaussian
@@ -65,29 +65,44 @@ def grid(norm: float, noise_multiplier: float, size: int) -> float:
 
 
 def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
-    """The clipped vector [entry] in whole steps of the grid, as float64, of norm at most ``norm / step``, exactly.
+    """A vector [entry] clipped, in whole steps of the grid, as float64: its norm is at most ``norm / step``, exactly.
 
     Squares of whole numbers add up exactly in float64 as long as the sum is below 2⁵³, so that the bound is checked
     without rounding; beyond, it is kept with some room.
 
     Args:
-        vector: finite, of norm at most ``norm``, about.
+        vector: of any length.
         norm: the bound.
         step: of the grid; a power of two.
 
+    Raises:
+        SumOverflow: a value is not finite.
+
     Example:
-        >>> on_grid(np.array([0.6, 0.8]), 1.0, 0.25).tolist()
-        [2.0, 3.0]
+        >>> on_grid(np.array([3.0, 4.0]), 1.0, 0.0625).tolist()
+        [9.0, 12.0]
     """
-    most, factor = _square(norm / step), 1.0 / step
-    wide = vector.astype(np.float64)
-    steps = np.rint(wide * factor)
-    spare = 2.0**-40
-    while (squared := float(steps @ steps)) > most:
+    most, wide = _square(norm / step), vector.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = _squared(wide) / step**2
+    if not math.isfinite(squared):
+        raise SumOverflow("an update that is not finite cannot be clipped")
+    factor = 1 / step
+    spare = 1 / max(math.sqrt(most), 2.0)  # by about so much the rounding of single entries may lengthen an update
+    if squared > most:
+        left = max(most - len(wide) / 12, most / 4)  # rounding adds 1/12 to the square of an entry, on average
+        factor *= math.sqrt(left / squared) * (1 - spare)
+    steps = np.multiply(wide, factor)
+    while (squared := _squared(np.rint(steps, out=steps))) > most:
         factor *= math.sqrt(most / squared) * (1 - spare)
-        spare *= 2
-        steps = np.rint(wide * factor)
+        spare = min(2 * spare, 0.5)
+        np.multiply(wide, factor, out=steps)
     return steps
+
+
+def _squared(steps: NDArray[np.float64]) -> float:
+    """The squared norm; the same for any number of threads, which BLAS's own is not."""
+    return float(np.square(steps).sum())
 
 
 def _square(length: float) -> int:
@@ -108,8 +123,7 @@ class _Bound(NamedTuple):
 
     def clipped(self, vector: Vector) -> NDArray[np.float64]:
         """The vector [entry] clipped and put on the grid, in steps."""
-        short = clip(self.norm).encode(Update(vector, 1.0), _NOWHERE).vector
-        return on_grid(short, self.norm, self.step(len(vector)))
+        return on_grid(vector, self.norm, self.step(len(vector)))
 
     def noisy(self, steps: NDArray[np.float64], purpose: str, context: Context) -> NDArray[np.float64]:
         """Whole steps [entry] with noise, back in the units of the norm."""
@@ -126,7 +140,7 @@ class _Bound(NamedTuple):
     def check(self, vector: NDArray[Any], context: Context) -> None:
         """Refuse what arrived if it is not on the grid, or longer than the bound: no client of ours sent it."""
         steps = vector.astype(np.float64) / self.step(len(vector))
-        squared = float(steps @ steps)
+        squared = _squared(steps)
         if not math.isfinite(squared):
             reason, told = Reason.NOT_FINITE, "has values that are not finite"
         elif squared > _square(self.norm / self.step(len(vector))):
@@ -136,9 +150,6 @@ class _Bound(NamedTuple):
         else:
             return
         raise UpdateRefused(f"the update of client {context.client} {told}", client=context.client, reason=reason)
-
-
-_NOWHERE = Context(seed=0, round=0, client=0)
 
 
 def _dtype(vector: Vector, most: float) -> np.dtype[Any]:
@@ -263,8 +274,8 @@ def adaptive(
         start: the bound C of the first round.
         quantile: the share of updates that is to be within the bound.
         rate: how fast C moves.
-        bit_noise: σ_b; by default ``cohort / 20``, as in the paper (section 3.1), but no less than z, since small cohorts
-            would have to spend everything on their bits.
+        bit_noise: σ_b; by default ``cohort / 20``, as in the paper (section 3.1), but no less than z, since small
+            cohorts would have to spend everything on their bits.
 
     Raises:
         NoGuarantee: σ_b is so small that the bits alone would cost more than z.
@@ -288,10 +299,7 @@ def adaptive(
     def encode(update: Update, context: Context) -> Message:
         norm = _told(context)
         vector = update.vector.astype(np.float64) / norm
-        length = math.sqrt(float(vector @ vector))
-        if not math.isfinite(length):
-            raise SumOverflow("an update that is not finite cannot be clipped")
-        inside = 0.5 if length <= 1 else -0.5
+        inside = 0.5 if _squared(vector) <= 1 else -0.5
         steps = own.clipped(vector) * own.step(len(vector))
         joined = np.append(steps, inside).astype(_dtype(update.vector, 1 / own.step(len(vector))))
         return added.encode(Update(joined, 1.0), context)

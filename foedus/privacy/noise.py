@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.checks import check_number
+from foedus.core.coding import blocks
 from foedus.core.random import bits, key
 from foedus.core.values import Context, Secret
 from foedus.errors import ConfigurationError
@@ -50,6 +51,7 @@ _STRIDE = 128  # x + 128 y for larger ones
 _TAIL = 13  # standard deviations, beyond which nothing is drawn
 _BITS = 127  # of the table's thresholds: 63 in the first word, 64 in the second
 _GUARD = 64  # bits more while the table is made
+_GUIDE = 16  # first bits by which a place in the table is found
 
 
 # --- where words come from ----------------------------------------------------------------------------------
@@ -182,23 +184,37 @@ def _draws(wanted: _Wanted, sigma: float) -> NDArray[np.int64]:
     """Draws by one table: a word's first 63 bits find the magnitude, its last bit is the sign."""
     table = _table(sigma)
     words = wanted.words(len(wanted.about))
-    first = words >> np.uint64(1)
-    found = np.searchsorted(table.first, first, side="right")
-    undecided = np.flatnonzero((found > 0) & (table.first[np.maximum(found, 1) - 1] == first))
-    if len(undecided):  # one draw in 10¹⁵: the first 63 bits are those of a threshold
-        more = wanted.words(len(undecided), "/second")
-        found[undecided] = [
-            table.find(int(first[place]), int(word)) for place, word in zip(undecided, more, strict=True)
-        ]
-    sign = 1 - 2 * (words & np.uint64(1)).astype(np.int64)
-    return sign * found
+    found = np.empty(len(words), np.int64)
+    undecided: list[int] = []
+    for place in blocks(len(words)):
+        first = words[place] >> np.uint64(1)
+        found[place] = below = table.below(first)
+        undecided += (place.start + np.flatnonzero((below > 0) & (table.first[below - 1] == first))).tolist()
+    if undecided:  # one draw in 10¹⁵: the first 63 bits are those of a threshold
+        more = wanted.words(len(undecided), "/second").tolist()
+        found[undecided] = [table.find(int(words[i]) >> 1, second) for i, second in zip(undecided, more, strict=True)]
+    np.negative(found, out=found, where=(words & np.uint64(1)).astype(bool))
+    return found
 
 
 class _Table(NamedTuple):
-    """Thresholds P(|x| ≤ n) · 2¹²⁷ for n = 0, 1, ...: whole numbers, and the first 63 of their 127 bits [n]."""
+    """Thresholds P(|x| ≤ n) · 2¹²⁷ for n = 0, 1, ...: whole numbers; the first 63 of their 127 bits [n + 1], with one
+    above all words at the end; and where to begin to look, by a word's first 16 bits [65536]."""
 
     thresholds: tuple[int, ...]
     first: Words
+    guide: NDArray[np.int64]
+
+    def below(self, words: Words) -> NDArray[np.int64]:
+        """How many thresholds are at most each word [draw]; a few times as fast as a binary search."""
+        found: NDArray[np.int64] = self.guide[words >> np.uint64(_BITS - 64 - _GUIDE)]
+        ahead = self.first[found] <= words
+        found += ahead
+        places = np.flatnonzero(ahead)
+        while len(places):  # the few whose first bits are those of several thresholds
+            places = places[self.first[found[places]] <= words[places]]
+            found[places] += 1
+        return found
 
     def find(self, first: int, second: int) -> int:
         """The magnitude that 63 and 64 random bits stand for."""
@@ -223,4 +239,6 @@ def _table(sigma: float) -> _Table:
     for mass in masses[:-1]:  # what is left over is the last one's
         sums += mass
         thresholds.append((sums << _BITS) // total)
-    return _Table(tuple(thresholds), np.array([t >> 64 for t in thresholds], np.uint64))
+    first = np.array([*(t >> 64 for t in thresholds), 2**64 - 1], np.uint64)
+    starts = np.arange(2**_GUIDE, dtype=np.uint64) << np.uint64(_BITS - 64 - _GUIDE)
+    return _Table(tuple(thresholds), first, np.searchsorted(first, starts, side="right"))

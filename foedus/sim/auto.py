@@ -147,7 +147,7 @@ def _sample(job: Job, orders: Orders) -> Orders:
     cohort, sizes = orders.cohort, job.clients.sizes
     if sizes is not None:
         cohort = cohort[sizes[cohort] > 0]
-    return Orders(orders.round, orders.start, cohort if len(cohort) else np.arange(1), {}, STEPS)
+    return Orders(orders.round, orders.start, cohort if len(cohort) else np.arange(1), {}, STEPS, told=orders.told)
 
 
 def affordable(session: Session, sample: Orders, now: Callable[[], float] = time.perf_counter) -> Orders:

@@ -282,7 +282,8 @@ def test_privacy_prints_the_cost_of_a_plan(capsys: pytest.CaptureFixture[str]) -
 
 def test_privacy_finds_the_noise_for_an_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("dp_accounting")
-    assert run(["privacy", "--epsilon", "8", "--rounds", "50", "--cohort", "10", "--delta", "1e-4", "--points", "1"]) == 0
+    words = "--epsilon 8 --rounds 50 --cohort 10 --delta 1e-4 --points 1"
+    assert run(["privacy", *words.split()]) == 0
     told = capsys.readouterr().out
     z = fd.calibrate(8.0, 1e-4, rounds=50, cohort=10)
     assert f"noise multiplier {z:.4f}" in told
