@@ -66,6 +66,16 @@ def test_the_table_is_the_distribution_to_less_than_1e_15(sigma: float) -> None:
         assert sum(abs(a - b) for a, b in zip(wanted, got, strict=True)) / 2 < Decimal("1e-35")
 
 
+@pytest.mark.parametrize("sigma", [0.5, 3.0, 200.0])
+def test_the_guide_finds_what_a_binary_search_does(sigma: float) -> None:
+    """At, just below and just above every threshold, at the ends, and at random."""
+    table = _table(sigma)
+    near = (table.first[:-1, None].astype(object) + np.array([-1, 0, 1])).ravel()
+    words = np.array([*(min(max(w, 0), 2**63 - 1) for w in near), 0, 2**63 - 1], np.uint64)
+    words = np.append(words, np.random.default_rng(0).integers(2**63, size=5000, dtype=np.uint64))
+    assert table.below(words).tolist() == np.searchsorted(table.first, words, side="right").tolist()
+
+
 @pytest.mark.parametrize("sigma", [1500.0, 5000.0, 131072.0])
 def test_large_ones_are_put_together_without_a_trace(sigma: float) -> None:
     """x + 128 y has the probabilities of one discrete Gaussian, to rounding."""
