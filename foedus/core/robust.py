@@ -17,7 +17,7 @@ Not here: checks of one update by itself (``core/gate.py``), scores (``core/scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -119,7 +119,14 @@ def _admitted(message: Message, context: Context) -> Message:
             f"the update of client {context.client} has the shape {values.shape}, and the model has "
             f"{context.size} parameters", client=context.client, reason=Reason.SHAPE,
         )  # fmt: skip
-    return {f"{context.client}.values": values, f"{context.client}.weight": message["weight"]}
+    weight = message["weight"]
+    if weight.shape != (1,) or not 0 < weight[0] < np.inf:
+        raise UpdateRefused(
+            f"client {context.client} claims the weight {weight.tolist()}, and a weight is one number above 0",
+            client=context.client,
+            reason=Reason.WEIGHT,
+        )
+    return {f"{context.client}.values": values, f"{context.client}.weight": weight}
 
 
 def _union(a: Message, b: Message) -> Message:
@@ -244,7 +251,8 @@ def geometric_median(*, weighted: bool = False, smoothing: float = 1e-6, iterati
                 break
         return combined(c.rows, shares)
 
-    return collect(rule, f"geometric_median({'weighted=True' if weighted else ''})")
+    told = {"weighted": (weighted, False), "smoothing": (smoothing, 1e-6), "iterations": (iterations, 1000)}
+    return collect(rule, f"geometric_median({_unusual(told)})")
 
 
 def krum(attackers: int) -> Aggregator:
@@ -440,7 +448,8 @@ def dnc(attackers: int, *, iterations: int = 1, dimensions: int = 10_000, factor
     ):
         check_whole(name, value, least=least)
     check_number("factor", factor, above=True)
-    label = f"dnc(attackers={attackers}{f', iterations={iterations}' if iterations > 1 else ''})"
+    told = {"iterations": (iterations, 1), "dimensions": (dimensions, 10_000), "factor": (factor, 1.0)}
+    label = f"dnc({_unusual({'attackers': (attackers, None)} | told)})"
 
     def rule(c: Collected) -> Vector:
         suspects = _borne(c, label, int(factor * attackers + 1e-9), each=1, more=1)
@@ -530,6 +539,11 @@ def ranked(away: Floats, attackers: int) -> Int64[NDArray[np.int64], " client"]:
     near = max(len(away) - attackers - 2, 1)
     scores = np.sort(away, axis=1)[:, 1 : 1 + near].sum(axis=1)  # the first is its own, 0
     return np.lexsort((away.sum(axis=1), scores))
+
+
+def _unusual(told: Mapping[str, tuple[object, object]]) -> str:
+    """Arguments as they are written, those at their default left out: name -> (value, default)."""
+    return ", ".join(f"{name}={value}" for name, (value, default) in told.items() if value != default)
 
 
 def _borne(c: Collected, label: str, attackers: int, *, each: int, more: int = 3) -> int:
