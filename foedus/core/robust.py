@@ -448,8 +448,11 @@ def dnc(attackers: int, *, iterations: int = 1, dimensions: int = 10_000, factor
     ):
         check_whole(name, value, least=least)
     check_number("factor", factor, above=True)
-    told = {"iterations": (iterations, 1), "dimensions": (dimensions, 10_000), "factor": (factor, 1.0)}
-    label = f"dnc({_unusual({'attackers': (attackers, None)} | told)})"
+    told: dict[str, tuple[object, object]] = {
+        "attackers": (attackers, None), "iterations": (iterations, 1), "dimensions": (dimensions, 10_000),
+        "factor": (factor, 1.0),
+    }  # fmt: skip
+    label = f"dnc({_unusual(told)})"
 
     def rule(c: Collected) -> Vector:
         suspects = _borne(c, label, int(factor * attackers + 1e-9), each=1, more=1)
