@@ -57,7 +57,8 @@ def scaffold(
             (option I: one more pass, and steadier), or from the local steps (option II).
         weighted: clients count by their number of examples; otherwise, as in the paper, all the same. ``c`` is
             weighted alike, since with other weights the optimum would be no fixed point.
-        control: how ``Δcᵢ`` is aggregated: ``chain(quantise(...), mean())`` compresses it. By default exactly.
+        control: how ``Δcᵢ`` is aggregated, by default exactly; compressed it is by, say,
+            ``error_feedback(chain(top_k(0.1), mean()))``.
         aggregator, server, personal: as for ``fedavg``; the paper's global step size is ``server=sgd(lr=...)``.
 
     Raises:

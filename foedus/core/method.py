@@ -73,6 +73,12 @@ class Train(NamedTuple):
         mask: 1 where parameters may move and 0 where not, [parameter]; the same for all clients of a method.
         spec: another way to train than the algorithm's; it must be the same object for all clients and rounds.
         buffers: to begin from, [buffer]; ``None``: ``visit.buffers``.
+
+    Example: every gradient shifted by what the server sent:
+
+        >>> def local(visit):
+        ...     trained = yield Train(shift=visit.down["control"])
+        ...     return Contribution.of(trained, visit)
     """
 
     start: Vector | None = None
@@ -99,6 +105,12 @@ class Measure(NamedTuple):
     Attributes:
         vector: weights, [parameter].
         buffers: [buffer]; ``None``: ``visit.buffers``.
+
+    Example: clients whom the model serves badly count for more:
+
+        >>> def local(visit):
+        ...     loss = (yield Measure(visit.received))["loss"]
+        ...     return Contribution.of((yield Train()), visit)._replace(weight=visit.examples * loss)
     """
 
     vector: Vector
@@ -137,6 +149,11 @@ class Contribution(NamedTuple):
         loss: the training loss to be reported.
         steps: how many local steps were made.
         report: figures of this client that go into the round's record (as mean over the cohort).
+
+    Example:
+        >>> sent = Contribution(np.array([3.0, 4.0]), weight=1.0, report={"length": 5.0})
+        >>> sent._replace(update=None).update is None  # says something, and sends nothing
+        True
     """
 
     update: Vector | None

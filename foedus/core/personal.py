@@ -212,6 +212,8 @@ def _at_home(visit: Visit, masks: _Masks) -> Visit:
 
 def _from(request: Request, own: Visit, masks: _Masks) -> Request:
     """A request that begins with the client's own parts, and shifts only the gradients of the common ones."""
+    if not isinstance(request, Train | Measure):
+        return request
     buffers = own.buffers if request.buffers is None else request.buffers
     if isinstance(request, Measure):
         return request._replace(buffers=buffers)

@@ -147,7 +147,8 @@ def _sample(job: Job, orders: Orders) -> Orders:
     cohort, sizes = orders.cohort, job.clients.sizes
     if sizes is not None:
         cohort = cohort[sizes[cohort] > 0]
-    return Orders(orders.round, orders.start, cohort if len(cohort) else np.arange(1), {}, STEPS)
+    cohort = cohort if len(cohort) else np.arange(1)
+    return replace(orders, cohort=cohort, limit=STEPS, limits=None, following=None)
 
 
 def affordable(session: Session, sample: Orders, now: Callable[[], float] = time.perf_counter) -> Orders:
