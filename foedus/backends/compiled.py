@@ -115,7 +115,7 @@ class CohortProgram:
         self._cut = NamedSharding(mesh, PartitionSpec("device"))
         on_each, same = PartitionSpec("device"), PartitionSpec()
         body = jax.shard_map(
-            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same, on_each, same),
+            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same, (on_each, same)),
             out_specs=on_each, check_vma=False,
         )  # fmt: skip
         options = CPU_OPTIONS if self.devices[0].platform == "cpu" else None
@@ -157,13 +157,14 @@ class CohortProgram:
             buffers[device, : len(slots)] = own[slots]
         with self._types():
             answer = self._call(
-                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr), self._guided(guides, deal),
-                {} if guides.mask is None else {"mask": guides.mask},
+                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr), self._guided(guides, deal)
             )
         return _unpacked(answer, deal, plan.steps)
 
-    def _guided(self, guides: Guides, deal: Sequence[NDArray[np.int64]]) -> dict[str, Vector]:
-        """Each device's rows of what clients have of their own, [D, S, P]."""
+    def _guided(
+        self, guides: Guides, deal: Sequence[NDArray[np.int64]]
+    ) -> tuple[dict[str, Vector], dict[str, Vector]]:
+        """Each device's rows of what clients have of their own, [D, S, P]; and what all have in common, [P]."""
         own = {"start": guides.start, "anchor": guides.anchor, "shift": guides.shift}
         found = {}
         for name, rows in own.items():
@@ -171,7 +172,7 @@ class CohortProgram:
                 found[name] = np.zeros((len(deal), self._bounds[1], rows.shape[1]), rows.dtype)
                 for device, slots in enumerate(deal):
                     found[name][device, : len(slots)] = rows[slots]
-        return found
+        return found, {} if guides.mask is None else {"mask": guides.mask}
 
     def _packed(self, plan: Plan, deal: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Per device: rows, counts and keys of its steps [D, T, B + 3], and where its clients begin [D, S + 2]."""
@@ -202,10 +203,10 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
 
     def run(
         vector: Array, buffers: Array, frozen: Any, pool: Pool, steps: Array, bounds: Array, lr: Array,
-        own: dict[str, Array], common: dict[str, Array],
+        guided: tuple[dict[str, Array], dict[str, Array]],
     ) -> Any:  # fmt: skip
         buffers, steps, bounds = buffers[0], steps[0], bounds[0]
-        own = {name: rows[0] for name, rows in own.items()}
+        own, common = {name: rows[0] for name, rows in guided[0].items()}, guided[1]
         received = _leaves(recipe.layout, vector)
         train = _client(recipe, frozen=frozen, pool=pool, lr=lr)
 

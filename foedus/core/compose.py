@@ -33,6 +33,9 @@ class Algorithm:
         method: what clients and server do beyond training and averaging; ``None`` for nothing.
         timing: when updates are aggregated, see :mod:`foedus.core.timing`; ``None``: round by round.
         gate: what every update has to pass before anything is done with it.
+        downlink: how the model travels to clients, e.g. ``chain(rotate(), quantise(8), mean())``: they start from what
+            is left of it, while the server keeps the model as it is; ``None`` sends it as it is. (Caldas et al. 2018,
+            "Expanding the reach of federated learning by reducing client resource requirements", section 3.)
 
     Example:
         >>> Algorithm(client=local_sgd(lr=0.1), server=sgd(lr=0.5)).label
@@ -46,6 +49,7 @@ class Algorithm:
     method: Method | None = None
     gate: Gate = field(default_factory=Gate)
     timing: Timing | None = None
+    downlink: Aggregator | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.client, LocalSGD | LocalTraining):
@@ -74,9 +78,23 @@ class Algorithm:
                 f"{self.method.label} gathers at the server, between whose rounds the edges would average "
                 f"{self.timing.rounds} times without it. Write hierarchical(..., rounds=1), or leave out the method"
             )
+        if self.downlink is not None:
+            self._check_downlink(self.downlink)
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
                 f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
+            )
+
+    def _check_downlink(self, downlink: Any) -> None:
+        if not isinstance(downlink, Aggregator):
+            raise ConfigurationError(
+                f"downlink is a chain that ends with a mean, e.g. foedus.chain({_told(downlink)}, foedus.mean()); not "
+                f"{_told(downlink)}"
+            )
+        if downlink.remember is not None or not downlink.additive:
+            raise ConfigurationError(
+                f"downlink={downlink.label} keeps something of a sender's, or compares many; the model is one message "
+                "to all. Write stages and a mean: foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
 
     def aggregator_of(self, channel: str) -> Aggregator:
@@ -102,8 +120,10 @@ class Algorithm:
         buffers = "" if self.buffers.label == mean().label else f", buffers {self.buffers.label}"
         gate = "" if self.gate == Gate() else f", {self.gate.label}"
         timing = "" if self.timing is None else f", {self.timing.label}"
+        downlink = "" if self.downlink is None else f", downlink {self.downlink.label}"
         return (
             f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}{timing}"
+            f"{downlink}"
         )
 
 
@@ -117,6 +137,7 @@ def _told(value: Any) -> str:
 def fedavg(
     client: Client, *, aggregator: Aggregator | None = None, server: ServerOptimiser | None = None,
     gate: Gate | None = None, timing: Timing | None = None, personal: Personal | None = None,
+    downlink: Aggregator | None = None,
 ) -> Algorithm:  # fmt: skip
     """Federated averaging (McMahan et al. 2017): clients train for a while, the server averages.
 
@@ -127,6 +148,8 @@ def fedavg(
         gate: by default every update must be finite and of the right form.
         timing: by default round by round; ``buffered(10)`` takes updates as they come, ``hierarchical(4)`` by edges.
         personal: gives clients models of their own: ``fine_tune()``, ``local_parts("head")``, ``ditto(0.1)``, ...
+        downlink: by default the model travels to clients as it is; ``chain(rotate(), quantise(8), mean())`` takes a
+            quarter of the bytes.
 
     Example:
         >>> fedavg(local_sgd(lr=0.1)).server.label
@@ -134,7 +157,7 @@ def fedavg(
     """
     own = None if personal is None else averaging()
     made = composed(client, own, aggregator=aggregator, server=server, personal=personal)
-    return replace(made, gate=gate or Gate(), timing=timing)
+    return replace(made, gate=gate or Gate(), timing=timing, downlink=downlink)
 
 
 def composed(

@@ -36,7 +36,7 @@ from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
 from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
-from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
+from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, Sender, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
@@ -160,7 +160,7 @@ class _Engine:
         self.state, self.executor_name = self._restored()
         self.kept.go_back(self.state.round)
         ground = Ground(
-            plan.job, self.server, plan.settings, plan.sampler, plan.wanted, plan.rounds, self.kept
+            plan.job, self.server, plan.settings, plan.sampler, plan.wanted, plan.rounds, self.kept, Sender(self.server)
         )
         self.ground, self.pace = ground, _pace(ground)
         self._saved_at = time.monotonic()

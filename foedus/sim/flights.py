@@ -86,7 +86,7 @@ class AsTheyCome:
 
     def round(self, number: int, session: Session, state: RunState) -> Brought:
         air, version = _Air.of(state.timing), number - 1
-        air.models[version] = state.weights, dict(self._ground.down(state))
+        air.models[version] = self._ground.sender.sent(state).weights, dict(self._ground.down(state))
         begin = float(air.clock[0])
         arrived, costs, lost = self._until_step(air, version, state)
         outcome, pull = self._merged(arrived, air, session, state)

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.backends import Weights
 from foedus.core.aggregate import message_bytes
 from foedus.core.batches import processed, taken
 from foedus.core.method import Contribution, Vectors
 from foedus.core.select import Population, Sampler
 from foedus.core.timing import Hierarchical
-from foedus.core.values import Context, Update
+from foedus.core.values import SERVER, Context, Update
 from foedus.errors import ConfigurationError
 from foedus.record.kept import Kept
 from foedus.sim.commit import Server
@@ -67,6 +68,41 @@ class Pace(Protocol):
         """Carry out a round."""
 
 
+class Sent(NamedTuple):
+    """The model as clients receive it, and how many bytes each is sent for it."""
+
+    weights: Weights
+    bytes: int
+
+
+class Sender:
+    """Sends the model to clients: as it is, or through the algorithm's downlink."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._last = server, (-1, Sent(Weights(np.empty(0), np.empty(0)), 0))
+        if server.job.algorithm.downlink is not None and server.travels:
+            raise ConfigurationError(
+                "downlink= compresses whole models, and here parts of the model stay with the clients. Leave out one "
+                "of the two"
+            )
+
+    def sent(self, state: RunState) -> Sent:
+        """What clients are sent before the next round; the same for all of them."""
+        if self._last[0] != state.round:
+            self._last = state.round, self._made(state)
+        return self._last[1]
+
+    def _made(self, state: RunState) -> Sent:
+        rule, (vector, buffers) = self._server.job.algorithm.downlink, state.weights
+        if rule is None:
+            return Sent(state.weights, sum(self._server.sizes(state.weights)))
+        seed, layout = self._server.job.seed, self._server.layout
+        context = Context(seed, state.round + 1, SERVER, layout=layout, size=layout.size, channel="model")
+        message = rule.encode(Update(vector, 1.0), context)
+        found, _ = rule.decode(rule.init(layout), rule.admit(message, context), context)
+        return Sent(Weights(found.astype(vector.dtype), buffers), message_bytes(message) + buffers.nbytes)
+
+
 @dataclass(frozen=True)
 class Ground:
     """What all paces stand on: the job, who is asked, and what clients keep.
@@ -83,6 +119,7 @@ class Ground:
     wanted: int | None
     rounds: int
     kept: Kept
+    sender: Sender
 
     def cohort(self, number: int) -> Ints:
         """Who is asked in a round: positions, each once."""
@@ -104,7 +141,8 @@ class Ground:
 
     def orders(self, number: int, state: RunState, cohort: Ints) -> Orders:
         """The orders of a round to some clients."""
-        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=self.down(state))
+        start = self.sender.sent(state).weights
+        return Orders(number, start, cohort, self.kept.read(cohort), down=self.down(state))
 
     def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
         """What the clients of some orders bring."""
@@ -119,7 +157,7 @@ class Ground:
     def load(self, state: RunState, asked: Ints) -> Load:
         """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
         must know them before anybody has trained."""
-        down = sum(self.server.sizes(state.weights)) + message_bytes(dict(self.down(state)))
+        down = self.sender.sent(state).bytes + message_bytes(dict(self.down(state)))
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
         clients, spec = self.job.clients.at(state.round + 1), self.job.algorithm.client
@@ -176,8 +214,8 @@ class InStep:
 
     def _following(self, number: int, state: RunState) -> Ints | None:
         """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
-        if number >= self._ground.rounds:
-            return None
+        if number >= self._ground.rounds or self._ground.job.algorithm.downlink is not None:
+            return None  # through a downlink, how many bytes a model takes is known when there is the model
         with suppress(Exception):
             self._coming = number + 1, call(self._ground, number + 1, state)
         return None if self._coming is None else self._coming[1].cohort
