@@ -8,6 +8,7 @@ Not here: figures client by client (``Evaluation(clients=True)``), models of eac
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,7 +106,7 @@ def afl(
     Example:
         >>> from foedus.core.client import local_sgd
         >>> afl(local_sgd(lr=0.1), domains=[0, 0, 1]).method.label
-        'afl(2 domains, step=0.1)'
+        'afl(2 domains 6f6bcabe, step=0.1)'
     """
     check_number("step", step, above=True)
     where = _domains(domains)
@@ -140,7 +141,7 @@ def afl(
         examples = np.where(there, examples, gathered.state["examples"])
         return gathered.update, {"weights": grown / grown.sum(), "losses": losses, "examples": examples}
 
-    method = Method(local, f"afl({count} domains, step={step})", init, down, {"losses": mean(weighted=False)}, finish)
+    method = Method(local, f"afl({count} domains {zlib.crc32(where.tobytes()):08x}, step={step})", init, down, {"losses": mean(weighted=False)}, finish)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 
