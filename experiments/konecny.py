@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,19 +109,29 @@ def algorithm(name: str, arm: Arm) -> fd.Algorithm:
     return fd.fedavg(local, aggregator=arm.aggregator and arm.aggregator())
 
 
-def measure(name: str, told: str, clients: fd.Clients) -> dict[str, Any]:
-    """One run; an unfinished one goes on."""
-    arm = ARMS[told]
-    run = fd.simulate(
+def simulate(name: str, told: str, clients: fd.Clients) -> fd.Run:
+    """One run; an unfinished one goes on, and one that diverges ends where it did."""
+    arm, folder = ARMS[told], run_folder("konecny", f"{name} {told}")
+    try:
+        return trained(name, arm, clients, folder)
+    except fd.errors.NothingToAggregate as error:
+        print(f"{name} {told} diverged: {error}", flush=True)
+        return fd.read_run(folder)
+
+
+def trained(name: str, arm: Arm, clients: fd.Clients, folder: Path) -> fd.Run:
+    return fd.simulate(
         fd.Task(NETS[name], nn.functional.cross_entropy, metrics=[fd.accuracy]), algorithm(name, arm), clients,
         cohort=COHORT, rounds=ROUNDS[name] * (SGD_ROUNDS if arm.sgd else 1), seed=SEED,
         evaluation=fd.Evaluation(every=SGD_EVERY if arm.sgd else EVERY),
-        settings=fd.Settings(
-            executor=fd.executors.debug(), folder=run_folder("konecny", f"{name} {told}"), progress=False
-        ),
+        settings=fd.Settings(executor=fd.executors.debug(), folder=folder, progress=False),
     )  # fmt: skip
-    curve = [[m["round"], round(m["central"]["accuracy"], 4)] for m in run.metrics if "central" in m]
-    bytes_up = float(np.mean([m["bytes_up"] for m in run.metrics])) / COHORT
+
+
+def measure(name: str, told: str, clients: fd.Clients) -> dict[str, Any]:
+    run = simulate(name, told, clients)
+    curve = [[m["round"], round(m["central"]["accuracy"] or 0.0, 4)] for m in run.metrics if "central" in m]
+    bytes_up = float(np.median([m["bytes_up"] for m in run.metrics])) / COHORT
     end = float(np.mean([a for _, a in curve[-LAST:]]))
     print(f"{name} {told}: {end:.4f}, {bytes_up:,.0f} bytes", flush=True)
     return {"bytes": round(bytes_up, 1), "accuracy": round(end, 4), "rounds": len(run.metrics), "curve": curve}
@@ -149,12 +160,18 @@ def lines(arms: dict[str, Any]) -> list[list[Any]]:
     for told, found in arms.items():
         size = arms["FedAvg"]["bytes"] / found["bytes"]
         row: list[Any] = [told, f"{found['bytes']:,.0f}", f"{size:,.0f}×" if size >= 1.5 else "1×"]
-        row += [f"{100 * found['accuracy']:.1f}"]
+        row += [f"{100 * found['accuracy']:.1f}{end_of(told, found, arms)}"]
         for target, base in zip(targets(arms), ("FedAvg", "FedSGD"), strict=False):
             mine, theirs = megabytes(found, target), megabytes(arms[base], target)
             row += [mine, f"{theirs / mine:,.2g}×" if mine and theirs and theirs < 10 * mine else times(theirs, mine)]
         rows.append(row)
     return rows
+
+
+def end_of(told: str, found: dict[str, Any], arms: dict[str, Any]) -> str:
+    """A note where a run did not go to the end."""
+    short = not ARMS[told].sgd and found["rounds"] < arms["FedAvg"]["rounds"]
+    return f" (diverged in round {found['rounds'] + 1})" if short else ""
 
 
 def times(theirs: float | None, mine: float | None) -> str | None:
