@@ -141,7 +141,8 @@ def afl(
         examples = np.where(there, examples, gathered.state["examples"])
         return gathered.update, {"weights": grown / grown.sum(), "losses": losses, "examples": examples}
 
-    method = Method(local, f"afl({count} domains {zlib.crc32(where.tobytes()):08x}, step={step})", init, down, {"losses": mean(weighted=False)}, finish)
+    label = f"afl({count} domains {zlib.crc32(where.tobytes()):08x}, step={step})"
+    method = Method(local, label, init, down, {"losses": mean(weighted=False)}, finish)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 
