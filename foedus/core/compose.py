@@ -65,7 +65,8 @@ class Algorithm:
                 )
         if self.method is not None and not isinstance(self.method, Method):
             raise ConfigurationError(
-                f"method must be a Method, e.g. foedus.fine_tune(); not {_told(self.method)}"
+                f"method must be a Method, e.g. foedus.lazy(share=0.01); not {_told(self.method)}. A model of each "
+                "client's own is given as fedavg(local, personal=...)"
             )
         if not isinstance(self.gate, Gate):
             raise ConfigurationError(

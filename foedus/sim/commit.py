@@ -65,7 +65,7 @@ class Server(NamedTuple):
                 name, state.sides[name], message, number, size=outcome.sizes[name]
             )
         return Gathered(
-            state.method, state.weights.vector, update, sides, outcome.senders, len(self.job.clients), number,
+            state.method, state.weights.vector, update, sides, outcome.senders, self._population(), number,
             self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
             self.layout,
         )  # fmt: skip
@@ -85,6 +85,11 @@ class Server(NamedTuple):
             whole[part.at] = vector
             vector = whole
         return vector, state
+
+    def _population(self) -> int:
+        """How many clients can ever send something."""
+        sizes = self.job.clients.sizes
+        return len(self.job.clients) if sizes is None else int(np.count_nonzero(sizes))
 
     @property
     def travels(self) -> dict[str, Travels]:

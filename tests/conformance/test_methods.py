@@ -3,6 +3,7 @@
 * Executors agree: all that a run leaves behind, after rounds with ragged clients, to 10⁻¹⁰ in float64.
 * A run that is interrupted and goes on ends with the same bytes as one that never was.
 * Any number of worker processes gives the same bits.
+* Where there is nothing to correct, it is gradient descent on all data.
 * Rounds in which nobody trains, or nobody sends, are survived.
 * A client whose data holds NaN is refused and named, and keeps what it kept.
 
@@ -110,7 +111,7 @@ def ran(folder: Path, algorithm: fd.Algorithm, **how: Any) -> fd.Run:
         folder=folder, executor=how.pop("executor", fd.executors.debug()), progress=False,
         checkpoint_seconds=how.pop("checkpoint_seconds", 1e9),
     )  # fmt: skip
-    clients, cohort = how.pop("clients", None) or population(), how.pop("cohort", 3)
+    clients, cohort = how.pop("clients", None) or population(), how.pop("cohort", 3)  # a cohort of None is everybody
     evaluation = fd.Evaluation(clients=True, every=how.pop("every", 2))
     return fd.simulate(
         how.pop("task", None) or task(), algorithm, clients, rounds=how.pop("rounds", 4), cohort=cohort, seed=2,
@@ -196,6 +197,39 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path, name: str) -> No
     assert bits(tmp_path / "resumed") == bits(tmp_path / "whole")
     for file in ("metrics.jsonl", "clients.jsonl", "model.safetensors"):
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+# --- the linear oracle ----------------------------------------------------------------------------------------
+
+ONE = fd.local_sgd(lr=0.2, steps=1, batch_size=None)
+POOLED: dict[str, Make] = {
+    "plain": lambda: fd.Algorithm(client=ONE, method=averaging()),
+    "scaffold, option I": lambda: scaffold(ONE, full_gradient=True),
+    "scaffold, option II": lambda: scaffold(ONE),
+    "fednova": lambda: fednova(ONE),
+    "mime_lite": lambda: mime_lite(ONE, beta=0.0),
+    "qfedavg": lambda: qfedavg(ONE, q=0.0),
+    "fine_tune": lambda: fd.fedavg(ONE, personal=fine_tune()),
+    "ditto": lambda: fd.fedavg(ONE, personal=ditto(0.5)),
+    "ifca": lambda: fd.fedavg(ONE, personal=ifca(1)),
+    "lazy": lambda: fd.Algorithm(client=ONE, method=lazy(share=0.0)),
+    "lag": lambda: fd.Algorithm(client=ONE, method=lag(xi=0.0)),
+    "self_checked": lambda: fd.Algorithm(client=ONE, method=self_checked(within={"loss": (0.0, 9.0)})),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_one_whole_step_of_everybody_is_gradient_descent_on_all_data(tmp_path: Path, name: str) -> None:
+    """Whatever corrects drift has nothing to correct there."""
+    clients = population(ragged=True)
+    linear = fd.Task(fd.logistic(5, 3, dtype="float64"))
+    run = ran(tmp_path / "run", POOLED[name](), clients=clients, task=linear, cohort=None, rounds=8)
+    pool = clients.pooled_examples()
+    x, w = np.concatenate([pool.inputs[0], np.ones((len(pool), 1))], 1), np.zeros((6, 3))
+    for _ in range(8):
+        shares = np.exp(x @ w)
+        w = w - 0.2 * x.T @ (shares / shares.sum(1, keepdims=True) - np.eye(3)[pool.targets]) / len(x)
+    np.testing.assert_allclose(run.weights.vector, w.reshape(-1), rtol=1e-10, atol=1e-12)
 
 
 # --- rounds without anybody -----------------------------------------------------------------------------------
