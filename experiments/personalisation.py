@@ -8,8 +8,9 @@ Three data sets whose clients differ by nature, and are tested on their own exam
 
 Ways to a model: the global one of federated averaging; *alone* (trained on one's own examples only); fine-tuning, also
 at a fifth of the learning rate; FedPer and FedRep (the last layer stays at home); FedBN (normalisation stays at home);
-Ditto; pFedMe; IFCA with two clusters. All clients take part in every round and the learning rate of local training is
-the same for all ways; what a way has of its own was set beforehand (``ARMS``) and not tuned.
+Ditto; pFedMe; IFCA with two clusters, on networks without norms, whose statistics it does not average. All clients take
+part in every round and the learning rate of local training is the same for all ways; what a way has of its own was set
+beforehand (``ARMS``) and not tuned.
 
     python experiments/personalisation.py --only heart        # a minute
     python experiments/personalisation.py                     # about six minutes of one core
@@ -38,9 +39,11 @@ SEEN, CENTRE = 6, 20  # characters; cycles between those that means and deviatio
 
 
 class Problem(NamedTuple):
-    """Data, model and training: ``clients(seed)``; each metric's own unit is multiplied by ``unit`` in tables."""
+    """Data, model and training: ``model(norms)``, ``clients(seed)``; figures are multiplied by ``unit`` in tables."""
 
-    task: fd.Task
+    model: Callable[[bool], nn.Module]
+    loss: Callable[[Any, Any], Any]
+    metric: fd.Metric
     clients: Callable[[int], fd.Clients]
     lr: float
     batch: int
@@ -55,20 +58,22 @@ def two_parts(body: nn.Module, head: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 
-def diagnosis() -> nn.Module:
-    return two_parts(
-        nn.Sequential(nn.Linear(heart_disease.INPUTS, 16), nn.BatchNorm1d(16), nn.ReLU()), nn.Linear(16, 1)
-    )
+def norm(width: int, norms: bool) -> nn.Module:
+    return nn.BatchNorm1d(width) if norms else nn.Identity()
+
+
+def diagnosis(norms: bool) -> nn.Module:
+    return two_parts(nn.Sequential(nn.Linear(heart_disease.INPUTS, 16), norm(16, norms), nn.ReLU()), nn.Linear(16, 1))
 
 
 class Prognosis(nn.Module):
     """Windows of sensors [B, cycle, column] -> cycles left [B]."""
 
-    def __init__(self) -> None:
+    def __init__(self, norms: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv1d(24, 32, 5, padding=2), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2),
-            nn.Conv1d(32, 32, 5, padding=2), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(24, 32, 5, padding=2), norm(32, norms), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(32, 32, 5, padding=2), norm(32, norms), nn.ReLU(), nn.MaxPool1d(2),
             nn.Flatten(), nn.Linear(32 * (turbofan.WINDOW // 4), 64), nn.ReLU(),
         )  # fmt: skip
         self.head = nn.Linear(64, 1)
@@ -79,7 +84,7 @@ class Prognosis(nn.Module):
 
 
 class Characters(nn.Module):
-    """Characters [B, T] -> scores of the ones that follow [B, class, T], from the last ``SEEN``; no normalisation."""
+    """Characters [B, T] -> scores of the ones that follow [B, class, T], from the last ``SEEN``; there are no norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,53 +130,68 @@ def roles(seed: int) -> fd.Clients:
 
 PROBLEMS = {
     "heart": Problem(
-        fd.Task(diagnosis, heart_disease.loss, metrics=[fd.accuracy]), hospitals, 0.05, 16, rounds=40, seeds=5,
-        steps=3, unit=100,
+        diagnosis, heart_disease.loss, fd.accuracy, hospitals, 0.05, 16, rounds=40, seeds=5, steps=3, unit=100
     ),
-    "turbofan": Problem(
-        fd.Task(Prognosis, turbofan.loss, metrics=[fd.rmse]), fleets, 0.05, 32, rounds=30, seeds=1, steps=12
-    ),
+    "turbofan": Problem(Prognosis, turbofan.loss, fd.rmse, fleets, 0.05, 32, rounds=30, seeds=1, steps=12),
     "shakespeare": Problem(
-        fd.Task(Characters, nn.functional.cross_entropy, metrics=[fd.accuracy]), roles, 0.5, 10, rounds=30, seeds=1,
-        steps=3, unit=100,
+        lambda norms: Characters(),
+        nn.functional.cross_entropy,
+        fd.accuracy,
+        roles,
+        0.5,
+        10,
+        rounds=30,
+        seeds=1,
+        steps=3,
+        unit=100,
     ),
-}  # fmt: skip
+}
 
-# A way to models of one's own; what differs by problem is the strength of the pull, which goes with the learning rate.
-ARMS: dict[str, Callable[[Problem], Any]] = {
-    "global": lambda p: None,
-    "alone": lambda p: fd.ditto(0.0),
-    "fine-tuned": lambda p: fd.fine_tune(epochs=1),
-    "fine-tuned gently": lambda p: fd.fine_tune(fd.local_sgd(p.lr / 5, epochs=1, batch_size=p.batch)),
-    "FedPer": lambda p: fd.local_parts("head"),
-    "FedRep": lambda p: fd.fedrep("head", epochs=1),
-    "FedBN": lambda p: fd.fedbn(),
-    "Ditto": lambda p: fd.ditto(0.05 / p.lr),
-    "pFedMe": lambda p: fd.pfedme(0.1 / p.lr, rounds=4, steps=p.steps, lr=5 * p.lr),
-    "IFCA": lambda p: fd.ifca(2),
+
+class Arm(NamedTuple):
+    """A way to models of one's own, and whether the network normalises its layers."""
+
+    personal: Callable[[Problem], Any]
+    norms: bool = True
+
+
+# What differs by problem is the strength of the pull, which goes with the learning rate.
+ARMS = {
+    "global": Arm(lambda p: None),
+    "alone": Arm(lambda p: fd.ditto(0.0)),
+    "fine-tuned": Arm(lambda p: fd.fine_tune(epochs=1)),
+    "fine-tuned gently": Arm(lambda p: fd.fine_tune(fd.local_sgd(p.lr / 5, epochs=1, batch_size=p.batch))),
+    "FedPer": Arm(lambda p: fd.local_parts("head")),
+    "FedRep": Arm(lambda p: fd.fedrep("head", epochs=1)),
+    "FedBN": Arm(lambda p: fd.fedbn()),
+    "Ditto": Arm(lambda p: fd.ditto(0.05 / p.lr)),
+    "pFedMe": Arm(lambda p: fd.pfedme(0.1 / p.lr, rounds=4, steps=p.steps, lr=5 * p.lr)),
+    "global, no norms": Arm(lambda p: None, norms=False),
+    "IFCA, no norms": Arm(lambda p: fd.ifca(2), norms=False),
 }
 
 
 def measure(name: str, arm: str, seed: int) -> dict[str, list[float]]:
     """Each client's figure with the model of its own, and with the run's global one: [client]."""
-    problem = PROBLEMS[name]
+    problem, (personal, norms) = PROBLEMS[name], ARMS[arm]
+    task = fd.Task(lambda: problem.model(norms), problem.loss, metrics=[problem.metric])
     client = fd.local_sgd(lr=problem.lr, epochs=1, batch_size=problem.batch)
     run = fd.simulate(
-        problem.task, fd.fedavg(client, personal=ARMS[arm](problem)), problem.clients(seed), rounds=problem.rounds,
+        task, fd.fedavg(client, personal=personal(problem)), problem.clients(seed), rounds=problem.rounds,
         seed=seed, evaluation=fd.Evaluation(every=problem.rounds, clients=True),
         settings=fd.Settings(
             executor=fd.executors.debug(), folder=run_folder("personalisation", f"{name} {arm} {seed}"), progress=False
         ),
     )  # fmt: skip
-    metric, found = problem.task.metrics[0].name, run.final_clients.values()
-    shared = [each[metric] for each in found]
-    own = shared if arm == "global" else [each["personal"][metric] for each in found]
+    found = run.final_clients.values()
+    shared = [each[problem.metric.name] for each in found]
+    own = [each.get("personal", each)[problem.metric.name] for each in found]
     print(f"{name} {arm} {seed}: {np.mean(own):.4f}, global {np.mean(shared):.4f}", flush=True)
     return {"own": np.round(own, 5).tolist(), "shared": np.round(shared, 5).tolist()}
 
 
 def fits(name: str, arm: str) -> bool:
-    return arm != "FedBN" or name != "shakespeare"  # which has nothing to normalise
+    return name != "shakespeare" or arm not in ("FedBN", "global, no norms")  # that network has none
 
 
 def train(name: str) -> dict[str, Any]:
@@ -185,7 +205,7 @@ def train(name: str) -> dict[str, Any]:
 def lines(name: str, found: dict[str, Any]) -> list[list[Any]]:
     """For each way: mean and worst decile over clients, and how many are better off than with the global model."""
     problem = PROBLEMS[name]
-    best = problem.task.metrics[0].better
+    best = problem.metric.better
     rows = []
     for arm, own in found["own"].items():
         values, base = problem.unit * np.array(own), problem.unit * np.array(found["own"]["global"])  # [seed, client]
