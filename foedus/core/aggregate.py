@@ -73,7 +73,7 @@ class Aggregator(NamedTuple):
         ...     label="largest()",
         ... )
         >>> a, b = ({"values": np.array(v)} for v in ([1.0, 5.0], [2.0, 3.0]))
-        >>> largest.decode({}, largest.merge(a, b), Context(seed=0, round=1, client=SERVER))[0].tolist()
+        >>> largest.decode({}, largest.merge(a, b), Context(seed=0, round=1, client=-1))[0].tolist()
         [2.0, 5.0]
     """
 

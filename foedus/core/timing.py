@@ -172,6 +172,7 @@ def hierarchical(edges: int | Callable[[Positions], Positions], *, rounds: int =
         rounds: of the edges, for each of the server's.
 
     Example:
+        >>> import numpy as np
         >>> hierarchical(4, rounds=2).edge(np.array([0, 5, 9])).tolist()
         [0, 1, 1]
     """
