@@ -79,12 +79,22 @@ class Algorithm:
                 f"{self.method.label} gathers at the server, between whose rounds the edges would average "
                 f"{self.timing.rounds} times without it. Write hierarchical(..., rounds=1), or leave out the method"
             )
+        if isinstance(self.timing, Buffered) and self.method is not None and self.method.unscaled and self._scales():
+            raise ConfigurationError(
+                f"{self.method.label} keeps sums of updates as clients send them, and {self.timing.label} scales stale "
+                "ones down. Give the timing staleness=foedus.core.timing.constant(), or use scaffold or fednova"
+            )
         if self.downlink is not None:
             self._check_downlink(self.downlink)
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
                 f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
             )
+
+    def _scales(self) -> bool:
+        """Whether the timing scales updates."""
+        assert isinstance(self.timing, Buffered)
+        return self.timing.mixing is not None or self.timing.staleness.weight(1) != 1.0
 
     def _check_downlink(self, downlink: Any) -> None:
         if not isinstance(downlink, Aggregator):

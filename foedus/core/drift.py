@@ -154,6 +154,7 @@ def feddyn(
         init=lambda vector, population: {"drift": np.zeros(vector.shape), "seen": np.zeros(2)},
         sides={"sizes": mean(weighted=False)},
         finish=finish,
+        unscaled=True,
     )
     return composed(held, method, aggregator=aggregator, server=server, personal=personal)
 

@@ -71,7 +71,8 @@ def qfedavg(
             return None, gathered.state
         return gathered.update / gathered.sides["divisor"], gathered.state
 
-    method = Method(local, f"qfedavg(q={q}, weighted={weighted})", sides={"divisor": mean()}, finish=finish)
+    label = f"qfedavg(q={q}, weighted={weighted})"
+    method = Method(local, label, sides={"divisor": mean()}, finish=finish, unscaled=True)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 

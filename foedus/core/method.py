@@ -236,6 +236,9 @@ class Method(NamedTuple):
     * ``personal(visit)``: if given, a generator that ends with the client's own weights [parameter] (and
       buffers), for evaluation client by client; its ``visit`` has what the client kept.
 
+    * ``unscaled``: whether the server's sums are right only for updates as clients send them; such a method is refused
+      where stale updates are scaled down.
+
     Example, whole: FedAvg whose clients also report how far they went:
 
         >>> import numpy as np
@@ -255,6 +258,7 @@ class Method(NamedTuple):
     finish: Callable[[Gathered], tuple[Vector | None, State]] = unchanged
     personal: Callable[[Visit], Own] | None = None
     home: Callable[[Layout, Layout], frozenset[str]] | None = None
+    unscaled: bool = False
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one

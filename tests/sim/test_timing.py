@@ -180,6 +180,15 @@ def test_what_cannot_be_timed_is_refused(
         simulate(tmp_path, fd.fedavg(CLIENT, timing=timing), **how)
 
 
+def test_sums_of_updates_as_they_are_sent_are_refused_where_stale_ones_are_scaled() -> None:
+    method = fd.feddyn(CLIENT).method
+    with pytest.raises(ConfigurationError, match="scales stale ones down"):
+        fd.Algorithm(client=CLIENT, method=method, timing=fd.buffered(2))
+    even = fd.buffered(2, staleness=constant())
+    assert fd.Algorithm(client=CLIENT, method=method, timing=even).timing is even
+    assert fd.Algorithm(client=CLIENT, method=fd.scaffold(CLIENT).method, timing=fd.buffered(2)).method is not None
+
+
 def test_a_world_in_which_everybody_is_lost_ends_with_an_error(tmp_path: Path) -> None:
     world = fd.World(device=lambda draw: Device(1.0, 1.0, 1.0, dropout=1.0))
     with pytest.raises(NothingToAggregate, match="were lost in the simulated world"):
