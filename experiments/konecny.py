@@ -23,8 +23,8 @@ Stop it whenever you like; started again it goes on. An arm with no run folder h
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,15 @@ BELOW = 0.01  # an arm is held to FedAvg's accuracy less this
 def sent(*stages: fd.Stage) -> fd.Aggregator:
     """Stages for the matrices; biases as they are."""
     return fd.chain(fd.matrices(*stages), fd.mean())
+
+
+def sent_large(*stages: fd.Stage) -> fd.Aggregator:
+    """Stages for the one large matrix, 94 % of Fashion-MNIST's network; the others as they are."""
+    return fd.chain(fd.on_layers(large, *stages), fd.mean())
+
+
+def large(name: str, shape: tuple[int, ...]) -> bool:
+    return math.prod(shape) > 50_000
 
 
 class Arm(NamedTuple):
@@ -77,9 +86,14 @@ ARMS = {
     "low rank 16": Arm(lambda: fd.chain(fd.low_rank(16, unbiased=False), fd.mean())),
     "mask 6.25 %": Arm(lambda: sent(fd.random_mask(0.0625, unbiased=False)), BOTH),
     "low rank 4": Arm(lambda: fd.chain(fd.low_rank(4, unbiased=False), fd.mean()), BOTH),
+    "large matrix: mask 6.25 %": Arm(lambda: sent_large(fd.random_mask(0.0625, unbiased=False))),
+    "large matrix: low rank 4": Arm(lambda: sent_large(fd.low_rank(4, unbiased=False))),
+    "large matrix: mask 6.25 %, scaled up": Arm(lambda: sent_large(fd.random_mask(0.0625))),
+    "large matrix: low rank 4, scaled up": Arm(lambda: sent_large(fd.low_rank(4))),
     "FedSGD": Arm(None, ("fashion",), sgd=True),
 }
 ROUNDS = {"fashion": 60, "cifar": 32}
+LONGER = {("cifar", "rotate, subsample 6.25 %, quantise 2"): 48}  # rounds of an arm that needs more
 
 
 def fashion_net() -> nn.Module:
@@ -111,20 +125,22 @@ def algorithm(name: str, arm: Arm) -> fd.Algorithm:
 
 def simulate(name: str, told: str, clients: fd.Clients) -> fd.Run:
     """One run; an unfinished one goes on, and one that diverges ends where it did."""
-    arm, folder = ARMS[told], run_folder("konecny", f"{name} {told}")
     try:
-        return trained(name, arm, clients, folder)
+        return trained(name, told, clients)
     except fd.errors.NothingToAggregate as error:
         print(f"{name} {told} diverged: {error}", flush=True)
-        return fd.read_run(folder)
+        return fd.read_run(run_folder("konecny", f"{name} {told}"))
 
 
-def trained(name: str, arm: Arm, clients: fd.Clients, folder: Path) -> fd.Run:
+def trained(name: str, told: str, clients: fd.Clients) -> fd.Run:
+    arm = ARMS[told]
+    rounds = LONGER.get((name, told), ROUNDS[name] * (SGD_ROUNDS if arm.sgd else 1))
     return fd.simulate(
         fd.Task(NETS[name], nn.functional.cross_entropy, metrics=[fd.accuracy]), algorithm(name, arm), clients,
-        cohort=COHORT, rounds=ROUNDS[name] * (SGD_ROUNDS if arm.sgd else 1), seed=SEED,
-        evaluation=fd.Evaluation(every=SGD_EVERY if arm.sgd else EVERY),
-        settings=fd.Settings(executor=fd.executors.debug(), folder=folder, progress=False),
+        cohort=COHORT, rounds=rounds, seed=SEED, evaluation=fd.Evaluation(every=SGD_EVERY if arm.sgd else EVERY),
+        settings=fd.Settings(
+            executor=fd.executors.debug(), folder=run_folder("konecny", f"{name} {told}"), progress=False
+        ),
     )  # fmt: skip
 
 
@@ -169,9 +185,11 @@ def lines(arms: dict[str, Any]) -> list[list[Any]]:
 
 
 def end_of(told: str, found: dict[str, Any], arms: dict[str, Any]) -> str:
-    """A note where a run did not go to the end."""
-    short = not ARMS[told].sgd and found["rounds"] < arms["FedAvg"]["rounds"]
-    return f" (diverged in round {found['rounds'] + 1})" if short else ""
+    """A note where a run had another number of rounds than FedAvg's."""
+    if found["rounds"] == arms["FedAvg"]["rounds"]:
+        return ""
+    diverged = found["rounds"] < arms["FedAvg"]["rounds"]
+    return f" (diverged in round {found['rounds'] + 1})" if diverged else f" ({found['rounds']} rounds)"
 
 
 def times(theirs: float | None, mine: float | None) -> str | None:
