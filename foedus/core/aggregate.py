@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, SumOverflow
+from foedus.errors import ConfigurationError, Reason, SumOverflow, UpdateRefused
 from foedus.tree import Layout, Vector
 
 if TYPE_CHECKING:
@@ -139,7 +139,10 @@ def mean(*, weighted: bool = True) -> Aggregator:
     def units(update: Update, context: Context) -> int:
         weight = float(update.weight) if weighted else 1.0
         if not (math.isfinite(weight) and 2.0**-WEIGHT_BITS <= weight < 2.0**32):
-            raise ConfigurationError(f"a client's weight must lie in 2⁻²⁰ … 2³²; client {context.client} has {weight}")
+            raise UpdateRefused(
+                f"a client's weight must lie in 2⁻²⁰ … 2³²; client {context.client} has {weight}",
+                client=context.client, reason=Reason.WEIGHT,
+            )  # fmt: skip
         return round(weight * 2.0**WEIGHT_BITS)
 
     def encode(update: Update, context: Context) -> Message:
@@ -299,4 +302,3 @@ def fold(aggregator: Aggregator, messages: list[Message]) -> Message | None:
     for message in messages:
         total = message if total is None else aggregator.merge(total, message)
     return total
-

@@ -238,6 +238,8 @@ class Method(NamedTuple):
 
     * ``unscaled``: whether the server's sums are right only for updates as clients send them; such a method is refused
       where stale updates are scaled down.
+    * ``updates``: the channels of ``sides`` that carry updates of the model or of a part of it: the gate looks at them
+      as at ``update``, and attackers replace them.
 
     Example, whole: FedAvg whose clients also report how far they went:
 
@@ -259,6 +261,7 @@ class Method(NamedTuple):
     personal: Callable[[Visit], Own] | None = None
     home: Callable[[Layout, Layout], frozenset[str]] | None = None
     unscaled: bool = False
+    updates: frozenset[str] = frozenset()
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one
