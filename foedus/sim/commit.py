@@ -5,6 +5,7 @@ Not here: who took part (``engine.py``), how clients trained (the executors).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator
 from foedus.core.method import Gathered, Travels, travelling
+from foedus.core.server import sgd
 from foedus.core.values import SERVER, Context, Message, State
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome
@@ -41,20 +43,25 @@ class Server(NamedTuple):
             costs=np.zeros((population, len(COSTS))),
         )
 
-    def commit(self, state: RunState, outcome: Outcome, number: int, *, pull: Vector | None = None) -> None:
+    def averaging(self) -> Server:
+        """One that averages and does nothing else: an edge's, whose server optimiser is the server's own."""
+        return self._replace(job=replace(self.job, algorithm=replace(self.job.algorithm, server=sgd())))
+
+    def commit(self, state: RunState, outcome: Outcome, number: int, *, pull: Weights | None = None) -> None:
         """The round's end: the next model, and what the server keeps; ``pull`` is added to the update."""
         algorithm = self.job.algorithm
         vector, buffers = state.weights
         update, refused = None, len(outcome.refused)
         if outcome.message is not None:
             update, state.aggregator = self._decoded(UPDATE, state.aggregator, outcome.message, number, refused=refused)
-            update = update if pull is None else update + pull
         if algorithm.method is not None:
             update, state.method = algorithm.method.finish(self._gathered(state, outcome, update, number))
         if update is not None:
+            update = update if pull is None else update + pull.vector
             vector, state.server = algorithm.server.step(state.server, vector, update, number)
         if outcome.buffers is not None:
             change, state.buffers = self._decoded(BUFFERS, state.buffers, outcome.buffers, number, refused=refused)
+            change = change if pull is None else change + pull.buffers
             buffers = (buffers + change).astype(buffers.dtype)
         state.weights = Weights(vector, buffers)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from foedus.backends import Trainer, Weights, open_trainer
 from foedus.core.checks import check_whole, whole
 from foedus.core.compose import Algorithm
-from foedus.core.population import Clients
+from foedus.core.population import ClientId, Clients
 from foedus.core.select import Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
@@ -41,7 +41,7 @@ from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import Job, Outcome, Session
+from foedus.sim.work import Job, Outcome, Refusal, Session
 from foedus.tree import Vector
 
 
@@ -98,6 +98,9 @@ def simulate(
         return _Engine(plan, folder).run()
     finally:
         folder.close()
+
+
+ALONE = 10  # updates that came one by one and were refused, in a row, after which a run gives up
 
 
 class _Plan(NamedTuple):
@@ -296,8 +299,11 @@ class _Engine:
     def _step(self, brought: Brought, number: int) -> None:
         """Decode the merged messages and let the server take its step."""
         outcome, before = brought.outcome, self.state.weights
-        if outcome.clients and len(outcome.refused) == len(outcome.clients):
-            raise self._nothing(outcome, number)
+        self._check_let_in(outcome, number)
+        if brought.timing is not None:
+            self.state.timing = brought.timing
+        if sent := [n for n in outcome.sent if n]:
+            self.state.sent = round(sum(sent) / len(sent))
         if outcome.clients and brought.enough:
             self.server.commit(self.state, outcome, number, pull=brought.pull)
             self.kept.write(number, outcome.kept)
@@ -313,11 +319,27 @@ class _Engine:
             line = {"round": self.state.round, "client": ids[client], "refused": client in out}
             self.folder.append(SCORES, line | figures._asdict())
 
-    def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
+    def _check_let_in(self, outcome: Outcome, number: int) -> None:
+        """Give up when nothing is let in any more: a whole cohort at once, or as many single updates in a row."""
+        trained, refused = set(outcome.clients), {r.client for r in outcome.refused}
+        if not trained or trained - refused:
+            self.state.barren = 0 if trained else self.state.barren
+            return
+        self.state.barren += len(trained)
+        alone = self.plan.job.algorithm.timing is not None or len(trained) == 1
+        if not alone or self.state.barren >= min(ALONE, len(self.plan.job.clients)):
+            raise self._nothing(outcome, number)
+
+    def _name(self, position: int) -> str:
+        """Who it is, in a message: a client, or an edge aggregator, whose numbers come after the clients'."""
         ids = self.plan.job.clients.ids
-        told = "; ".join(f"client {ids[r.client]!r}: {r.reason}" for r in outcome.refused[:3])
+        return f"client {ids[position]!r}" if position < len(ids) else f"edge {position - len(ids)}"
+
+    def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
+        told = "; ".join(f"{self._name(r.client)}: {r.reason}" for r in outcome.refused[:3])
+        since = f", and {self.state.barren} in a row" if self.state.barren > len(set(outcome.clients)) else ""
         return NothingToAggregate(
-            f"round {number}: every one of the {len(outcome.clients)} updates was refused ({told}). "
+            f"round {number}: every one of the {len(set(outcome.clients))} updates was refused{since} ({told}). "
             "If they are not finite, the model has diverged or the data holds NaN: try a smaller learning rate, "
             "clip_norm in local_sgd(), or look at one client with executor=foedus.executors.debug()",
             round=number,
@@ -342,7 +364,7 @@ class _Engine:
             line["senders"] = outcome.senders
             line |= {"report": _mean_report(outcome)} if outcome.reports else {}
         if outcome.refused:
-            line["refused"] = [{"client": ids[r.client], "reason": r.reason} for r in outcome.refused]
+            line["refused"] = [_refused(r, ids) for r in outcome.refused]
         if brought.world is not None:
             self.state.simulated_seconds += brought.world["seconds"]
             line["simulated"] = brought.world | {
@@ -411,6 +433,8 @@ def _check_kinds(task: Any, algorithm: Any, clients: Any) -> None:
 
 
 def _check_data(clients: Clients) -> None:
+    if clients.later is not None:
+        return  # data may come later
     if clients.sizes is not None and not clients.sizes.any():
         raise DataError(f"none of the {len(clients)} clients has a single training example")
 
@@ -498,6 +522,13 @@ def _pace(ground: Ground) -> Pace:
             return ByEdges(ground, timing)
         case _:
             return InStep(ground)
+
+
+def _refused(refusal: Refusal, ids: Sequence[ClientId]) -> dict[str, Any]:
+    """A refusal in the record; edge aggregators have numbers after the clients'."""
+    edge = refusal.client - len(ids)
+    who: dict[str, Any] = {"edge": edge} if edge >= 0 else {"client": ids[refusal.client]}
+    return who | {"reason": refusal.reason}
 
 
 def _mean_report(outcome: Outcome) -> dict[str, float]:

@@ -23,9 +23,10 @@ from foedus.backends import Weights
 from foedus.core.aggregate import message_bytes
 from foedus.core.batches import processed, taken
 from foedus.core.method import Contribution, Vectors
+from foedus.core.random import generator
 from foedus.core.select import Population, Sampler
 from foedus.core.timing import Hierarchical
-from foedus.core.values import SERVER, Context, Update
+from foedus.core.values import SERVER, Context, State, Update
 from foedus.errors import ConfigurationError
 from foedus.record.kept import Kept
 from foedus.sim.commit import Server
@@ -34,7 +35,6 @@ from foedus.sim.singly import Singly
 from foedus.sim.state import RunState
 from foedus.sim.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
 from foedus.sim.world import Load, Passage, pass_round
-from foedus.tree import Vector
 
 Ints = NDArray[np.int64]
 
@@ -49,7 +49,8 @@ class Brought(NamedTuple):
         enough: whether the round counts.
         world: figures of the simulated world for the record; ``None`` without one.
         told: further figures for the record.
-        pull: added to the update by the server, [parameter]; ``None`` for nothing.
+        pull: added by the server to parameters and buffers; ``None`` for nothing.
+        timing: who is under way afterwards, where updates come at their own time.
     """
 
     outcome: Outcome
@@ -58,7 +59,8 @@ class Brought(NamedTuple):
     enough: bool
     world: dict[str, Any] | None = None
     told: Mapping[str, Any] = {}
-    pull: Vector | None = None
+    pull: Weights | None = None
+    timing: State | None = None
 
 
 class Pace(Protocol):
@@ -154,26 +156,27 @@ class Ground:
         layouts, settings = (self.server.layout, self.server.buffer_layout), self.settings
         return Singly(self.job, layouts, settings.adversary, settings.watch)
 
-    def load(self, state: RunState, asked: Ints) -> Load:
+    def load(self, number: int, state: RunState, asked: Ints) -> Load:
         """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
         must know them before anybody has trained."""
         down = self.sender.sent(state).bytes + message_bytes(dict(self.down(state)))
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
-        clients, spec = self.job.clients.at(state.round + 1), self.job.algorithm.client
+        clients, spec = self.job.clients.at(number), self.job.algorithm.client
         known = clients.sizes
         sizes = known[asked] if known is not None else np.array([len(clients.train(int(c))) for c in asked], np.int64)
         return Load(down, self._foretold(state), processed(spec, sizes), taken(spec, sizes))
 
     def _foretold(self, state: RunState) -> int:
-        """Bytes that a client will send: those of an update of zeros, in every channel."""
-        job, vector = self.job, state.weights.vector
-        method, part = job.algorithm.method, self.server.travels.get(UPDATE)
+        """Bytes that a client will send: what the last ones sent on average; at first, those of a random update."""
+        if state.sent:
+            return state.sent
+        job, part = self.job, self.server.travels.get(UPDATE)
         layout = self.server.layout if part is None else part.layout
-        rules = [job.algorithm.aggregator, *(() if method is None else method.sides.values())]
-        empty, context = Update(np.zeros(layout.size, vector.dtype), 1.0), Context(job.seed, 0, 0, layout, layout.size)
+        noise = generator(job.seed, "foretold").standard_normal(layout.size).astype(layout.dtype)
+        context = Context(job.seed, 0, 0, layout, layout.size)
         averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
-        return averaged + sum(message_bytes(rule.encode(empty, context)) for rule in rules)
+        return averaged + message_bytes(job.algorithm.aggregator.encode(Update(noise, 1.0), context))
 
 
 class _Called(NamedTuple):
@@ -209,13 +212,14 @@ class InStep:
             return call(self._ground, number, state)
         called = coming[1]
         if called.passage is None:  # what a method sends beside the model may be more than when the call was made
-            called = called._replace(load=self._ground.load(state, called.asked))
+            called = called._replace(load=self._ground.load(number, state, called.asked))
         return called
 
     def _following(self, number: int, state: RunState) -> Ints | None:
         """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
-        if number >= self._ground.rounds or self._ground.job.algorithm.downlink is not None:
-            return None  # through a downlink, how many bytes a model takes is known when there is the model
+        ground = self._ground
+        if number >= ground.rounds or ground.settings.world is not None or ground.job.algorithm.downlink is not None:
+            return None  # how many bytes will be sent is known when this round has ended
         with suppress(Exception):
             self._coming = number + 1, call(self._ground, number + 1, state)
         return None if self._coming is None else self._coming[1].cohort
@@ -236,21 +240,35 @@ class ByEdges:
         called = call(ground, number, state, times=self._timing.rounds)
         orders = replace(ground.orders(number, state, called.cohort), limits=_limits(called))
         edges = self._edges(called.cohort)
-        shares = [orders.only(np.flatnonzero(edges == edge)) for edge in np.unique(edges)]
-        if self._timing.rounds == 1:
-            outcome = union(ground.job, [ground.bring(session, share, state) for share in shares])
-            told = {"edges": {"count": len(shares)}}
-        else:
-            collector = Collector(ground.job, orders, (ground.server.layout, ground.server.buffer_layout))
+        numbers = np.unique(edges)
+        shares = [orders.only(np.flatnonzero(edges == edge)) for edge in numbers]
+        told: dict[str, Any] = {"count": len(shares)}
+        if self._timing.rounds > 1:
+            collector = self._collector(orders, numbers)
             parts = [
                 self._averaged(session, share, state, (int(edge), collector))
-                for edge, share in zip(np.unique(edges), shares, strict=True)
+                for edge, share in zip(numbers, shares, strict=True)
             ]
+            collector.outcome.senders = 0  # those of the clients are counted
             outcome = union(ground.job, [*parts, collector.outcome])
-            told = {"edges": {"count": len(shares), "bytes_up": collector.edge_bytes}}
+            told["bytes_up"] = collector.edge_bytes
+        elif ground.settings.adversary is None and ground.settings.watch is None:
+            outcome = union(ground.job, [ground.bring(session, share, state) for share in shares])
+        else:  # attackers and watchers see the whole round, whichever edges it passes through
+            outcome = ground.bring(session, orders, state)
+        told = {"edges": told}
         return in_step(called, outcome, minimum(ground.settings))._replace(told=told)
 
+    def _collector(self, orders: Orders, edges: Ints) -> Collector:
+        """Where the edges' updates are gathered; edges keep what they keep under numbers after the clients'."""
+        ground = self._ground
+        own = ground.kept.read((len(ground.job.clients) + edges).tolist())
+        layouts = (ground.server.layout, ground.server.buffer_layout)
+        return Collector(ground.job, replace(orders, kept=own), layouts)
+
     def _edges(self, cohort: Ints) -> Ints:
+        if not len(cohort):
+            return cohort
         found = np.asarray(self._timing.edge(cohort))
         if found.shape != cohort.shape or found.dtype.kind not in "iu" or (found < 0).any():
             raise ConfigurationError(
@@ -262,14 +280,18 @@ class ByEdges:
     def _averaged(self, session: Session, orders: Orders, state: RunState, edge: tuple[int, Collector]) -> Outcome:
         """An edge's own rounds; its update goes to the collector, its clients' figures come back."""
         (number, collector), ground = edge, self._ground
-        own = ground.server.first(orders.start)
+        server = ground.server.averaging()
+        own = server.first(orders.start)
         total = Outcome()
         weight = 0
         for part in range(self._timing.rounds):
             found = ground.bring(session, replace(orders, start=own.weights, part=part), state)
             if found.message is not None:
-                ground.server.commit(own, found, orders.round)
-            total, weight = _added(total, found), sum(found.examples)
+                server.commit(own, found, orders.round)
+            orders = replace(orders, kept={**orders.kept, **found.kept})
+            refused = {r.client for r in found.refused}
+            weight = sum(n for c, n in zip(found.clients, found.examples, strict=True) if c not in refused)
+            total = _added(total, found)
         update = own.weights.vector - orders.start.vector
         if total.senders:
             collector.edge(len(ground.job.clients) + number, Contribution(update, buffers=own.weights.buffers), weight)
@@ -281,6 +303,7 @@ def _added(total: Outcome, found: Outcome) -> Outcome:
     result = replace(found, message=None, buffers=None, sides={}, sent=list(found.sent), steps=list(found.steps))
     result.refused = total.refused + found.refused
     result.senders = max(total.senders, found.senders)
+    result.kept = total.kept | found.kept
     if total.clients == found.clients:
         result.sent = [a + b for a, b in zip(total.sent, found.sent, strict=True)]
         result.steps = [a + b for a, b in zip(total.steps, found.steps, strict=True)]
@@ -290,7 +313,7 @@ def _added(total: Outcome, found: Outcome) -> Outcome:
 def call(ground: Ground, number: int, state: RunState, *, times: int = 1) -> _Called:
     """Who takes part in a round, and what becomes of them; each has its work to do so many times."""
     asked = ground.cohort(number)
-    load = ground.load(state, asked)
+    load = ground.load(number, state, asked)
     load = Load(load.down * times, load.up * times, load.examples * times, load.steps)
     world = ground.settings.world
     if world is None:

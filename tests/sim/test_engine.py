@@ -240,7 +240,8 @@ WORLD = fd.World(device=lambda draw: phone(draw)._replace(dropout=0.3), over_sel
 def test_an_executor_is_told_who_trains_next(tmp_path: Path, world: fd.World | None) -> None:
     listening = Listening()
     run(tmp_path / "told", executor=listening, world=world, rounds=5)
-    assert listening.following == [*listening.cohorts[1:], None]
+    # In a world it depends on how many bytes are sent, which is known when the round has ended.
+    assert listening.following == ([*listening.cohorts[1:], None] if world is None else [None] * 5)
     assert len({tuple(c) for c in listening.cohorts}) > 1
     run(tmp_path / "plain", world=world, rounds=5)
     assert metrics(tmp_path / "told") == metrics(tmp_path / "plain")
