@@ -82,7 +82,7 @@ class Algorithm:
         if isinstance(self.timing, Buffered) and self.method is not None and self.method.unscaled and self._scales():
             raise ConfigurationError(
                 f"{self.method.label} keeps sums of updates as clients send them, and {self.timing.label} scales stale "
-                "ones down. Give the timing staleness=foedus.core.timing.constant(), or use scaffold or fednova"
+                "ones down. Use foedus.buffered(..., staleness=foedus.core.timing.constant()), or scaffold or fednova"
             )
         if self.downlink is not None:
             self._check_downlink(self.downlink)

@@ -308,13 +308,15 @@ class Collector:
         """The vectors that travel, by channel."""
         vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: self._scaled(brought.update)}
         if brought.buffers is not None and brought.buffers.size and self._job.task.average_buffers and vectors:
-            vectors[BUFFERS] = changed(brought.buffers, self._orders.start.buffers)
+            vectors[BUFFERS] = self._scaled(changed(brought.buffers, self._orders.start.buffers))
         for channel, part in zip((UPDATE, BUFFERS), self._travels, strict=True):
             if part is not None and channel in vectors:
                 vectors[channel] = vectors[channel][part.at]
         if BUFFERS in vectors and not vectors[BUFFERS].size:  # all of them stay at home
             del vectors[BUFFERS]
-        return vectors | dict(brought.sides)
+        method = self._job.algorithm.method
+        models = frozenset() if method is None else method.updates
+        return vectors | {name: self._scaled(v) if name in models else v for name, v in brought.sides.items()}
 
     def _scaled(self, update: Vector) -> Vector:
         scale = self._orders.scale

@@ -250,6 +250,14 @@ def test_mixing_models_is_the_same_whatever_a_method_makes_of_updates(tmp_path: 
     np.testing.assert_allclose(nova.weights.vector, plain.weights.vector, rtol=1e-9)
 
 
+def test_models_that_travel_beside_the_update_are_scaled_like_it(tmp_path: Path) -> None:
+    """IFCA of one cluster is federated averaging, stale or not."""
+    timing = fd.buffered(2)
+    plain = simulate(tmp_path / "a", fd.fedavg(CLIENT, timing=timing), rounds=8)
+    one = simulate(tmp_path / "b", replace(fd.fedavg(CLIENT, personal=fd.ifca(1)), timing=timing), rounds=8)
+    np.testing.assert_allclose(one.weights.vector, plain.weights.vector, rtol=1e-9)
+
+
 @pytest.mark.parametrize("timing", [fd.buffered(1), fd.asynchronous(0.5)], ids=lambda t: t.label)
 def test_statistics_of_stale_clients_are_averaged_not_added_up(tmp_path: Path, timing: Any) -> None:
     from torch import nn
