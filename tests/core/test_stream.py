@@ -157,7 +157,7 @@ def test_streams_differ_in_their_fingerprints() -> None:
 def made_again(round: int) -> fd.Clients:
     """A function whose pool is another object every time, as in another process."""
     examples = np.arange(12.0).reshape(6, 2), np.arange(6)
-    return fd.Clients.pooled(fd.Examples(*examples), [[0, 1], [2 + round % 2]])
+    return fd.Clients.pooled(fd.Examples((examples[0],), examples[1]), [[0, 1], [2 + round % 2]])
 
 
 def test_a_pool_that_is_made_again_is_the_same_pool() -> None:

@@ -198,3 +198,14 @@ def test_candidates_are_tried_with_all_that_a_method_sends_down(tmp_path: Path) 
     settings = fd.Settings(folder=tmp_path / "run", progress=False)
     run = fd.simulate(fd.Task(fd.logistic(3, 2)), algorithm, clients, rounds=2, settings=settings)
     assert [line["senders"] for line in run.metrics] == [3, 3]
+
+
+@pytest.mark.parametrize("sizes", [[0, 7, 7], None])
+def test_a_first_cohort_may_be_empty(sizes: list[int] | None) -> None:
+    this = job()
+    counts = sizes or [7, 7, 7]
+    clients = fd.Clients.generated(lambda i: (np.ones((counts[i], 4), "f4"), np.zeros(counts[i], int)), 3, sizes=sizes)
+    this = replace(this, clients=clients, algorithm=fd.fedavg(fd.local_sgd(lr=0.1, batch_size=None)))
+    asked = replace(orders(this), cohort=np.empty(0, np.int64))
+    with choose(Auto((Renamed("debug"),), lambda n, r: 1.0), this, asked, rounds=2, say=lambda text: None) as session:
+        assert session.name == "debug"
