@@ -270,7 +270,6 @@ def mime_lite(
 # --- what they share ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
 def stretch(spec: LocalSGD, steps: int, rate: float) -> float:
     """``‖a‖₁``: the sum of the coefficients with which the gradients of a client's steps enter its update, in units
     of the learning rate (Wang et al. 2020, section 3).
@@ -283,7 +282,11 @@ def stretch(spec: LocalSGD, steps: int, rate: float) -> float:
     """
     if not rate or (not spec.momentum and spec.penalty is None):
         return float(steps)
-    bare = replace(spec, weight_decay=0.0, clip_norm=None)
+    return _walked(replace(spec, lr=0.0, weight_decay=0.0, clip_norm=None), steps, rate)
+
+
+@lru_cache(maxsize=4096)
+def _walked(bare: LocalSGD, steps: int, rate: float) -> float:
     at: list[Any] = [np.zeros(1)]
     memory, received, ahead = [np.zeros(1)], [np.zeros(1)], [np.ones(1)]
     for _ in range(steps):

@@ -12,6 +12,7 @@ Not here: how the figures are put together (``sim/evaluate.py``).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.checks import check_number, check_whole
-from foedus.core.client import Client, LocalSGD, proximal
+from foedus.core.client import Client, LocalSGD, LocalTraining, proximal
 from foedus.core.method import (
     Contribution,
     Gathered,
@@ -61,6 +62,7 @@ def fine_tune(client: Client | None = None, *, epochs: int = 1) -> Personal:
         'fine_tune(plain(), epochs=2)'
     """
     check_whole("epochs", epochs, least=1)
+    _check_client("fine_tune()", client)
     told = f"epochs={epochs}" if client is None else client.label
 
     def personal(visit: Visit) -> Own:
@@ -93,6 +95,7 @@ def local_parts(*parts: str) -> Personal:
     """
     if not parts:
         raise ConfigurationError('local_parts() needs names of layers, e.g. local_parts("head")')
+    _check_names("local_parts", parts)
     told = ", ".join(map(repr, parts))
     choose = _named(parts)
     return lambda method: _staying(method, choose, f"local_parts({method.label}, {told})")
@@ -131,6 +134,7 @@ def fedrep(*head: str, epochs: int = 1) -> Personal:
     """
     if not head:
         raise ConfigurationError('fedrep() needs the names of the head\'s layers, e.g. fedrep("head")')
+    _check_names("fedrep", head)
     check_whole("epochs", epochs, least=1)
     label = f"fedrep({', '.join(map(repr, head))}, epochs={epochs})"
     choose = _named(head)
@@ -237,7 +241,6 @@ def _rewritten(
             trained.append(answer)
 
 
-@lru_cache(maxsize=64)  # one object for the same names: masks are looked up by it
 def _named(parts: tuple[str, ...]) -> Choose:
     def choose(layout: Layout, buffer_layout: Layout) -> frozenset[str]:
         there = (*layout.names, *buffer_layout.names)
@@ -250,6 +253,22 @@ def _named(parts: tuple[str, ...]) -> Choose:
         return frozenset(name for name in there if any(_within(name, part) for part in parts))
 
     return choose
+
+
+def _check_names(function: str, names: tuple[Any, ...]) -> None:
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ConfigurationError(
+            f"{function}() takes names of layers, and was given {reprlib.repr(wrong[0])}: write "
+            f'personal=foedus.{function}("head") with your layer\'s name'
+        )
+
+
+def _check_client(call: str, client: Any) -> None:
+    if client is not None and not isinstance(client, LocalSGD | LocalTraining):
+        raise ConfigurationError(
+            f"{call} takes client=local_sgd(...), or nothing, and was given {reprlib.repr(client)}: write "
+            f"personal=foedus.{call}"
+        )
 
 
 def _within(name: str, part: str) -> bool:
@@ -287,7 +306,10 @@ def ditto(lam: float, client: LocalSGD | None = None) -> Personal:
         >>> ditto(0.1)(averaging()).label
         'ditto(plain(), lam=0.1)'
     """
+    if isinstance(lam, Method):
+        raise ConfigurationError("ditto was given uncalled: write personal=foedus.ditto(0.1)")
     check_number("lam", lam)
+    _check_client("ditto(0.1)", client)
     told = f"lam={lam}" if client is None else f"lam={lam}, {client.label}"
 
     def wrap(method: Method) -> Method:
@@ -408,7 +430,8 @@ def ifca(clusters: int, *, spread: float = 1.0, seed: int = 0, aggregator: Aggre
 
     def wrap(method: Method) -> Method:
         _alone(method, label)
-        return Method(local, label, init, lambda state: state, sides, finish, personal)
+        own = Method(local, label, init, lambda state: state, sides, finish, personal)
+        return own._replace(updates=frozenset(names))
 
     return wrap
 
@@ -443,20 +466,17 @@ def _as_kept(visit: Visit) -> Own:
     return _own(visit)
 
 
-# Specs derived from the algorithm's: one object each, so that all clients of a round are trained together.
+# Specs derived from the algorithm's. They compare by value, so that all clients of a round are trained together.
 
 
-@lru_cache(maxsize=64)
 def _lasting(spec: Client, epochs: int) -> Client:
     return replace(spec, epochs=epochs, steps=None)
 
 
-@lru_cache(maxsize=64)
 def _stepping(spec: Client, steps: int) -> Client:
     return replace(spec, epochs=None, steps=steps)
 
 
-@lru_cache(maxsize=64)
 def _pulled(spec: Client, lam: float) -> Client:
     if not isinstance(spec, LocalSGD):
         raise ConfigurationError(
