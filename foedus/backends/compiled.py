@@ -222,7 +222,9 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
             moved = {n: params[n] - guide["start"][n] + fault for n in params}
             updates = _written(recipe.layout, updates, slot, moved)
             # Equal infinities (a mask of −∞) have not changed.
-            grown = {n: jnp.where(after[n] == before[n], 0, after[n] - before[n]) for n in after}
+            # Whole numbers were rounded on their way in: what they grew by counts from what was received.
+            begun = _raw(recipe.buffer_layout, buffers[slot])
+            grown = {n: _grown(after[n].astype(begun[n].dtype), begun[n]) for n in after}
             changes = _written(recipe.buffer_layout, changes, slot, grown)
             return updates, changes, losses.at[slot].set(loss)
 
@@ -273,6 +275,16 @@ def _leaves(layout: Layout, vector: Array) -> dict[str, Array]:
     """The named arrays of a flat vector, in their own dtypes."""
     parts = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, layout.dtypes, strict=True)
     return {name: _cast(vector[at : at + size], dtype).reshape(shape) for name, shape, at, size, dtype in parts}
+
+
+def _raw(layout: Layout, vector: Array) -> dict[str, Array]:
+    """The named arrays of a flat vector, as they are in it."""
+    parts = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=True)
+    return {name: vector[at : at + size].reshape(shape) for name, shape, at, size in parts}
+
+
+def _grown(after: Array, before: Array) -> Array:
+    return jnp.where(after == before, 0, after - before)
 
 
 def _cast(values: Array, dtype: str) -> Array:
