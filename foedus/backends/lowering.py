@@ -36,6 +36,7 @@ from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
 from foedus.backends.lowering_ops import OPERATORS
 from foedus.backends.lowering_rules import Out
 from foedus.backends.torch_random import counted, unrepeated
+from foedus.backends.torch_record import restored
 from foedus.errors import FoedusError, LoweringMismatch, UnsupportedOperator
 
 __all__ = ["Batch", "Lowered", "lower", "verify"]
@@ -118,7 +119,7 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
     arguments = (params, frozen, buffers, batch.inputs, batch.target, batch.mask, batch.key)
     recorder = Recorder()
     inputs = recorder.known(arguments)
-    with _plain_kernels(), _refusing("this model, whose training step could not be recorded"), recorder:
+    with restored(module), _plain_kernels(), _refusing(_UNRECORDED), recorder:
         results = _functionally(_step_of(module, objective), arguments)
     outputs = recorder.known(results)
     instructions = _live(_contracted(recorder.instructions), outputs)
@@ -152,6 +153,9 @@ def _step_of(module: torch.nn.Module, objective: Objective) -> Callable[..., Any
         return loss.detach(), dict(zip(leaves, grads, strict=True)), {n: after[n].detach() for n in buffers}
 
     return step
+
+
+_UNRECORDED: Final = "this model, whose training step could not be recorded"
 
 
 class _Harness(torch.nn.Module):
@@ -449,7 +453,7 @@ def _eager(module: torch.nn.Module, objective: Objective, state: Any, *, batch: 
     inputs, target, mask = tuple(x[real] for x in batch.inputs), batch.target[real], batch.mask[real]
     leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
     named = {**leaves, **frozen, **{n: b.clone() for n, b in buffers.items()}}
-    with counted(batch.key):
+    with restored(module), counted(batch.key):
         harnessed = {f"module.{n}": t for n, t in named.items()}
         given = (list(leaves.values()), inputs, target, mask)
         loss, grads, after = torch.func.functional_call(_Harness(module, objective), harnessed, given)

@@ -27,7 +27,7 @@ from foedus.backends.cohort import Block, Stacked, rows_of
 from foedus.backends.masking import Objective, objective
 from foedus.backends.torch_backend import TorchTrainer, same_bits
 from foedus.backends.torch_random import unrepeated
-from foedus.backends.torch_record import Recorder
+from foedus.backends.torch_record import Recorder, restored
 from foedus.backends.torch_stacked import stacked
 from foedus.backends.trainer import Trainer, Weights, leaves_of
 from foedus.core.client import LocalSGD, Steering, descend
@@ -188,7 +188,7 @@ class TorchCohort:
         buffers = dict(zip(kept, arguments[len(names) :], strict=False))
         batch = arguments[len(names) + len(kept) :]
         named = dict(zip(names, parameters, strict=True))
-        with torch.enable_grad(), _named_by_operator():
+        with restored(self._module), torch.enable_grad(), _named_by_operator():
             losses, after = torch.vmap(self._one)(named, buffers, batch)
             with unrepeated():
                 grads = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)

@@ -35,6 +35,7 @@ from .executions import (
     WORDS,
     Attention,
     Recurrent,
+    SharedLayers,
     TiedAndFrozen,
     TwoInputs,
     assert_alike,
@@ -97,10 +98,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lstm": Recurrent,
     "attention": Attention,
     "tied and frozen": TiedAndFrozen,
+    "shared layers": SharedLayers,
     "two inputs": TwoInputs,
     "regression": lambda: net(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2)),
 }
-SEQUENCES, TOKENS = ("lstm", "tied and frozen"), ("attention",)
+SEQUENCES, TOKENS = ("lstm", "tied and frozen", "shared layers"), ("attention",)
 
 
 def population(name: str, dtype: str, sizes: list[int]) -> fd.Clients:
