@@ -56,6 +56,7 @@ class Aggregator(NamedTuple):
       median) merges by collecting, says ``False``, and cannot run under secure aggregation.
     * ``encode_all``: if given, a :class:`Shortcut` for encoding and admitting many updates and merging the messages;
       simulated cohorts use it as long as ``encode`` and ``merge`` are those that it stands for.
+    * ``least``: how many updates it needs at least; what never gives it so many is refused at once.
     * ``remember(update, message, context) -> state``: if given, what the client keeps for its next encoding, which
       finds it in ``context.kept`` (what a lossy message left out, say).
 
@@ -86,6 +87,7 @@ class Aggregator(NamedTuple):
     encode_all: Shortcut | None = None
     admit: Callable[[Message, Context], Message] = lambda message, context: message
     remember: Callable[[Update, Message, Context], State] | None = None
+    least: int = 1
 
     @property
     def shortcut(self) -> Shortcut | None:

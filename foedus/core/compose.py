@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,11 +70,13 @@ class Algorithm:
                 "client's own is given as fedavg(local, personal=...)"
             )
         if not isinstance(self.gate, Gate):
-            raise ConfigurationError(
-                f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}"
-            )
+            raise ConfigurationError(f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}")
         if self.timing is not None and not isinstance(self.timing, Buffered | Hierarchical):
             raise ConfigurationError(f"timing must be a timing, e.g. foedus.buffered(10); not {_told(self.timing)}")
+        if self.method is not None:
+            _check_method(self.method, self.client)
+        if isinstance(self.timing, Buffered):
+            self._check_many(self.timing)
         if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1 and self.method is not None:
             raise ConfigurationError(
                 f"{self.method.label} gathers at the server, between whose rounds the edges would average "
@@ -96,6 +99,15 @@ class Algorithm:
         assert isinstance(self.timing, Buffered)
         return self.timing.mixing is not None or self.timing.staleness.weight(1) != 1.0
 
+    def _check_many(self, timing: Buffered) -> None:
+        """Whether a step has the updates that the rule needs, where that is known beforehand."""
+        for rule in (self.aggregator, self.buffers):
+            if timing.size is not None and timing.size < rule.least:
+                raise ConfigurationError(
+                    f"{rule.label} needs at least {rule.least} updates, and a step of {timing.label} has "
+                    f"{timing.size}: write timing=foedus.buffered({rule.least}), or take another aggregator"
+                )
+
     def _check_downlink(self, downlink: Any) -> None:
         if not isinstance(downlink, Aggregator):
             raise ConfigurationError(
@@ -107,6 +119,30 @@ class Algorithm:
                 f"downlink={downlink.label} keeps something of a sender's, or compares many; the model is one message "
                 "to all. Write stages and a mean: foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
+        if self.method is not None and self.method.home is not None:
+            raise ConfigurationError(
+                f"downlink={downlink.label} compresses whole models, and with {self.method.label} parts of the model "
+                "stay with the clients. Leave out one of them"
+            )
+
+    def with_(
+        self, *, timing: Timing | None = None, gate: Gate | None = None, downlink: Aggregator | None = None,
+        buffers: Aggregator | None = None,
+    ) -> Algorithm:  # fmt: skip
+        """The same algorithm with another timing, gate, downlink, or rule for buffers; what is not given stays.
+
+        Raises:
+            ConfigurationError: they do not go together.
+
+        Example:
+            >>> from foedus.core.timing import buffered
+            >>> Algorithm(client=local_sgd(lr=0.1)).with_(timing=buffered(10)).timing.size
+            10
+        """
+        return replace(
+            self, timing=timing or self.timing, gate=gate or self.gate, downlink=downlink or self.downlink,
+            buffers=buffers or self.buffers,
+        )  # fmt: skip
 
     def aggregator_of(self, channel: str) -> Aggregator:
         """The aggregator of what travels in a channel: "update", "buffers", or one of the method's own.
@@ -136,6 +172,25 @@ class Algorithm:
             f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}{timing}"
             f"{downlink}"
         )
+
+
+def _check_method(method: Method, client: Client) -> None:
+    """Refuse a method whose channels cannot be aggregated, or that local training does not fit."""
+    sides: Mapping[str, Any] = method.sides
+    for name, value in sides.items():
+        if name in ("update", "buffers"):
+            raise ConfigurationError(
+                f"{method.label} has a channel {name!r} of its own, which is the name of the model's: call it otherwise"
+            )
+        if not isinstance(value, Aggregator):
+            hint = f": write foedus.chain({_told(value)}, foedus.mean())" if isinstance(value, Stage) else ""
+            raise ConfigurationError(
+                f"{method.label} aggregates {name!r} by {_told(value)}, which is no Aggregator such as "
+                f"foedus.mean(){hint}"
+            )
+    if strange := sorted(method.updates - method.sides.keys()):
+        raise ConfigurationError(f"{method.label} names {strange} among its updates, which are none of its sides")
+    method.fits(client)
 
 
 def _told(value: Any) -> str:

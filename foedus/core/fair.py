@@ -15,7 +15,7 @@ import numpy as np
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.checks import check_number, check_whole
-from foedus.core.client import Client
+from foedus.core.client import Client, LocalTraining
 from foedus.core.compose import Algorithm, composed
 from foedus.core.method import Contribution, Gathered, Local, Measure, Method, Personal, Train, Visit
 from foedus.core.server import ServerOptimiser
@@ -56,6 +56,13 @@ def qfedavg(
     """
     check_number("q", q)
 
+    def fits(client: Client) -> None:
+        if isinstance(client, LocalTraining) and client.lr is None:
+            raise ConfigurationError(
+                f"qfedavg() divides by the learning rate, and {client.label} does not say its own: give "
+                "local_training(..., lr=0.1)"
+            )
+
     def local(visit: Visit) -> Local:
         loss = max((yield Measure(visit.received))["loss"], LEAST_LOSS)  # NaN stays NaN, and is refused
         trained = yield Train()
@@ -72,7 +79,7 @@ def qfedavg(
         return gathered.update / gathered.sides["divisor"], gathered.state
 
     label = f"qfedavg(q={q}, weighted={weighted})"
-    method = Method(local, label, sides={"divisor": mean()}, finish=finish, unscaled=True)
+    method = Method(local, label, sides={"divisor": mean()}, finish=finish, unscaled=True, fits=fits)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator
-from foedus.core.client import Client
+from foedus.core.client import Client, LocalTraining
 from foedus.core.examples import Examples
 from foedus.core.values import NOTHING, State
 from foedus.errors import ConfigurationError
@@ -238,6 +238,7 @@ class Method(NamedTuple):
 
     * ``unscaled``: whether the server's sums are right only for updates as clients send them; such a method is refused
       where stale updates are scaled down.
+    * ``fits(client)``: raises a ConfigurationError for local training that it cannot work with (:func:`steered`).
     * ``updates``: the channels of ``sides`` that carry updates of the model or of a part of it: the gate looks at them
       as at ``update``, and attackers replace them.
 
@@ -262,6 +263,7 @@ class Method(NamedTuple):
     home: Callable[[Layout, Layout], frozenset[str]] | None = None
     unscaled: bool = False
     updates: frozenset[str] = frozenset()
+    fits: Callable[[Client], None] = lambda client: None
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one
@@ -295,6 +297,19 @@ def travelling(method: Method | None, layouts: tuple[Layout, Layout]) -> tuple[T
 def _rest(layout: Layout, home: frozenset[str]) -> Travels | None:
     stays = [name for name in layout.names if name in home]
     return Travels(layout.without(stays), layout.positions(layout.without(stays).names)) if stays else None
+
+
+def steered(client: Client) -> None:
+    """Refuse local training whose gradients nobody sees: for methods that shift or mask them.
+
+    Raises:
+        ConfigurationError: it is a loop of the user's own.
+    """
+    if isinstance(client, LocalTraining) and client.loop is not None:
+        raise ConfigurationError(
+            "this algorithm steers every gradient of local training, which a loop of your own hides. Give "
+            "local_training(optimiser=lambda p: torch.optim.AdamW(p)) or local_sgd(...) instead"
+        )
 
 
 def zeros(like: Vector) -> Vector:

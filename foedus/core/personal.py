@@ -12,7 +12,6 @@ Not here: how the figures are put together (``sim/evaluate.py``).
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import lru_cache
@@ -37,6 +36,7 @@ from foedus.core.method import (
     Trained,
     Visit,
     plain,
+    steered,
 )
 from foedus.core.values import State
 from foedus.errors import ConfigurationError
@@ -147,7 +147,7 @@ def fedrep(*head: str, epochs: int = 1) -> Personal:
         return brought._replace(steps=first.steps + trained.steps)
 
     def wrap(method: Method) -> Method:
-        return _staying(_alone(method, label)._replace(local=local), choose, label)
+        return _staying(_alone(method, label)._replace(local=local, fits=steered), choose, label)
 
     return wrap
 
@@ -258,7 +258,7 @@ def _named(parts: tuple[str, ...]) -> Choose:
 def _check_names(function: str, names: tuple[Any, ...]) -> None:
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ConfigurationError(
-            f"{function}() takes names of layers, and was given {reprlib.repr(wrong[0])}: write "
+            f"{function}() takes names of layers, and was given something of type {type(wrong[0]).__name__}: write "
             f'personal=foedus.{function}("head") with your layer\'s name'
         )
 
@@ -266,8 +266,8 @@ def _check_names(function: str, names: tuple[Any, ...]) -> None:
 def _check_client(call: str, client: Any) -> None:
     if client is not None and not isinstance(client, LocalSGD | LocalTraining):
         raise ConfigurationError(
-            f"{call} takes client=local_sgd(...), or nothing, and was given {reprlib.repr(client)}: write "
-            f"personal=foedus.{call}"
+            f"{call} takes client=local_sgd(...), or nothing, and was given something of type {type(client).__name__}: "
+            f"write personal=foedus.{call}"
         )
 
 
@@ -322,7 +322,11 @@ def ditto(lam: float, client: LocalSGD | None = None) -> Personal:
                 own = own._replace(vector=start, buffers=buffers)
             return brought._replace(kept=dict(brought.kept) | _kept(own))
 
-        return method._replace(local=local, personal=_as_kept, label=f"ditto({method.label}, {told})")
+        def fits(spec: Client) -> None:
+            method.fits(spec)
+            _pulled(client or spec, lam)
+
+        return method._replace(local=local, personal=_as_kept, label=f"ditto({method.label}, {told})", fits=fits)
 
     return wrap
 
@@ -363,7 +367,13 @@ def pfedme(lam: float, *, rounds: int, steps: int, lr: float) -> Personal:
         brought = Contribution(w - visit.received, buffers=own.buffers, loss=float(np.mean(losses)))
         return brought._replace(steps=rounds * own.steps, kept=_kept(own))
 
-    return lambda method: _alone(method, label)._replace(local=local, personal=_as_kept, label=label)
+    def fits(spec: Client) -> None:
+        _pulled(_stepping(spec, steps), lam)
+
+    def wrap(method: Method) -> Method:
+        return _alone(method, label)._replace(local=local, personal=_as_kept, label=label, fits=fits)
+
+    return wrap
 
 
 def ifca(clusters: int, *, spread: float = 1.0, seed: int = 0, aggregator: Aggregator | None = None) -> Personal:

@@ -68,6 +68,7 @@ def collect(
     *,
     init: Callable[[Layout], State] = lambda layout: {},
     keep: Callable[[Collected, Vector], State] = lambda collected, vector: collected.state,
+    least: int = 1,
 ) -> Aggregator:
     """An aggregator that gathers every update and leaves the rest to a rule.
 
@@ -77,6 +78,7 @@ def collect(
         label: how it is written.
         init: what the server keeps at first.
         keep: what it keeps after a round, from the updates and the rule's result.
+        least: how many updates the rule needs.
 
     Raises:
         UpdateRefused: on admitting, for values that are not finite or of another length; on merging, for a client
@@ -102,7 +104,7 @@ def collect(
         vector = rule(collected)
         return vector, keep(collected, vector)
 
-    return Aggregator(init, encode, _union, decode, additive=False, label=label, admit=_admitted)
+    return Aggregator(init, encode, _union, decode, additive=False, label=label, admit=_admitted, least=least)
 
 
 def _admitted(message: Message, context: Context) -> Message:
@@ -278,7 +280,7 @@ def krum(attackers: int) -> Aggregator:
         borne = _borne(c, label, attackers, each=2)
         return c.rows[int(ranked(squared_distances(c.rows), borne)[0])].astype(np.float64)
 
-    return collect(rule, label)
+    return collect(rule, label, least=2 * attackers + 3)
 
 
 def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
@@ -305,7 +307,7 @@ def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
         order = ranked(squared_distances(c.rows), borne)
         return average(c.rows, order[: len(c.rows) - borne if keep is None else keep])
 
-    return collect(rule, label)
+    return collect(rule, label, least=2 * attackers + 3)
 
 
 def bulyan(attackers: int) -> Aggregator:
@@ -336,7 +338,7 @@ def bulyan(attackers: int) -> Aggregator:
             picked.append(left.pop(int(ranked(away[np.ix_(left, left)], borne)[0])))
         return by_parameter([c.rows[i] for i in sorted(picked)], lambda v: central(v, 2 * borne))
 
-    return collect(rule, label)
+    return collect(rule, label, least=4 * attackers + 3)
 
 
 def central(values: Vector, fewer: int) -> Float64[Floats, " parameter"]:

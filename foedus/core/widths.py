@@ -25,7 +25,7 @@ from foedus.core.aggregate import Aggregator, mean
 from foedus.core.checks import named
 from foedus.core.client import Client
 from foedus.core.compose import Algorithm, fedavg
-from foedus.core.method import Contribution, Gathered, Local, Method, Train, Visit
+from foedus.core.method import Contribution, Gathered, Local, Method, Train, Visit, steered
 from foedus.core.server import ServerOptimiser
 from foedus.core.values import State
 from foedus.errors import ConfigurationError
@@ -101,7 +101,8 @@ def heterofl(
     sides: Mapping[str, Aggregator] = {f"width {w}": rule for w in widths} | {"shares": mean()}
     told = "" if held is None else f", held={named(held)}"
     label = f"heterofl({named(fraction)}, fractions={widths}{told})"
-    method = Method(local, label, sides=sides, finish=finish, updates=frozenset(sides) - {"shares"})
+    method = Method(local, label, sides=sides, finish=finish)
+    method = method._replace(updates=frozenset(sides) - {"shares"}, fits=steered)
     return Algorithm(client=client, server=server or fedavg(client).server, method=method)
 
 

@@ -74,11 +74,11 @@ def test_it_goes_with_every_pace_and_is_resumed_to_the_byte(tmp_path: Path, timi
     assert (whole.folder / METRICS).read_bytes() == (again.folder / METRICS).read_bytes()
 
 
-def test_what_cannot_carry_a_model_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_carry_a_model_is_refused() -> None:
     for wrong in (fd.error_feedback(fd.chain(fd.top_k(0.1), fd.mean())), fd.median()):
         with pytest.raises(ConfigurationError, match="the model is one message to all"):
             fd.fedavg(CLIENT, downlink=wrong)
     with pytest.raises(ConfigurationError, match=r"foedus\.chain\(rotate\(\), foedus\.mean\(\)\)"):
         fd.fedavg(CLIENT, downlink=fd.rotate())  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="stay with the clients"):
-        simulate(tmp_path, fd.fedavg(CLIENT, downlink=EIGHT, personal=fd.local_parts("bias")))
+        fd.fedavg(CLIENT, downlink=EIGHT, personal=fd.local_parts("bias"))
