@@ -71,7 +71,7 @@ class Train(NamedTuple):
         anchor: what penalties pull towards; ``None``: the received weights.
         shift: added to every gradient of the loss, [parameter].
         mask: 1 where parameters may move and 0 where not, [parameter]; the same for all clients of a method.
-        spec: another way to train than the algorithm's; it must be the same object for all clients and rounds.
+        spec: another way to train than the algorithm's; clients whose specs come to the same are trained together.
         buffers: to begin from, [buffer]; ``None``: ``visit.buffers``.
 
     Example: every gradient shifted by what the server sent:

@@ -7,9 +7,8 @@ Not here: values that are not finite, and updates that a gate refuses (``sim/wor
 
 from __future__ import annotations
 
-import inspect
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -26,7 +25,7 @@ from foedus.tree import Vector
 
 def check_generator(label: str, function: Callable[..., Any], found: Any) -> None:
     """``local`` and ``personal`` must give generators."""
-    if not inspect.isgenerator(found):
+    if not isinstance(found, Generator):
         name = getattr(function, "__name__", type(function).__name__)
         raise ConfigurationError(
             f"the method {label}: {name}(visit) must be a generator, and gave {_shown(found)}. Write in it "
@@ -74,6 +73,11 @@ def check_contribution(label: str, brought: Any, seen: Visit) -> None:
     _check_vector(label, "Contribution(buffers=...)", brought.buffers, len(seen.buffers), of="buffers")
     _check_mapping(label, "Contribution(sides=...)", brought.sides)
     for name, vector in brought.sides.items():
+        if name in ("update", "buffers"):
+            raise ConfigurationError(
+                f"the method {label}: Contribution(sides=...) has a channel called {name!r}, which is the model's own. "
+                f"Give it another name, or write Contribution({name}=...)"
+            )
         _check_vector(label, f"Contribution(sides={{{name!r}: ...}})", vector, None)
         if vector is None:
             raise ConfigurationError(

@@ -170,6 +170,28 @@ def test_executors_agree(tmp_path: Path, name: str, executor: str, model: str) -
         np.testing.assert_allclose(found[what], value, rtol=1e-10, atol=1e-10, err_msg=what)
 
 
+def thrice(visit: Visit) -> Local:
+    """Trainings of three kinds, in batches of other sizes than the algorithm's; specs are made anew each time."""
+    first = yield Train(spec=fd.local_sgd(lr=lambda r: 0.1 / r, batch_size=2, penalty=fd.proximal(0.1)))
+    whole = yield Train(spec=fd.local_sgd(lr=0.1, steps=1, batch_size=None))
+    trained = yield Train(start=first.vector, buffers=first.buffers)
+    return Contribution.of(trained, visit)._replace(update=trained.vector + whole.vector - 2 * visit.received)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scaffold, option I", "mime_lite", "ditto", "thrice"])
+def test_batches_of_other_sizes_are_not_padded_where_they_must_not_be(tmp_path: Path, name: str) -> None:
+    """Batch normalisation, and a method that trains in batches of another size than the algorithm's."""
+    own = METHODS | {"thrice": lambda: fd.Algorithm(client=LOCAL, method=Method(thrice, "thrice()"))}
+    for kind, executor in EXECUTORS.items():
+        ran(tmp_path / kind, own[name](), executor=executor(), rounds=3)
+    wanted = left(tmp_path / "debug")
+    for kind in EXECUTORS:
+        found = left(tmp_path / kind)
+        for what, value in wanted.items():
+            np.testing.assert_allclose(found[what], value, rtol=1e-10, atol=1e-10, err_msg=f"{kind}: {what}")
+
+
 KEEPERS = {
     "scaffold, option I", "scaffold, option II", "scaffold, compressed control", "feddyn", "local_parts", "fedbn",
     "fedrep", "ditto", "pfedme", "scaffold with local parts", "feddyn with fedbn", "lazy", "lag",
