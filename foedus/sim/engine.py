@@ -30,7 +30,7 @@ from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
 from foedus.record.kept import Kept
-from foedus.sim import evaluate, start
+from foedus.sim import evaluate, identity, start
 from foedus.sim.commit import Server
 from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
@@ -118,16 +118,26 @@ class _Plan(NamedTuple):
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
         job, world = self.job, self.settings.world
         parts = (
-            job.algorithm.label, job.clients.fingerprint(), job.seed, self.sampler.label,
+            job.algorithm.label, job.seed, self.sampler.label,
             self.trainer.layout.digest(), self.trainer.buffer_layout.digest(), self.trainer.backend,
-            self.evaluation.every, self.evaluation.clients, [m.name for m in job.task.metrics],
-            job.task.average_buffers, _name(job.task.loss), world and world.label,
-            start.describe(self.settings.start),
+            [m.name for m in job.task.metrics], job.task.average_buffers, world and world.label, self.pieces(),
         )  # fmt: skip
         hostile = self.settings.adversary
         told = parts if hostile is None else (*parts, hostile.label, hostile.clients, hostile.since)
         told = told if self.settings.watch is None else (*told, self.settings.watch.label)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def pieces(self) -> dict[str, str]:
+        """Digests of what is written as code."""
+        job, asked = self.job, self.evaluation
+        written = identity.pieces(
+            job.task, job.algorithm.client, self.sampler, trainer=self.trainer, world=self.settings.world
+        )
+        return written | {
+            "data": job.clients.fingerprint(),
+            "first weights": start.describe(self.settings.start),
+            "evaluation": f"every {asked.every}{', clients' * asked.clients}",
+        }
 
     def describe(self) -> dict[str, Any]:
         job = self.job
@@ -181,7 +191,7 @@ class _Engine:
             )
         if found.get("identity") != self.identity:
             raise CheckpointError(
-                f"{self.folder.path} holds another run: {_difference(found, self.plan.describe())}. "
+                f"{self.folder.path} holds another run: {self._difference(found)}. "
                 "Choose another folder, or delete this one"
             )
         saved = self.folder.restore()
@@ -200,6 +210,10 @@ class _Engine:
                 "folder, or look at what is there: foedus.read_run(folder)"
             )
         return state, saved.values["executor"]
+
+    def _difference(self, found: Mapping[str, Any]) -> str:
+        told = {"pieces": self.plan.pieces(), "foedus": start.versions()}
+        return identity.difference(found, self.plan.describe() | told)
 
     def _fresh(self) -> RunState:
         return self.server.first(start.weights(self.plan.settings.start, self.plan.trainer))
@@ -248,6 +262,7 @@ class _Engine:
     def _configure(self, executor: str | None, status: str) -> None:
         values = self.plan.describe() | {
             "identity": self.identity,
+            "pieces": self.plan.pieces(),
             "executor": executor,
             "status": status,
             "foedus": start.versions(),
@@ -480,10 +495,6 @@ def _train_loss(outcome: Outcome) -> float | None:
     return sum(n * loss for n, loss in known) / total if total else None
 
 
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)
-
-
 def _sampler(
     cohort: int | Sampler | None, clients: Clients, settings: Settings
 ) -> tuple[Sampler, int | None]:
@@ -548,12 +559,3 @@ def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
         CLIENTS: evaluation.clients, LOCAL: settings.local_curves is not None, SCORES: settings.watch is not None
     }  # fmt: skip
     return [name for name, wanted in asked.items() if wanted]
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    told = [
-        f"{name} is {found.get(name)!r} there and {value!r} here"
-        for name, value in wanted.items()
-        if found.get(name) != value and name != "rounds"
-    ]
-    return "; ".join(told) or "its data, loss, first weights, evaluation or world differ"
