@@ -5,14 +5,12 @@ Not here: checks of data (``core/examples.py``).
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator
-from types import CodeType
 from typing import Any
 
 import numpy as np
 
+from foedus.core.described import digest
 from foedus.errors import ConfigurationError
 
 
@@ -72,10 +70,8 @@ def check_number(name: str, value: Any, *, also: str = "", below: float = math.i
 
 
 def named(function: Any) -> str:
-    """A function's name and, if it is written in Python, eight digits that tell another function of that name apart.
-
-    They are a digest of its code, its defaults and what it closes over, as far as those are numbers, texts, arrays
-    or functions. A run that is resumed compares them. The values of global names are not covered.
+    """A function's name and eight digits that tell another function of that name apart, for labels: a run that is
+    resumed compares them. See :func:`foedus.core.described.digest`.
 
     Example:
         >>> named(len)
@@ -83,49 +79,5 @@ def named(function: Any) -> str:
         >>> named(lambda i: i % 2) == named(lambda i: i % 3)
         False
     """
-    name = getattr(function, "__name__", None) or type(function).__name__
-    if not isinstance(getattr(function, "__code__", None), CodeType):
-        return str(name)
-    digest = hashlib.sha256()
-    for part in _of_function(function):
-        digest.update(part)
-    return f"{name} {digest.hexdigest()[:8]}"
-
-
-def _of_function(function: Any) -> Iterator[bytes]:
-    yield from _of_code(function.__code__)
-    cells = map(_held, function.__closure__ or ())
-    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *cells):
-        yield from _of_value(value, function)
-
-
-def _of_code(code: CodeType) -> Iterator[bytes]:
-    yield code.co_code
-    yield repr(code.co_names).encode()
-    for constant in code.co_consts:
-        yield from _of_code(constant) if isinstance(constant, CodeType) else _of_value(constant, None)
-
-
-def _of_value(value: Any, within: Any) -> Iterator[bytes]:
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        yield repr((value.shape, value.dtype.str)).encode()
-        yield np.ascontiguousarray(value).tobytes()
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _of_value(one, within)
-    elif isinstance(value, frozenset | set):
-        yield repr(sorted(map(repr, value))).encode()  # their own order differs between processes
-    elif isinstance(value, int | float | complex | str | bytes | np.generic | type(None) | type(...)):
-        yield repr(value).encode()
-    elif isinstance(getattr(value, "__code__", None), CodeType) and value is not within:
-        yield from _of_code(value.__code__)
-    else:
-        yield type(value).__qualname__.encode()
-
-
-def _held(cell: Any) -> Any:
-    """What a cell of a closure holds; nothing, where the variable has no value yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
+    name = str(getattr(function, "__name__", None) or type(function).__name__)
+    return name if isinstance(function, BuiltinFunctionType | np.ufunc) else f"{name} {digest(function)[:8]}"

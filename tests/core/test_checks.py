@@ -44,7 +44,7 @@ def test_the_same_function_is_named_alike_wherever_it_is() -> None:
     assert named(over(np.arange(3))) == named(over(np.arange(3)))
     assert named(over(object())) == named(over(object()))
     assert named(np.sin) == "sin"
-    assert named(partial(mostly, 1)) == "partial"
+    assert named(partial(mostly, 1)) == named(partial(mostly, 1)) != named(partial(mostly, 2))
     code = f"exec(open({__file__!r}).read())\nprint(named(mostly))"  # with another order of sets of texts
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == named(mostly)
