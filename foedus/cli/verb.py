@@ -16,6 +16,7 @@ import click
 from foedus.errors import ConfigurationError, MissingExtra
 
 if TYPE_CHECKING:
+    from foedus.record import Record
     from foedus.sim.federation import Federation
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,6 +119,35 @@ class Flags:
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+# --- run folders --------------------------------------------------------------------------------------------
+
+
+def recorded(paths: Sequence[Path]) -> list[Record]:
+    """The runs in some folders and their sub-folders; says which it leaves out, since they have done no round.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    from foedus.record.folder import CONFIGURATION, read
+
+    found: dict[Path, Record] = {}
+    for path in paths:
+        inside = [path] if (path / CONFIGURATION).exists() else sorted(p.parent for p in path.rglob(CONFIGURATION))
+        if not inside:
+            click.echo(f"left out: {path} holds no run", err=True)
+        for folder in inside:
+            if (record := read(folder)).metrics:
+                found[folder] = record
+            else:
+                click.echo(f"left out: {folder} has not done a round", err=True)
+    if not found:
+        told = ", ".join(str(path) for path in paths[:3])
+        raise ConfigurationError(
+            f"there is no run folder with a finished round in {told}; `foedus runs` lists those here"
+        )
+    return list(found.values())
 
 
 # --- loading ------------------------------------------------------------------------------------------------

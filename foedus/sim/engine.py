@@ -98,6 +98,7 @@ def simulate(
         return _Engine(plan, folder).run()
     finally:
         folder.close()
+        folder.tidy()
 
 
 ALONE = 10  # updates that came one by one and were refused, in a row, after which a run gives up
@@ -184,6 +185,9 @@ class _Engine:
     def _restored(self) -> tuple[RunState, str | None]:
         found = self.folder.configuration()
         if found is None:
+            return self._fresh(), None
+        if found.get("identity") != self.identity and self.folder.holds_nothing():
+            self.folder.restore()  # empties what a failed run left
             return self._fresh(), None
         if not self.plan.settings.resume:
             raise ConfigurationError(

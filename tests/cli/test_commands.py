@@ -114,7 +114,7 @@ def test_stop_at(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["simulate"], 2, "Missing argument"),
         (["simulate", "own.py", "--rounds", "-1"], 2, "-1"),
         (["nonsense"], 2, "nonsense"),
-        (["plot", "."], 2, "is no run folder"),
+        (["plot", "."], 2, "no run folder with a finished round in .;"),
         (["export", ".", "--to", "paper"], 2, "paper"),
         (["new", "."], 2, "not empty"),
     ],
@@ -176,6 +176,29 @@ def test_plot_one_and_several(project: Path, capsys: pytest.CaptureFixture[str])
     assert run(["plot", "a", "b", "--output", "both.svg", "--metric", "accuracy"]) == 0
     assert (project / "both.svg").read_text().count("<svg") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "both.svg"
+
+
+def test_folders_of_runs_are_searched_and_what_holds_none_is_left_out(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("deep/er/one", "two"):
+        assert run(["simulate", "own.py", "--folder", f"runs/{name}"]) == 0
+    (project / "runs" / "empty").mkdir()
+    assert run(["simulate", "own.py", "--folder", "runs/nothing", "--rounds", "0"]) == 0
+    everything = [str(path) for path in sorted((project / "runs").iterdir())]
+    assert run(["plot", *everything]) == 0
+    told = capsys.readouterr()
+    assert (project / "runs.png").exists()
+    assert "empty holds no run" in told.err
+    assert "nothing has not done a round" in told.err
+    assert run(["export", "runs", "--to", "tensorboard"]) == 0
+    assert capsys.readouterr().out.count("3 rounds written") == 2
+
+
+def test_a_call_that_fails_leaves_no_folder_behind(project: Path) -> None:
+    (project / "junk").write_text("no weights")
+    assert run(["simulate", "own.py", "--start", "junk"]) == 2
+    assert list((project / "runs").iterdir()) == []
 
 
 def test_runs_are_told_apart_by_what_differs() -> None:

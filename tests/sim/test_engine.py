@@ -18,7 +18,7 @@ import pytest
 import foedus as fd
 from foedus.core.linear import logistic
 from foedus.core.select import Population
-from foedus.errors import CheckpointError, ConfigurationError, StorageError
+from foedus.errors import CheckpointError, ConfigurationError, StorageError, TrainingError
 from foedus.record.folder import CHECKPOINT, METRICS, MODEL
 from foedus.record.folder import CLIENTS as EACH
 from foedus.sim.debug import Debug, DebugSession
@@ -294,6 +294,26 @@ def test_a_run_interrupted_within_a_round_ends_with_the_same_bytes(
     assert (found.folder / EACH).read_bytes() == (whole.folder / EACH).read_bytes()
     assert len(found.clients) == 60
     assert found.weights.vector.tobytes() == whole.weights.vector.tobytes()
+
+
+def test_a_run_that_failed_before_its_first_round_leaves_the_folder_to_another(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="label"):
+        run(tmp_path, clients=fd.Clients.of({"a": (X, Y + 7)}), cohort=1)
+    assert (tmp_path / "run.json").exists()
+    fresh = fd.Settings(folder=tmp_path, resume=False, executor=fd.executors.debug(), progress=False)
+    mended = fd.simulate(TASK, ALGORITHM, CLIENTS, rounds=1, settings=fresh)
+    assert len(mended.metrics) == 1
+    with pytest.raises(CheckpointError, match="holds another run"):
+        run(tmp_path, rounds=1, seed=3)
+
+
+def test_a_folder_of_the_users_own_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(ConfigurationError, match="lack"):
+            run(folder, start={"other": np.ones(3)})
+    assert (tmp_path / "notes").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_more_rounds_go_on_where_the_run_ended(tmp_path: Path) -> None:
