@@ -40,7 +40,7 @@ from foedus.core.examples import Examples
 from foedus.tree import Layout, Vector
 
 __all__ = [
-    "CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "devices", "pooled", "stacked",
+    "CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "devices", "pooled", "stacked", "tainted",
 ]  # fmt: skip
 
 Array = Any
@@ -57,7 +57,8 @@ class Recipe:
 
     Attributes:
         step: ``(params, frozen, buffers, inputs, target, mask, key) -> (loss, gradients, new buffers)``, dicts
-            by name; ``mask`` [B] is 1 for the batch's real rows, ``key`` is int32 [2].
+            by name; ``mask`` [B] is 1 for the batch's real rows, ``key`` is int32 [2]. Where data is at fault, the
+            gradients are NaN (:func:`tainted`).
         spec: the rule that descends the gradients.
         layout, buffer_layout: of the flat vectors that come in and go out.
         frozen: parameters that are not trained, by name.
@@ -217,9 +218,7 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
             guide = {"start": received, "anchor": received} | guide
             params, after, loss = train(guide, before, steps, (bounds[slot + 1], bounds[slot + 2]))
             updates, changes, losses = results
-            # An index out of range shows as a NaN loss (lowering_ops); it must not go unnoticed.
-            fault = jnp.where(jnp.isnan(loss), jnp.nan, 0)
-            moved = {n: params[n] - guide["start"][n] + fault for n in params}
+            moved = {n: params[n] - guide["start"][n] for n in params}
             updates = _written(recipe.layout, updates, slot, moved)
             # Equal infinities (a mask of −∞) have not changed.
             # Whole numbers were rounded on their way in: what they grew by counts from what was received.
@@ -318,6 +317,17 @@ def _by_device(array: Any, count: int) -> Iterator[NDArray[Any]]:
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
     assert len(shards) == count
     return (np.asarray(s.data) for s in shards)
+
+
+def tainted(grads: Mapping[str, Array], loss: Array, *, excused: Sequence[Array] = ()) -> dict[str, Array]:
+    """Gradients, NaN if the loss is NaN and none of the booleans ``excused`` says that it should be.
+
+    An index out of range shows as a NaN loss, whose gradients may be finite; it must not go unnoticed.
+    """
+    fault = jnp.isnan(loss)
+    for right in excused:
+        fault &= ~right
+    return {name: jnp.where(fault, jnp.nan, grad) for name, grad in grads.items()}
 
 
 # --- plans --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foedus.backends.compiled import tainted
 from foedus.backends.jax_devices import cpu_devices, keep_programs
 from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
 from foedus.backends.lowering_ops import OPERATORS
@@ -82,14 +83,19 @@ class Lowered:
 
         params, frozen and buffers are dicts by name; gradients are named like params. Pure; to be traced
         under ``jax.enable_x64(True)``.
+
+        A loss that is NaN makes the gradients NaN, too: that is how an index out of range shows, which must not go
+        unnoticed. Only the mean of a classification loss over no label at all is NaN in torch as well, and there its
+        gradients are 0.
         """
         values: dict[int, Any] = {n: jnp.asarray(c) for n, c in self.constants.items()}
         _bind(self.inputs, arguments, values)
         pulls: dict[int, Callable[..., Any]] = {}
+        hollow: list[Array] = []
         for instruction in self.instructions:
-            instruction.run(values, pulls)
-        result: tuple[Array, dict[str, Array], dict[str, Array]] = _substituted(self.outputs, values)
-        return result
+            instruction.run(values, pulls, hollow)
+        loss, grads, buffers = _substituted(self.outputs, values)
+        return loss, tainted(grads, loss, excused=hollow), buffers
 
 
 def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowered:
@@ -199,10 +205,10 @@ class Instruction(NamedTuple):
     shape: tuple[int, ...]
     dtypes: dict[int, str]
 
-    def run(self, values: dict[int, Any], pulls: dict[int, Callable[..., Any]]) -> None:
+    def run(self, values: dict[int, Any], pulls: dict[int, Callable[..., Any]], hollow: list[Any]) -> None:
         """Carry it out on jax arrays, reading and writing ``values``."""
         first = next(iter(self.dtypes.values()), "float32")
-        out = Out(self.shape, jnp.dtype(first), pulls)
+        out = Out(self.shape, jnp.dtype(first), pulls, hollow)
         kwargs = {k: _substituted(v, values) for k, v in self.kwargs.items()}
         with _refusing(self.within):
             _bind(self.results, RULES[self.operator](out, *_substituted(self.args, values), **kwargs), values)

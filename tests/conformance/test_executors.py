@@ -278,6 +278,52 @@ def test_a_label_out_of_range_names_the_client(executor: str, label: int) -> Non
         ran(EVERY[executor](), task, clients, ROUND)
 
 
+LEFT_OUT = -100
+LOSSES = {
+    "plain": F.cross_entropy,
+    "smooth": partial(F.cross_entropy, label_smoothing=0.1),
+    "weighted": nn.CrossEntropyLoss(torch.linspace(0.5, 1.5, CLASSES, dtype=torch.float64)),
+    "mean of rows": partial(F.cross_entropy, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("executor", [*FAST, *EXACT])
+def test_a_batch_of_labels_left_out_trains_nothing_and_spoils_nothing(executor: str, loss: str) -> None:
+    """Torch's mean over no label is 0/0, and its gradient 0: the client's other batches count."""
+    clients, task = population("mlp", "float64", RAGGED), fd.Task(partial(made, "mlp", "float64"), LOSSES[loss])
+    assert clients.pool is not None
+    pool, own = clients.pool
+    pool.targets[own[0]] = [LEFT_OUT] * 8 + [1]  # its last batch of one row: now and then, and ...
+    pool.targets[own[5][:9]] = LEFT_OUT
+    pool.targets[own[1]] = LEFT_OUT  # ... whatever the order
+    found, wanted = (ran(e(), task, clients, ROUND) for e in (EVERY[executor], Debug))
+    assert_alike(found, wanted, 1e-10)
+    assert wanted.refused == []
+    undefined = {c for c, mean in zip(wanted.clients, wanted.losses, strict=True) if np.isnan(mean)}
+    assert ({0, 1} <= undefined) == (loss != "mean of rows")
+    assert 3 not in undefined
+    assert np.linalg.norm(rows(wanted.message)[0]) > 0  # client 0 learns from the batch that has a label
+    assert np.linalg.norm(rows(wanted.message)[1]) == 0
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_labels_left_out_do_not_hide_one_that_is_out_of_range(executor: str) -> None:
+    """Compiled code shows the least and the greatest label only; one in between is refused by its NaN."""
+    clients, task = population("mlp", "float32", [6, 5, 7]), task_of("mlp", "float32")
+    assert clients.pool is not None
+    pool, own = clients.pool
+    last = len(pool) - 1  # beyond those that the step is tried out on
+    (owner,) = (i for i in range(3) if last in own[i])
+    pool.targets[own[owner]] = LEFT_OUT
+    pool.targets[last] = -3
+    if executor == "compiled":
+        assert [r.client for r in ran(EVERY[executor](), task, clients, ROUND).refused] == [owner]
+    else:
+        with pytest.raises(TrainingError, match=f"client {owner} in round 2"):
+            ran(EVERY[executor](), task, clients, ROUND)
+
+
 @pytest.mark.parametrize("executor", EVERY)
 def test_a_word_out_of_range_names_the_client(executor: str) -> None:
     clients, task = population("attention", "float32", [6, 5, 7]), task_of("attention", "float32")
