@@ -6,6 +6,7 @@ Not here: checks of data (``core/examples.py``).
 from __future__ import annotations
 
 import math
+from types import BuiltinFunctionType
 from typing import Any
 
 import numpy as np
