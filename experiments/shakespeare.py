@@ -81,19 +81,20 @@ def populations() -> dict[str, fd.Clients]:
 
 
 def run(row: Row, clients: fd.Clients, lr: float, rounds: int) -> fd.Run:
-    """One run of a row at one learning rate; an unfinished one goes on."""
+    """One run of a row at one learning rate; an unfinished one goes on, and one of more rounds stays as it is."""
+    folder = run_folder("shakespeare", f"{row.name} lr={lr:g}")
+    there = len(fd.read_run(folder).metrics) if (folder / "run.json").exists() else 0
     algorithm = fd.fedsgd(lr=lr) if row.batch is None else fd.fedavg(fd.local_sgd(lr, epochs=1, batch_size=row.batch))
     return fd.simulate(
-        TASK, algorithm, clients, cohort=COHORT, rounds=rounds, seed=SEED, evaluation=fd.Evaluation(every=EVERY),
-        settings=fd.Settings(
-            executor=fd.executors.debug(), folder=run_folder("shakespeare", f"{row.name} lr={lr:g}"), progress=False
-        ),
+        TASK, algorithm, clients, cohort=COHORT, rounds=max(rounds, there), seed=SEED,
+        evaluation=fd.Evaluation(every=EVERY),
+        settings=fd.Settings(executor=fd.executors.debug(), folder=folder, progress=False),
     )  # fmt: skip
 
 
 def measure(row: Row, clients: fd.Clients, longer: float) -> dict[str, Any]:
     """Short runs of every learning rate, then the best one to the end."""
-    tried = {lr: central(run(row, clients, lr, TUNE))[:TUNE] for lr in row.rates}
+    tried = {lr: [m for m in central(run(row, clients, lr, TUNE)) if m["round"] <= TUNE] for lr in row.rates}
     lr = min(tried, key=lambda rate: tried[rate][-1]["loss"])  # accuracy is that of the blank for some rounds
     curve = central(run(row, clients, lr, max(TUNE, round(longer * row.rounds))))
     found = {
