@@ -244,10 +244,23 @@ def build(task: Task, spec: LocalSGD, trainer: Trainer, probe: Examples) -> Torc
     """
     assert isinstance(trainer, TorchTrainer)
     assert task.loss is not None
+    demand_numpy_types(trainer.module)
     inputs, target = trainer.tensors(probe)
     found = objective(task.loss, trainer.module, inputs=inputs, target=target)
     size = _bytes(trainer, spec, inputs, target)
     return TorchCohort(trainer, spec, found, size=size, recorder=Recorder())
+
+
+def demand_numpy_types(module: torch.nn.Module) -> None:
+    """Refuse a model whose tensors have a type that numpy, through which weights travel, does not know.
+
+    Raises:
+        UnsupportedOperator: names the type, and a tensor that has it.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.dtype is torch.bfloat16 or (tensor.dtype.itemsize == 1 and tensor.is_floating_point()):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedOperator(f"{kind}, the type of {name!r}")
 
 
 def _bytes(trainer: TorchTrainer, spec: LocalSGD, inputs: list[Tensor], target: Tensor) -> int:

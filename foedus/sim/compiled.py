@@ -26,13 +26,15 @@ from foedus.core.examples import Examples
 from foedus.core.method import Trained
 from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
-from foedus.errors import ConfigurationError, MissingExtra, TrainingError
+from foedus.errors import ConfigurationError, FoedusError, MissingExtra, TrainingError, UnsupportedOperator
+from foedus.sim.debug import DebugSession
 from foedus.sim.reading import Reading
 from foedus.sim.visits import Group, answered, contributions, layouts_of, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, union
 
 PROGRAMS = 32  # that are kept ready at most
 WIDTHS = 16  # of batches, at most, where they must not be padded
+SHOWN = 8  # clients whose first step is taken plainly, to explain why a model cannot be compiled
 COLUMNS = (attrgetter("updates"), attrgetter("buffers"), attrgetter("losses"))
 
 
@@ -148,7 +150,7 @@ class CompiledSession(Session):
         made = compiled().pooled(own, rows, (np.cumsum(sizes) - sizes)[members])
         if self._unpaddable(spec, gathered) is None:
             made = widened(made)
-        program = self._program(made.rows.shape[1], examples, spec)
+        program = self._program(made.rows.shape[1], gathered, spec)
         held = self._hold(program, examples)
         rate = spec.rate(orders.round)
         results = program.run(orders.start, held, made, lr=rate, kept=group.buffers, guides=group.guides)
@@ -203,22 +205,36 @@ class CompiledSession(Session):
             self._held = program.hold(examples)
         return self._held
 
-    def _recipe_of(self, width: int, examples: Examples) -> tuple[Any, str | None]:
+    def _recipe_of(self, width: int, gathered: Gathered) -> tuple[Any, str | None]:
         if width not in self._lowered:
-            self._lowered[width] = self._recipe(width=width, examples=examples)
+            try:
+                self._lowered[width] = self._recipe(width=width, examples=gathered.examples)
+            except FoedusError:
+                raise
+            except Exception as error:
+                raise self._explained(error, gathered.orders) from error
         return self._lowered[width]
+
+    def _explained(self, error: Exception, orders: Orders) -> FoedusError:
+        """What plain training says of a model or loss that could not be tried out: whose data, and which step."""
+        few = replace(orders.only(np.arange(min(len(orders.cohort), SHOWN))), limit=1, limits=None, following=None)
+        try:
+            DebugSession(self._job, self._trainer).run(few)
+        except FoedusError as found:
+            return found
+        return UnsupportedOperator(f"this model or loss, which could not be compiled ({type(error).__name__}: {error})")
 
     def _unpaddable(self, spec: LocalSGD, gathered: Gathered) -> str | None:
         """Why batches may not be padded; ``None`` if they may. It is a property of model and loss."""
         if self._lowered:
             return next(iter(self._lowered.values()))[1]
         widest = int(gathered.sizes.max())
-        return self._recipe_of(compiled().roomy(min(spec.batch_size or widest, widest)), gathered.examples)[1]
+        return self._recipe_of(compiled().roomy(min(spec.batch_size or widest, widest)), gathered)[1]
 
-    def _program(self, width: int, examples: Examples, spec: LocalSGD) -> Any:
+    def _program(self, width: int, gathered: Gathered, spec: LocalSGD) -> Any:
         which = (width, rule(spec))
         if which not in self._programs:
-            recipe, _ = self._recipe_of(width, examples)
+            recipe, _ = self._recipe_of(width, gathered)
             self._programs[which] = compiled().CohortProgram(replace(recipe, spec=spec), self._devices)
             if len(self._programs) > PROGRAMS:
                 self._programs.popitem(last=False)

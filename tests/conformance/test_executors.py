@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import foedus as fd
 from foedus.backends import open_trainer
-from foedus.errors import TrainingError
+from foedus.errors import TrainingError, UnsupportedOperator
 from foedus.sim.debug import Debug
 from foedus.sim.work import Job, Orders, Outcome
 
@@ -322,6 +322,54 @@ def test_labels_left_out_do_not_hide_one_that_is_out_of_range(executor: str) -> 
     else:
         with pytest.raises(TrainingError, match=f"client {owner} in round 2"):
             ran(EVERY[executor](), task, clients, ROUND)
+
+
+def test_a_step_is_tried_out_on_a_batch_that_has_labels() -> None:
+    """The first examples of all have none: with them, a wrong step would look right."""
+    clients, task = population("mlp", "float64", [40]), task_of("mlp", "float64")
+    assert clients.pool is not None
+    clients.pool[0].targets[:12] = LEFT_OUT
+    found, wanted = (ran(e(), task, clients, ROUND, limit=1) for e in (fd.executors.compiled, Debug))
+    assert_alike(found, wanted, 1e-10)
+
+
+FAULTS: dict[str, Callable[..., Any]] = {
+    "detached": lambda output, target: F.cross_entropy(output, target).detach(),
+    "targets that are floats": lambda output, target: F.cross_entropy(output, target.float()),
+    "raising": lambda output, target: output / 0 + "x",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_loss_that_fails_is_told_as_by_the_plain_loop(executor: str, fault: str) -> None:
+    clients, task = population("mlp", "float32", [6, 5]), fd.Task(partial(made, "mlp", "float32"), FAULTS[fault])
+    with pytest.raises(TrainingError, match=r"client 0 in round \d"):
+        ran(EVERY[executor](), task, clients, ROUND)
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_loss_that_is_never_a_number_is_refused_by_client(executor: str) -> None:
+    clients = population("mlp", "float32", [9, 5])
+    task = fd.Task(partial(made, "mlp", "float32"), lambda output, target: F.cross_entropy(output, target) * np.nan)
+    assert [r.client for r in ran(EVERY[executor](), task, clients, ROUND).refused] == [0, 1]
+
+
+class Half(nn.Module):
+    """Computes a part in a type that numpy does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.coarse = nn.Linear(64, CLASSES), nn.Linear(CLASSES, CLASSES).to(torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.coarse(self.first(x.flatten(1)).to(torch.bfloat16)).float()
+
+
+@pytest.mark.parametrize("executor", FAST)
+def test_weights_of_a_type_that_fast_paths_do_not_know_are_named(executor: str) -> None:
+    with pytest.raises(UnsupportedOperator, match=r"no fast path for bfloat16, the type of 'coarse\.weight'"):
+        ran(FAST[executor](), fd.Task(Half, F.cross_entropy), population("mlp", "float32", [6, 5]), ROUND)
 
 
 @pytest.mark.parametrize("executor", EVERY)
