@@ -84,9 +84,12 @@ class Buffered:
 
     @property
     def label(self) -> str:
-        given = {"size": self.size, "seconds": self.seconds, "mixing": self.mixing}
+        if self.mixing is not None:
+            return f"asynchronous({self.mixing}, staleness={self.staleness.label})"
+        given = {"size": self.size, "seconds": self.seconds}
         told = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return f"buffered({', '.join([*told, f'staleness={self.staleness.label}'])})"
+        told.append(f"staleness={self.staleness.label}")
+        return f"{'buffered' if self.seconds is None else 'semi_synchronous'}({', '.join(told)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,7 @@ def asynchronous(mixing: float = 0.6, *, staleness: Staleness | None = None) -> 
 
     Example:
         >>> asynchronous(0.6).label
-        'buffered(size=1, mixing=0.6, staleness=polynomial(0.5))'
+        'asynchronous(0.6, staleness=polynomial(0.5))'
     """
     check_number("mixing", mixing, above=True)
     if mixing > 1:

@@ -22,10 +22,10 @@ from foedus.backends import Trainer, Weights, open_trainer
 from foedus.core.checks import check_whole, whole
 from foedus.core.compose import Algorithm
 from foedus.core.population import ClientId, Clients
-from foedus.core.select import Sampler, everybody, uniform
+from foedus.core.select import Population, Positions, Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
-from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
+from foedus.errors import CheckpointError, ConfigurationError, DataError, FoedusError, NothingToAggregate
 from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
@@ -87,10 +87,11 @@ def simulate(
     _check_counts(rounds, seed)
     rounds, seed = int(rounds), int(seed)  # numpy's own do not fit into JSON
     _check_data(clients)
+    _check_test(clients)
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
     _check_minimum(settings, most=wanted or len(clients))
-    trainer = open_trainer(task, seed=seed, device=settings.device)
+    trainer = open_trainer(evaluate.checked(task), seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings)
     folder = RunFolder(_folder(settings), more=_files(evaluation, settings))
@@ -101,6 +102,8 @@ def simulate(
         folder.tidy()
 
 
+# What tells that a folder is one of several runs.
+STUDIES = {"federated/run.json": "comparison", "comparison.txt": "comparison", "sweep.txt": "sweep"}
 ALONE = 10  # updates that came one by one and were refused, in a row, after which a run gives up
 
 
@@ -458,6 +461,14 @@ def _check_data(clients: Clients) -> None:
         raise DataError(f"none of the {len(clients)} clients has a single training example")
 
 
+def _check_test(clients: Clients) -> None:
+    if clients.central_test is not None and not len(clients.central_test):
+        raise DataError(
+            "the central test set is empty, so there is nothing to evaluate on. Give examples, "
+            "clients.with_test((x, y)), or none, clients.with_test(None)"
+        )
+
+
 def _check_minimum(settings: Settings, *, most: int) -> None:
     """Refuse a world in which no round can ever count."""
     if minimum(settings) > most:
@@ -506,7 +517,7 @@ def _sampler(
     if cohort is None:
         return everybody(), None
     if isinstance(cohort, Sampler):
-        return cohort, None
+        return _located(cohort), None
     if not whole(cohort, least=1):
         raise ConfigurationError(
             f"cohort is a number of clients, a sampler such as foedus.poisson(0.1), or None for all; not {cohort!r}"
@@ -520,6 +531,22 @@ def _sampler(
     if settings.world:
         asked = min(len(clients), math.ceil(wanted * settings.world.over_selection - 1e-9))
     return uniform(asked), wanted
+
+
+def _located(sampler: Sampler) -> Sampler:
+    """A sampler whose own errors say in which round they happened."""
+
+    def sample(population: Population, seed: int, round: int) -> Positions:
+        try:
+            return sampler.sample(population, seed, round)
+        except FoedusError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"the sampler {sampler.label} failed in round {round}: {type(error).__name__}: {error}"
+            ) from error
+
+    return sampler._replace(sample=sample)
 
 
 def _pace(ground: Ground) -> Pace:
@@ -554,7 +581,14 @@ def _mean_report(outcome: Outcome) -> dict[str, float]:
 
 
 def _folder(settings: Settings) -> Path:
-    return new_folder() if settings.folder is None else Path(settings.folder)
+    if settings.folder is None:
+        return new_folder()
+    folder = Path(settings.folder)
+    if kind := next((kind for name, kind in STUDIES.items() if (folder / name).exists()), None):
+        raise ConfigurationError(
+            f"{folder} holds a {kind}, with a folder for each of its runs. Choose another folder for this run"
+        )
+    return folder
 
 
 def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
