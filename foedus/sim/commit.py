@@ -15,6 +15,7 @@ from foedus.core.aggregate import Aggregator
 from foedus.core.method import Gathered, Travels, travelling
 from foedus.core.server import sgd
 from foedus.core.values import SERVER, Context, Message, State
+from foedus.sim.brought import finished, first_state
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome
 from foedus.tree import Layout, Vector
@@ -38,7 +39,7 @@ class Server(NamedTuple):
             server=algorithm.server.init(state_of.vector),
             aggregator=algorithm.aggregator.init(self._own(UPDATE, self.layout)),
             buffers=algorithm.buffers.init(self._own(BUFFERS, self.buffer_layout)),
-            method={} if method is None else method.init(state_of.vector, population),
+            method={} if method is None else first_state(method, state_of.vector, population),
             sides=sides,
             costs=np.zeros((population, len(COSTS))),
         )
@@ -55,7 +56,8 @@ class Server(NamedTuple):
         if outcome.message is not None:
             update, state.aggregator = self._decoded(UPDATE, state.aggregator, outcome.message, number, refused=refused)
         if algorithm.method is not None:
-            update, state.method = algorithm.method.finish(self._gathered(state, outcome, update, number))
+            gathered = self._gathered(state, outcome, update, number)
+            update, state.method = finished(algorithm.method, gathered)
         if update is not None:
             update = update if pull is None else update + pull.vector
             vector, state.server = algorithm.server.step(state.server, vector, update, number)

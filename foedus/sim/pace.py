@@ -29,6 +29,7 @@ from foedus.core.timing import Hierarchical
 from foedus.core.values import SERVER, Context, State, Update
 from foedus.errors import ConfigurationError
 from foedus.record.kept import Kept
+from foedus.sim.brought import sent_down
 from foedus.sim.commit import Server
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
@@ -139,7 +140,7 @@ class Ground:
     def down(self, state: RunState) -> Vectors:
         """What the method sends to clients beside the model."""
         method = self.job.algorithm.method
-        return {} if method is None else method.down(state.method)
+        return {} if method is None else sent_down(method, state.method, state.round + 1)
 
     def orders(self, number: int, state: RunState, cohort: Ints) -> Orders:
         """The orders of a round to some clients."""
