@@ -162,6 +162,10 @@ def load(target: str) -> Federation:
     """
     from foedus.sim.federation import Federation
 
+    if Path(target).is_dir():
+        inside = sorted(str(path) for path in Path(target).glob("*.py"))
+        told = f"give a file in it: {', '.join(inside[:5])}" if inside else "there is no Python file in it"
+        raise ConfigurationError(f"{target} is a folder; {told}")
     place, _, name = target.rpartition(":") if _has_object(target) else (target, "", OBJECT)
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
     if not hasattr(module, name):

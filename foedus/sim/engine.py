@@ -290,7 +290,8 @@ class _Engine:
 
     def _farewell(self) -> str:
         why = f" ({self.state.stopped})" if self.state.stopped else ""
-        return f"{self.state.round} rounds done{why}; everything is in {self.folder.path}"
+        done = "1 round" if self.state.round == 1 else f"{self.state.round} rounds"
+        return f"{done} done{why}; everything is in {self.folder.path}"
 
     def _result(self) -> Run:
         self.folder.flush()

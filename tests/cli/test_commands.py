@@ -201,6 +201,39 @@ def test_a_call_that_fails_leaves_no_folder_behind(project: Path) -> None:
     assert list((project / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["simulate", "."], ". is a folder; give a file in it: own.py"),
+        (["simulate", "own.py", "--cohort", "99"], "write --cohort 3, or less"),
+        (["simulate", "own.py", "--folder", "done", "--no-resume"], "leave out --no-resume"),
+        (["simulate", "own.py", "--folder", "done", "--rounds", "2"], "Write --rounds 3, or more"),
+        (["runs", "nope"], "there is no folder nope"),
+        (["new", "own.py/x"], "own.py is a file; choose another name"),
+        (["new", ""], "a project needs a name"),
+    ],
+)
+def test_messages_speak_of_flags_and_files(
+    project: Path, capsys: pytest.CaptureFixture[str], line: list[str], told: str
+) -> None:
+    if "done" in line:
+        assert run(["simulate", "own.py", "--folder", "done"]) == 0
+    assert run(line) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_any_name_makes_a_project_that_python_can_read(project: Path) -> None:
+    assert run(["new", 'my"""x']) == 0
+    compile((project / 'my"""x' / "federation.py").read_text(), "federation.py", "exec")
+
+
+def test_values_are_shown_in_a_line() -> None:
+    made = fd.Federation(task=task(), algorithm=fd.fedavg(fd.local_sgd(0.3)), clients=clients(), rounds=3)
+    assert len(repr(made)) < 300
+    assert repr(task()) in repr(made)
+    assert "accuracy" in repr(task())
+
+
 def test_runs_are_told_apart_by_what_differs() -> None:
     assert names([Path("runs/a/federated"), Path("runs/b/federated")]) == ["a/federated", "b/federated"]
     assert names([Path("runs/a"), Path("runs/a")]) == [". (1)", ". (2)"]
