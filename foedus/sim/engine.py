@@ -118,13 +118,13 @@ class _Plan(NamedTuple):
     evaluation: Evaluation
     settings: Settings
 
-    def identity(self) -> str:
+    def identity(self, pieces: Mapping[str, str]) -> str:
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
         job, world = self.job, self.settings.world
         parts = (
             job.algorithm.label, job.seed, self.sampler.label,
             self.trainer.layout.digest(), self.trainer.buffer_layout.digest(), self.trainer.backend,
-            [m.name for m in job.task.metrics], job.task.average_buffers, world and world.label, self.pieces(),
+            [m.name for m in job.task.metrics], job.task.average_buffers, world and world.label, dict(pieces),
         )  # fmt: skip
         hostile = self.settings.adversary
         told = parts if hostile is None else (*parts, hostile.label, hostile.clients, hostile.since)
@@ -171,7 +171,8 @@ class _Engine:
 
     def __init__(self, plan: _Plan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
-        self.identity = plan.identity()
+        self.pieces = plan.pieces()  # once: they look at all the data
+        self.identity = plan.identity(self.pieces)
         self.server = Server(plan.job, plan.trainer.layout, plan.trainer.buffer_layout)
         self.kept = Kept(folder.path / KEPT)
         self.state, self.executor_name = self._restored()
@@ -219,7 +220,7 @@ class _Engine:
         return state, saved.values["executor"]
 
     def _difference(self, found: Mapping[str, Any]) -> str:
-        told = {"pieces": self.plan.pieces(), "foedus": start.versions()}
+        told = {"pieces": self.pieces, "foedus": start.versions()}
         return identity.difference(found, self.plan.describe() | told)
 
     def _fresh(self) -> RunState:
@@ -269,7 +270,7 @@ class _Engine:
     def _configure(self, executor: str | None, status: str) -> None:
         values = self.plan.describe() | {
             "identity": self.identity,
-            "pieces": self.plan.pieces(),
+            "pieces": self.pieces,
             "executor": executor,
             "status": status,
             "foedus": start.versions(),

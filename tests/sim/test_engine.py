@@ -100,6 +100,9 @@ def test_fewer_rounds_than_the_folder_holds_are_refused_and_as_many_are_said_to_
     settings = fd.Settings(folder=tmp_path, executor=fd.executors.debug(), checkpoint_seconds=0.0)
     fd.simulate(TASK, ALGORITHM, CLIENTS, rounds=3, cohort=4, seed=1, settings=settings)
     assert capsys.readouterr().err == f"foedus: nothing to train: 3 rounds done; everything is in {tmp_path}\n"
+    once = fd.Settings(folder=tmp_path / "one", executor=fd.executors.debug())
+    fd.simulate(TASK, ALGORITHM, CLIENTS, rounds=1, settings=once)
+    assert "1 round done; everything" in capsys.readouterr().err
 
 
 def test_clients_without_data_send_no_bytes(tmp_path: Path) -> None:
