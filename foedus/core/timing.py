@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from foedus.core.checks import check_number, check_whole
+from foedus.core.checks import check_number, check_whole, named
 from foedus.core.select import Positions
 from foedus.errors import ConfigurationError
 
@@ -181,7 +181,7 @@ def hierarchical(edges: int | Callable[[Positions], Positions], *, rounds: int =
     """
     check_whole("rounds", rounds)
     if callable(edges):
-        return Hierarchical(edge=edges, rounds=int(rounds), name=getattr(edges, "__qualname__", "edges"))
+        return Hierarchical(edge=edges, rounds=int(rounds), name=named(edges))
     check_whole("edges", edges)
     count = int(edges)
     return Hierarchical(edge=lambda positions: positions % count, rounds=int(rounds), name=str(count))

@@ -17,7 +17,7 @@ from foedus.core.server import sgd
 from foedus.core.values import SERVER, Context, Message, State
 from foedus.sim.brought import finished, first_state
 from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome
+from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome, side_layout
 from foedus.tree import Layout, Vector
 
 
@@ -32,7 +32,6 @@ class Server(NamedTuple):
         """The state of a run in which nothing has happened."""
         algorithm, population = self.job.algorithm, len(self.job.clients)
         method = algorithm.method
-        sides = {} if method is None else {name: rule.init(self.layout) for name, rule in method.sides.items()}
         return RunState(
             round=0,
             weights=state_of,
@@ -40,7 +39,7 @@ class Server(NamedTuple):
             aggregator=algorithm.aggregator.init(self._own(UPDATE, self.layout)),
             buffers=algorithm.buffers.init(self._own(BUFFERS, self.buffer_layout)),
             method={} if method is None else first_state(method, state_of.vector, population),
-            sides=sides,
+            sides={},  # made when something comes: only then is it known how long it is
             costs=np.zeros((population, len(COSTS))),
         )
 
@@ -70,30 +69,36 @@ class Server(NamedTuple):
     def _gathered(self, state: RunState, outcome: Outcome, update: Vector | None, number: int) -> Gathered:
         sides = {}
         for name, message in sorted(outcome.sides.items()):
-            sides[name], state.sides[name] = self._decoded(
-                name, state.sides[name], message, number, size=outcome.sizes[name]
-            )
+            size = outcome.sizes[name]
+            kept = state.sides.get(name) or self._first_side(name, size)
+            sides[name], state.sides[name] = self._decoded(name, kept, message, number, size=size)
         return Gathered(
             state.method, state.weights.vector, update, sides, outcome.senders, self._population(), number,
             self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
             self.layout,
         )  # fmt: skip
 
+    def _first_side(self, channel: str, size: int) -> State:
+        """What the aggregator of a method's own channel keeps at first."""
+        return self.job.algorithm.aggregator_of(channel).init(side_layout(channel, size, self.layout))
+
     def _decoded(
         self, channel: str, state: State, message: Message, number: int, *, size: int = 0, refused: int = 0
     ) -> tuple[Vector, State]:
         rule: Aggregator = self.job.algorithm.aggregator_of(channel)
         layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
-        layout = self._own(channel, layouts[channel]) if channel in layouts else None
-        size = size if layout is None else layout.size
-        context = Context(self.job.seed, number, SERVER, layout=layout, size=size, channel=channel, refused=refused)
+        whole = layouts.get(channel)
+        layout = side_layout(channel, size, self.layout) if whole is None else self._own(channel, whole)
+        context = Context(
+            self.job.seed, number, SERVER, layout=layout, size=layout.size, channel=channel, refused=refused
+        )
         vector, state = rule.decode(state, message, context)
         part = self.travels.get(channel)
-        if part is not None:
-            whole = np.zeros(layouts[channel].size, vector.dtype)
-            whole[part.at] = vector
-            vector = whole
-        return vector, state
+        if part is None:
+            return vector, state
+        scattered = np.zeros(layouts[channel].size, vector.dtype)
+        scattered[part.at] = vector
+        return scattered, state
 
     def _population(self) -> int:
         """How many clients can ever send something."""
