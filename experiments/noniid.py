@@ -27,8 +27,8 @@ from torch import nn
 import foedus as fd
 
 CLIENTS, COHORT, BATCH, RATE = 100, 10, 10, 0.1
-ROUNDS, EVERY, LAST, SEEDS = 120, 5, 30, (0, 1, 2)  # of LAST rounds the mean is the accuracy at the end
-TUNE, TUNING_SEED = 30, 9
+ROUNDS, EVERY, LAST, SEEDS = 80, 4, 20, (0, 1, 2)  # of LAST rounds the mean is the accuracy at the end
+TUNE, TUNING_SEED = 24, 9
 TARGETS = {
     "mnist": {"iid": 0.96, "dirichlet": 0.93, "shards": 0.90, "quantity": 0.96},
     "fashion": {"iid": 0.85, "dirichlet": 0.75, "shards": 0.75, "quantity": 0.85},

@@ -124,6 +124,7 @@ def main() -> None:
                 rounds = arm.rounds if options.rounds is None else min(arm.rounds, options.rounds)
                 found[name] = measure(simulate(name, arm, clients, rounds))
                 print(name, found[name]["hours_to"], flush=True)
+    found = {name: found[name] for name in ARMS if name in found}
     minutes = [f"simulated minutes to {t:.0%}" for t in TARGETS]
     header = ("pace", *minutes, "steps", "updates", "mean staleness", "MB up", "MJ", "best accuracy")
     rows = [

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from foedus.core.lazy import lazy as lazy
     from foedus.core.linear import linear as linear
     from foedus.core.linear import logistic as logistic
+    from foedus.core.method import Consult as Consult
     from foedus.core.method import Contribution as Contribution
     from foedus.core.method import Measure as Measure
     from foedus.core.method import Method as Method
@@ -134,6 +135,7 @@ _HOMES = {
     "Arms": "foedus.sim.compare",
     "Clients": "foedus.core.population",
     "Comparison": "foedus.sim.compare",
+    "Consult": "foedus.core.method",
     "Contribution": "foedus.core.method",
     "Evaluation": "foedus.sim.settings",
     "Examples": "foedus.core.examples",

@@ -22,7 +22,7 @@ from foedus.core.client import LocalSGD
 from foedus.data.dataset import Dataset
 from foedus.errors import MissingExtra
 from foedus.record import Record
-from foedus.report.curves import plot_accuracy_by_partition, rounds_to
+from foedus.report.curves import open_canvas, plot_accuracy_by_partition, rounds_to
 from foedus.report.local import plot_local
 from foedus.report.tables import show, table
 from foedus.sim.progress import announce
@@ -84,12 +84,13 @@ def demo(
     console, begin = Console(highlight=False), time.monotonic()
     name = data or ("mnist" if mnist_at_hand() else "digits")
     place, scene = Path(folder) / name, SCENES[name]
+    open_canvas()  # what is missing is told before anything else
+    loaded = scene.load()
+    task = _task(loaded)
     console.print(
         f"Federated learning on {name}: {NODES} nodes learn one model; their data stays where it is.",
         soft_wrap=True,
     )
-    loaded = scene.load()
-    task = _task(loaded)
     pictures = {
         "local": first_figure(task, loaded, scene, place, progress=progress),
         "partitions": place / "partitions.png",

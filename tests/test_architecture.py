@@ -48,6 +48,7 @@ PUBLIC = [
     "Arms",
     "Clients",
     "Comparison",
+    "Consult",
     "Contribution",
     "Evaluation",
     "Examples",
@@ -74,9 +75,11 @@ PUBLIC = [
     "adam",
     "afl",
     "always",
+    "asynchronous",
     "attacks",
     "auroc",
     "available",
+    "buffered",
     "bulyan",
     "by_data",
     "calibrate",
@@ -102,7 +105,10 @@ PUBLIC = [
     "fedsgd",
     "fine_tune",
     "fltrust",
+    "fsvrg",
     "geometric_median",
+    "heterofl",
+    "hierarchical",
     "ifca",
     "krum",
     "lag",
@@ -139,9 +145,12 @@ PUBLIC = [
     "rotate",
     "scaffold",
     "self_checked",
+    "semi_synchronous",
     "sgd",
     "sign_majority",
     "simulate",
+    "sparse_logistic",
+    "sparse_rows",
     "subsample",
     "sweep",
     "top_k",
@@ -314,6 +323,16 @@ def test_fedprox_costs_at_most_5_lines() -> None:
     (function,) = tree.body
     assert isinstance(function, ast.FunctionDef)
     assert lines(function) <= 5
+
+
+@pytest.mark.parametrize("method", [fd.scaffold, fd.feddyn])
+def test_scaffold_and_feddyn_cost_at_most_40_lines_each(method: Any) -> None:
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+    assert isinstance(function, ast.FunctionDef)
+    docstring = function.body[0]
+    source = inspect.getsource(method).splitlines()
+    code = source[: docstring.lineno - 1] + source[docstring.end_lineno :]
+    assert len([line for line in code if line.strip()]) <= 40
 
 
 def trimmed_mean(share: float) -> fd.Aggregator:

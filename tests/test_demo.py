@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from foedus.demo import SCENES, demo, mnist_at_hand
+from foedus.errors import MissingExtra
 from foedus.record.folder import read
 from foedus.report.curves import rounds_to
 from foedus.report.local import local_steps
@@ -63,6 +65,18 @@ def test_called_again_it_shows_the_same_and_trains_nothing(
     told = capsys.readouterr().out
     assert "100 % of one class" in told
     assert str(shown / "local.png") in told
+
+
+def test_what_is_missing_is_told_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "foedus.report.canvas", raising=False)
+    monkeypatch.delattr("foedus.report.canvas", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtra, match="matplotlib"):
+        demo(tmp_path, "digits")
+    assert capsys.readouterr().out == ""
+    assert not any(tmp_path.iterdir())
 
 
 def test_mnist_is_taken_only_if_all_of_it_is_at_hand(

@@ -49,7 +49,7 @@ def test_there_are_examples() -> None:
     """Every value and verb of an algorithm has one."""
     modules = [
         importlib.import_module(f"foedus.core.{m}")
-        for m in ("aggregate", "client", "compose", "select", "server")
+        for m in ("aggregate", "client", "compose", "select", "server", "stage")
     ]
     finder = doctest.DocTestFinder(exclude_empty=True)
     with_example = {t.name.rpartition(".")[2] for m in modules for t in finder.find(m) if t.examples}

@@ -40,7 +40,7 @@ from foedus.core.examples import Examples
 from foedus.tree import Layout, Vector
 
 __all__ = [
-    "CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "devices", "pooled", "stacked",
+    "CohortProgram", "Pool", "Recipe", "Results", "aligned", "cpu_devices", "devices", "pooled", "stacked", "tainted",
 ]  # fmt: skip
 
 Array = Any
@@ -57,7 +57,8 @@ class Recipe:
 
     Attributes:
         step: ``(params, frozen, buffers, inputs, target, mask, key) -> (loss, gradients, new buffers)``, dicts
-            by name; ``mask`` [B] is 1 for the batch's real rows, ``key`` is int32 [2].
+            by name; ``mask`` [B] is 1 for the batch's real rows, ``key`` is int32 [2]. Where data is at fault, the
+            gradients are NaN (:func:`tainted`).
         spec: the rule that descends the gradients.
         layout, buffer_layout: of the flat vectors that come in and go out.
         frozen: parameters that are not trained, by name.
@@ -115,7 +116,7 @@ class CohortProgram:
         self._cut = NamedSharding(mesh, PartitionSpec("device"))
         on_each, same = PartitionSpec("device"), PartitionSpec()
         body = jax.shard_map(
-            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same, on_each, same),
+            _body(recipe), mesh=mesh, in_specs=(same, on_each, same, same, on_each, on_each, same, (on_each, same)),
             out_specs=on_each, check_vma=False,
         )  # fmt: skip
         options = CPU_OPTIONS if self.devices[0].platform == "cpu" else None
@@ -157,13 +158,14 @@ class CohortProgram:
             buffers[device, : len(slots)] = own[slots]
         with self._types():
             answer = self._call(
-                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr), self._guided(guides, deal),
-                {} if guides.mask is None else {"mask": guides.mask},
+                start.vector, buffers, self._frozen, pool, steps, bounds, float(lr), self._guided(guides, deal)
             )
         return _unpacked(answer, deal, plan.steps)
 
-    def _guided(self, guides: Guides, deal: Sequence[NDArray[np.int64]]) -> dict[str, Vector]:
-        """Each device's rows of what clients have of their own, [D, S, P]."""
+    def _guided(
+        self, guides: Guides, deal: Sequence[NDArray[np.int64]]
+    ) -> tuple[dict[str, Vector], dict[str, Vector]]:
+        """Each device's rows of what clients have of their own, [D, S, P]; and what all have in common, [P]."""
         own = {"start": guides.start, "anchor": guides.anchor, "shift": guides.shift}
         found = {}
         for name, rows in own.items():
@@ -171,7 +173,7 @@ class CohortProgram:
                 found[name] = np.zeros((len(deal), self._bounds[1], rows.shape[1]), rows.dtype)
                 for device, slots in enumerate(deal):
                     found[name][device, : len(slots)] = rows[slots]
-        return found
+        return found, {} if guides.mask is None else {"mask": guides.mask}
 
     def _packed(self, plan: Plan, deal: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Per device: rows, counts and keys of its steps [D, T, B + 3], and where its clients begin [D, S + 2]."""
@@ -202,10 +204,10 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
 
     def run(
         vector: Array, buffers: Array, frozen: Any, pool: Pool, steps: Array, bounds: Array, lr: Array,
-        own: dict[str, Array], common: dict[str, Array],
+        guided: tuple[dict[str, Array], dict[str, Array]],
     ) -> Any:  # fmt: skip
         buffers, steps, bounds = buffers[0], steps[0], bounds[0]
-        own = {name: rows[0] for name, rows in own.items()}
+        own, common = {name: rows[0] for name, rows in guided[0].items()}, guided[1]
         received = _leaves(recipe.layout, vector)
         train = _client(recipe, frozen=frozen, pool=pool, lr=lr)
 
@@ -216,12 +218,12 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
             guide = {"start": received, "anchor": received} | guide
             params, after, loss = train(guide, before, steps, (bounds[slot + 1], bounds[slot + 2]))
             updates, changes, losses = results
-            # An index out of range shows as a NaN loss (lowering_ops); it must not go unnoticed.
-            fault = jnp.where(jnp.isnan(loss), jnp.nan, 0)
-            moved = {n: params[n] - guide["start"][n] + fault for n in params}
+            moved = {n: params[n] - guide["start"][n] for n in params}
             updates = _written(recipe.layout, updates, slot, moved)
             # Equal infinities (a mask of −∞) have not changed.
-            grown = {n: jnp.where(after[n] == before[n], 0, after[n] - before[n]) for n in after}
+            # Whole numbers were rounded on their way in: what they grew by counts from what was received.
+            begun = _raw(recipe.buffer_layout, buffers[slot])
+            grown = {n: _grown(after[n].astype(begun[n].dtype), begun[n]) for n in after}
             changes = _written(recipe.buffer_layout, changes, slot, grown)
             return updates, changes, losses.at[slot].set(loss)
 
@@ -274,6 +276,16 @@ def _leaves(layout: Layout, vector: Array) -> dict[str, Array]:
     return {name: _cast(vector[at : at + size], dtype).reshape(shape) for name, shape, at, size, dtype in parts}
 
 
+def _raw(layout: Layout, vector: Array) -> dict[str, Array]:
+    """The named arrays of a flat vector, as they are in it."""
+    parts = zip(layout.names, layout.shapes, layout.offsets, layout.sizes, strict=True)
+    return {name: vector[at : at + size].reshape(shape) for name, shape, at, size in parts}
+
+
+def _grown(after: Array, before: Array) -> Array:
+    return jnp.where(after == before, 0, after - before)
+
+
 def _cast(values: Array, dtype: str) -> Array:
     return (jnp.rint(values) if np.issubdtype(np.dtype(dtype), np.integer) else values).astype(dtype)
 
@@ -305,6 +317,17 @@ def _by_device(array: Any, count: int) -> Iterator[NDArray[Any]]:
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
     assert len(shards) == count
     return (np.asarray(s.data) for s in shards)
+
+
+def tainted(grads: Mapping[str, Array], loss: Array, *, excused: Sequence[Array] = ()) -> dict[str, Array]:
+    """Gradients, NaN if the loss is NaN and none of the booleans ``excused`` says that it should be.
+
+    An index out of range shows as a NaN loss, whose gradients may be finite; it must not go unnoticed.
+    """
+    fault = jnp.isnan(loss)
+    for right in excused:
+        fault &= ~right
+    return {name: jnp.where(fault, jnp.nan, grad) for name, grad in grads.items()}
 
 
 # --- plans --------------------------------------------------------------------------------------------------------

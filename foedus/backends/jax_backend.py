@@ -240,7 +240,7 @@ def recipe(
     trainer: Any, task: Task, spec: LocalSGD, *, width: int, examples: Examples
 ) -> tuple[Recipe, str | None]:
     """What the compiled executor runs for a jax model, and why its batches may not be padded."""
-    from foedus.backends.compiled import Recipe
+    from foedus.backends.compiled import Recipe, tainted
 
     del task, width  # one step fits every width
     assert isinstance(trainer, JaxTrainer)
@@ -248,7 +248,8 @@ def recipe(
     function = trainer.step.function
 
     def step(params: Any, frozen: Any, buffers: Any, inputs: Any, target: Any, mask: Any, key: Any) -> Any:
-        return function(params, frozen, buffers, inputs, target, None if reason else mask, key)
+        loss, grads, after = function(params, frozen, buffers, inputs, target, None if reason else mask, key)
+        return loss, tainted(grads, loss), after
 
     made = Recipe(step, spec, trainer.layout, trainer.buffer_layout, wide=trainer.wide)
     return made, reason

@@ -31,11 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foedus.backends.compiled import tainted
 from foedus.backends.jax_devices import cpu_devices, keep_programs
 from foedus.backends.lowering_layers import LAYER_OPERATORS, Rewritten
 from foedus.backends.lowering_ops import OPERATORS
 from foedus.backends.lowering_rules import Out
 from foedus.backends.torch_random import counted, unrepeated
+from foedus.backends.torch_record import restored
 from foedus.errors import FoedusError, LoweringMismatch, UnsupportedOperator
 
 __all__ = ["Batch", "Lowered", "lower", "verify"]
@@ -81,14 +83,19 @@ class Lowered:
 
         params, frozen and buffers are dicts by name; gradients are named like params. Pure; to be traced
         under ``jax.enable_x64(True)``.
+
+        A loss that is NaN makes the gradients NaN, too: that is how an index out of range shows, which must not go
+        unnoticed. Only the mean of a classification loss over no label at all is NaN in torch as well, and there its
+        gradients are 0.
         """
         values: dict[int, Any] = {n: jnp.asarray(c) for n, c in self.constants.items()}
         _bind(self.inputs, arguments, values)
         pulls: dict[int, Callable[..., Any]] = {}
+        hollow: list[Array] = []
         for instruction in self.instructions:
-            instruction.run(values, pulls)
-        result: tuple[Array, dict[str, Array], dict[str, Array]] = _substituted(self.outputs, values)
-        return result
+            instruction.run(values, pulls, hollow)
+        loss, grads, buffers = _substituted(self.outputs, values)
+        return loss, tainted(grads, loss, excused=hollow), buffers
 
 
 def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowered:
@@ -118,7 +125,7 @@ def lower(module: torch.nn.Module, objective: Objective, batch: Batch) -> Lowere
     arguments = (params, frozen, buffers, batch.inputs, batch.target, batch.mask, batch.key)
     recorder = Recorder()
     inputs = recorder.known(arguments)
-    with _plain_kernels(), _refusing("this model, whose training step could not be recorded"), recorder:
+    with restored(module), _plain_kernels(), _refusing(_UNRECORDED), recorder:
         results = _functionally(_step_of(module, objective), arguments)
     outputs = recorder.known(results)
     instructions = _live(_contracted(recorder.instructions), outputs)
@@ -152,6 +159,9 @@ def _step_of(module: torch.nn.Module, objective: Objective) -> Callable[..., Any
         return loss.detach(), dict(zip(leaves, grads, strict=True)), {n: after[n].detach() for n in buffers}
 
     return step
+
+
+_UNRECORDED: Final = "this model, whose training step could not be recorded"
 
 
 class _Harness(torch.nn.Module):
@@ -195,10 +205,10 @@ class Instruction(NamedTuple):
     shape: tuple[int, ...]
     dtypes: dict[int, str]
 
-    def run(self, values: dict[int, Any], pulls: dict[int, Callable[..., Any]]) -> None:
+    def run(self, values: dict[int, Any], pulls: dict[int, Callable[..., Any]], hollow: list[Any]) -> None:
         """Carry it out on jax arrays, reading and writing ``values``."""
         first = next(iter(self.dtypes.values()), "float32")
-        out = Out(self.shape, jnp.dtype(first), pulls)
+        out = Out(self.shape, jnp.dtype(first), pulls, hollow)
         kwargs = {k: _substituted(v, values) for k, v in self.kwargs.items()}
         with _refusing(self.within):
             _bind(self.results, RULES[self.operator](out, *_substituted(self.args, values), **kwargs), values)
@@ -427,7 +437,7 @@ def verify(
     with jax.enable_x64(True):
         ours = jax.jit(lowered.step)(*_mapped((params, frozen, buffers, *batch), _array))
         ours = jax.tree.map(np.asarray, ours)
-    size = float(np.sqrt(sum(float(np.square(g).sum()) for g in grads.values())))
+    size = float(np.sqrt(sum(float(np.square(g[np.isfinite(g)], dtype=np.float64).sum()) for g in grads.values())))
     _compare("the loss", ours[0], loss, floor=tolerance, tolerance=tolerance)
     for name, grad in grads.items():
         _compare(f"the gradient of {name!r}", ours[1][name], grad, floor=1e-2 * size, tolerance=tolerance)
@@ -449,7 +459,7 @@ def _eager(module: torch.nn.Module, objective: Objective, state: Any, *, batch: 
     inputs, target, mask = tuple(x[real] for x in batch.inputs), batch.target[real], batch.mask[real]
     leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
     named = {**leaves, **frozen, **{n: b.clone() for n, b in buffers.items()}}
-    with counted(batch.key):
+    with restored(module), counted(batch.key):
         harnessed = {f"module.{n}": t for n, t in named.items()}
         given = (list(leaves.values()), inputs, target, mask)
         loss, grads, after = torch.func.functional_call(_Harness(module, objective), harnessed, given)
@@ -462,8 +472,9 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 def _compare(what: str, ours: NDArray[Any], torchs: NDArray[Any], *, floor: float, tolerance: float) -> None:
     a, b = np.asarray(ours, np.float64), np.asarray(torchs, np.float64)
-    with np.errstate(invalid="ignore"):  # equal infinities (a mask of −∞) do not differ
-        difference = float(np.linalg.norm((a - b)[a != b]))
+    # Equal infinities (a mask of −∞) do not differ; nor do NaNs, whose updates are refused by name, as in torch.
+    with np.errstate(invalid="ignore"):
+        difference = float(np.linalg.norm((a - b)[(a != b) & ~(np.isnan(a) & np.isnan(b))]))
     norm = float(np.linalg.norm(b[np.isfinite(b)]))
     if not difference <= tolerance * max(norm, floor):
         raise LoweringMismatch(what, difference / max(norm, floor), tolerance)

@@ -30,11 +30,13 @@ IN_CACHE: Final = 2**19  # … as long as the result stays in the cache
 
 
 class Out(NamedTuple):
-    """What torch's result looked like: of a tuple, its first tensor. ``pulls`` keeps what backward rules need."""
+    """What torch's result looked like: of a tuple, its first tensor. ``pulls`` keeps what backward rules need;
+    ``hollow`` gathers booleans, each whether a loss is NaN as it is in torch: the mean over no label at all."""
 
     shape: tuple[int, ...]
     dtype: Any
     pulls: dict[int, Callable[..., Any]]
+    hollow: list[Array]
 
 
 # --- helpers ------------------------------------------------------------------------------------------------
@@ -323,13 +325,17 @@ def nll_loss(out: Out, x: Array, target: Array, weight: Any, *options: int) -> t
     losses, weighed = -chosen * share, share.sum()
     if reduction == 0:
         return losses, jnp.zeros((), x.dtype)
+    if reduction == 1:
+        out.hollow.append((target == ignore_index).all())
     return (losses.sum() / weighed if reduction == 1 else losses.sum()), weighed
 
 
 def nll_loss_backward(out: Out, grad: Array, x: Array, target: Array, weight: Any, *options: Any) -> Array:
     reduction, ignore_index, weighed = options
     share, axis = _class_weights(x, target, weight, ignore_index)
-    factor = jnp.expand_dims(-grad * share / (weighed if reduction == 1 else 1), axis)
+    factor = -grad * share / (weighed if reduction == 1 else 1)
+    # Labels left out have a gradient of 0 in torch, even where all are, so that the mean is 0/0.
+    factor = jnp.expand_dims(jnp.where(target == ignore_index, 0, factor), axis)
     return jnp.where(_one_hot(x, target, axis) | jnp.isnan(factor), factor, 0)
 
 

@@ -331,7 +331,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = torch.finfo(b.dtype).eps ** 0.6 if b.is_floating_point() else 0.0
     if a.shape != b.shape:
         return False
-    apart = torch.where(a == b, 0, a - b)  # equal infinities (a mask of −∞ among the buffers) do not differ
+    # Equal infinities (a mask of −∞ among the buffers) do not differ, nor does a loss that is NaN either way.
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0, a - b)
     return bool(apart.norm() <= tolerance * torch.where(b.isfinite(), b, 0).norm() + 1e-30)
 
 

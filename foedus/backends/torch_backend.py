@@ -348,7 +348,11 @@ def _by_optimiser(
                 slope = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 slope = slope + steering.shift[i] if steering.shift else slope
                 parameter.grad = slope * steering.mask[i] if steering.mask else slope
+        before = [p.detach().clone() for p in parameters] if steering.mask else []
         optimiser.step()
+        with torch.no_grad():  # an optimiser moves weights without a gradient, too: by decay, by what it remembers
+            for parameter, mask, old in zip(parameters, steering.mask, before, strict=False):
+                parameter.copy_(torch.where(mask == 0, old, parameter))
 
     return advance
 

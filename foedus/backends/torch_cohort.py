@@ -27,7 +27,7 @@ from foedus.backends.cohort import Block, Stacked, rows_of
 from foedus.backends.masking import Objective, objective
 from foedus.backends.torch_backend import TorchTrainer, same_bits
 from foedus.backends.torch_random import unrepeated
-from foedus.backends.torch_record import Recorder
+from foedus.backends.torch_record import Recorder, restored
 from foedus.backends.torch_stacked import stacked
 from foedus.backends.trainer import Trainer, Weights, leaves_of
 from foedus.core.client import LocalSGD, Steering, descend
@@ -188,7 +188,7 @@ class TorchCohort:
         buffers = dict(zip(kept, arguments[len(names) :], strict=False))
         batch = arguments[len(names) + len(kept) :]
         named = dict(zip(names, parameters, strict=True))
-        with torch.enable_grad(), _named_by_operator():
+        with restored(self._module), torch.enable_grad(), _named_by_operator():
             losses, after = torch.vmap(self._one)(named, buffers, batch)
             with unrepeated():
                 grads = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
@@ -244,10 +244,23 @@ def build(task: Task, spec: LocalSGD, trainer: Trainer, probe: Examples) -> Torc
     """
     assert isinstance(trainer, TorchTrainer)
     assert task.loss is not None
+    demand_numpy_types(trainer.module)
     inputs, target = trainer.tensors(probe)
     found = objective(task.loss, trainer.module, inputs=inputs, target=target)
     size = _bytes(trainer, spec, inputs, target)
     return TorchCohort(trainer, spec, found, size=size, recorder=Recorder())
+
+
+def demand_numpy_types(module: torch.nn.Module) -> None:
+    """Refuse a model whose tensors have a type that numpy, through which weights travel, does not know.
+
+    Raises:
+        UnsupportedOperator: names the type, and a tensor that has it.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.dtype is torch.bfloat16 or (tensor.dtype.itemsize == 1 and tensor.is_floating_point()):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedOperator(f"{kind}, the type of {name!r}")
 
 
 def _bytes(trainer: TorchTrainer, spec: LocalSGD, inputs: list[Tensor], target: Tensor) -> int:

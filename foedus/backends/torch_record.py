@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,9 +32,7 @@ class Recorder:
         self._programs: dict[Any, Program | None] = {}
         self._recording = threading.Lock()
 
-    def run(
-        self, shape: Any, function: Program, arguments: Sequence[Tensor], changed: slice
-    ) -> Sequence[Tensor]:
+    def run(self, shape: Any, function: Program, arguments: Sequence[Tensor], changed: slice) -> Sequence[Tensor]:
         """``function(*arguments)``, replayed once it has been called often enough with this shape.
 
         Args:
@@ -54,6 +53,22 @@ class Recorder:
             finally:
                 self._recording.release()
         return function(*arguments)
+
+
+@contextmanager
+def restored(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module's own tensors back in their places at the end.
+
+    ``functional_call`` does so itself, except where a module is registered under two names: there it swaps twice,
+    and leaves the tensors it was given.
+    """
+    places = [(m, name, t) for m in module.modules() for own in (m._parameters, m._buffers) for name, t in own.items()]
+    try:
+        yield
+    finally:
+        for owner, name, tensor in places:
+            if getattr(owner, name) is not tensor:
+                setattr(owner, name, tensor)  # not past the module: recurrent ones keep lists of their weights
 
 
 def recorded(function: Program, arguments: Sequence[Tensor], changed: slice) -> Program | None:

@@ -14,6 +14,7 @@ are one message without a traceback: exit code 2 where the configuration is to b
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,5 +65,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if state.debug:
             traceback.print_exc()
         else:
-            click.echo(f"{click.style('foedus:', fg='red', bold=True)} {error}", err=True)
+            click.echo(f"{click.style('foedus:', fg='red', bold=True)} {in_flags(str(error))}", err=True)
         return 2 if isinstance(error, ConfigurationError) else 1
+
+
+def in_flags(message: str) -> str:
+    """A message that says what to write in Python, for somebody who writes flags.
+
+    Example:
+        >>> in_flags("it does not fit; write cohort=10, or less")
+        'it does not fit; write --cohort 10, or less'
+    """
+    message = message.replace("let it go on: Settings(resume=True)", "let it go on: leave out --no-resume")
+    return re.sub(r"\b(rounds|cohort)=(\d+)", r"--\1 \2", message)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from foedus.cli.verb import Verb
+from foedus.cli.verb import Verb, recorded
 
 
 @click.command(
@@ -24,13 +24,12 @@ from foedus.cli.verb import Verb
 def command(runs: tuple[Path, ...], kind: str, output: str | None, experiment: str) -> None:
     """Copy the figures of runs into TensorBoard or MLflow.
 
-    To see a run there while it is going on, give the same sinks to Settings(sinks=[...]).
+    A folder without a run of its own stands for all the runs below it. To see a run
+    there while it is going on, give the same sinks to Settings(sinks=[...]).
     """
     from foedus.record.export import MLflow, Sink, TensorBoard, export
-    from foedus.record.folder import read
 
     sink: Sink = MLflow(output, experiment) if kind == "mlflow" else TensorBoard(output or "tensorboard")
-    for path in runs:
-        record = read(path)
+    for record in recorded(runs):
         export(record, sink)
-        click.echo(f"{path}: {len(record.metrics)} rounds written to {kind}")
+        click.echo(f"{record.folder}: {len(record.metrics)} rounds written to {kind}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from foedus.cli.verb import Verb
+from foedus.cli.verb import Verb, recorded
 
 
 @click.command(
@@ -25,17 +25,18 @@ from foedus.cli.verb import Verb
 def command(runs: tuple[Path, ...], metric: str | None, output: Path | None) -> None:
     """Draw the curves of a run, or of several in one picture.
 
+    A folder without a run of its own stands for all the runs below it.
     One run: loss, metrics and traffic, into its own figures/curves.png; if it has local curves, also
     figures/local.png. Several runs: into runs.png.
     """
-    from foedus.record.folder import LOCAL, read
+    from foedus.record.folder import LOCAL
     from foedus.report.curves import plot_run, plot_runs
     from foedus.report.local import plot_local
 
-    records = [read(path) for path in runs]
+    records = recorded(runs)
     if len(records) > 1 or metric:
         target = output or Path("runs.png")
-        plot_runs(dict(zip(names(runs), records, strict=True)), metric, target)
+        plot_runs(dict(zip(names([record.folder for record in records]), records, strict=True)), metric, target)
     else:
         target = output or records[0].folder / "figures" / "curves.png"
         plot_run(records[0], target)

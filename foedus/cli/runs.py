@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foedus.cli.verb import Verb
+from foedus.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from foedus.record import Record
@@ -24,6 +25,8 @@ def command(folder: Path, long: bool) -> None:
     from foedus.record.folder import CONFIGURATION, read
     from foedus.report.tables import show, table
 
+    if not folder.is_dir() and folder != Path("runs"):
+        raise ConfigurationError(f"there is no folder {folder}")
     files = sorted(folder.rglob(CONFIGURATION), key=lambda path: path.stat().st_mtime)
     if not files:
         click.echo(f"there are no run folders in {folder}; `foedus simulate` makes one")

@@ -16,6 +16,7 @@ import click
 from foedus.errors import ConfigurationError, MissingExtra
 
 if TYPE_CHECKING:
+    from foedus.record import Record
     from foedus.sim.federation import Federation
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -120,6 +121,35 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+# --- run folders --------------------------------------------------------------------------------------------
+
+
+def recorded(paths: Sequence[Path]) -> list[Record]:
+    """The runs in some folders and their sub-folders; says which it leaves out, since they have done no round.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    from foedus.record.folder import CONFIGURATION, read
+
+    found: dict[Path, Record] = {}
+    for path in paths:
+        inside = [path] if (path / CONFIGURATION).exists() else sorted(p.parent for p in path.rglob(CONFIGURATION))
+        if not inside:
+            click.echo(f"left out: {path} holds no run", err=True)
+        for folder in inside:
+            if (record := read(folder)).metrics:
+                found[folder] = record
+            else:
+                click.echo(f"left out: {folder} has not done a round", err=True)
+    if not found:
+        told = ", ".join(str(path) for path in paths[:3])
+        raise ConfigurationError(
+            f"there is no run folder with a finished round in {told}; `foedus runs` lists those here"
+        )
+    return list(found.values())
+
+
 # --- loading ------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +162,10 @@ def load(target: str) -> Federation:
     """
     from foedus.sim.federation import Federation
 
+    if Path(target).is_dir():
+        inside = sorted(str(path) for path in Path(target).glob("*.py"))
+        told = f"give a file in it: {', '.join(inside[:5])}" if inside else "there is no Python file in it"
+        raise ConfigurationError(f"{target} is a folder; {told}")
     place, _, name = target.rpartition(":") if _has_object(target) else (target, "", OBJECT)
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
     if not hasattr(module, name):

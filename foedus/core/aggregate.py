@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, SumOverflow
+from foedus.errors import ConfigurationError, Reason, SumOverflow, UpdateRefused
 from foedus.tree import Layout, Vector
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Aggregator(NamedTuple):
       median) merges by collecting, says ``False``, and cannot run under secure aggregation.
     * ``encode_all``: if given, a :class:`Shortcut` for encoding and admitting many updates and merging the messages;
       simulated cohorts use it as long as ``encode`` and ``merge`` are those that it stands for.
+    * ``least``: how many updates it needs at least; what never gives it so many is refused at once.
     * ``remember(update, message, context) -> state``: if given, what the client keeps for its next encoding, which
       finds it in ``context.kept`` (what a lossy message left out, say).
     * ``tell(state) -> arrays``: if given, what clients have to know for encoding: it travels beside the model, and they
@@ -77,7 +78,7 @@ class Aggregator(NamedTuple):
         ...     label="largest()",
         ... )
         >>> a, b = ({"values": np.array(v)} for v in ([1.0, 5.0], [2.0, 3.0]))
-        >>> largest.decode({}, largest.merge(a, b), Context(seed=0, round=1, client=SERVER))[0].tolist()
+        >>> largest.decode({}, largest.merge(a, b), Context(seed=0, round=1, client=-1))[0].tolist()
         [2.0, 5.0]
     """
 
@@ -90,6 +91,7 @@ class Aggregator(NamedTuple):
     encode_all: Shortcut | None = None
     admit: Callable[[Message, Context], Message] = lambda message, context: message
     remember: Callable[[Update, Message, Context], State] | None = None
+    least: int = 1
     tell: Callable[[State], Mapping[str, NDArray[Any]]] | None = None
     event: object | None = None
 
@@ -145,7 +147,10 @@ def mean(*, weighted: bool = True) -> Aggregator:
     def units(update: Update, context: Context) -> int:
         weight = float(update.weight) if weighted else 1.0
         if not (math.isfinite(weight) and 2.0**-WEIGHT_BITS <= weight < 2.0**32):
-            raise ConfigurationError(f"a client's weight must lie in 2⁻²⁰ … 2³²; client {context.client} has {weight}")
+            raise UpdateRefused(
+                f"a client's weight must lie in 2⁻²⁰ … 2³²; client {context.client} has {weight}",
+                client=context.client, reason=Reason.WEIGHT,
+            )  # fmt: skip
         return round(weight * 2.0**WEIGHT_BITS)
 
     def encode(update: Update, context: Context) -> Message:
@@ -320,4 +325,3 @@ def fold(aggregator: Aggregator, messages: list[Message]) -> Message | None:
     for message in messages:
         total = message if total is None else aggregator.merge(total, message)
     return total
-

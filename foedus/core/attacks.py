@@ -182,6 +182,8 @@ def most_deviations(clients: int, attackers: int) -> float:
     attackers are expected farther out. At least 0."""
     supporters = clients // 2 + 1 - attackers
     honest = clients - attackers
+    if not honest:  # nobody is left to be farther out
+        return 0.0
     share = min(max((honest - supporters) / honest, 0.5), 1 - 1e-9)
     return NormalDist().inv_cdf(share)
 

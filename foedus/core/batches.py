@@ -119,6 +119,22 @@ def processed(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64
     return np.where(sizes > 0, epochs * full + rest * batch, 0).astype(np.int64)  # the rest is of whole batches
 
 
+def uniform_widths(
+    spec: Client, sizes: Int64[NDArray[np.int64], " client"]
+) -> Int64[NDArray[np.int64], " client"]:
+    """How wide each client's batches are, int64 [C]; 0 where they are not all of one width, or there are none.
+
+    Example:
+        >>> from foedus.core.client import local_sgd
+        >>> uniform_widths(local_sgd(0.1, batch_size=4), np.array([3, 4, 8, 9, 0])).tolist()
+        [3, 4, 4, 0, 0]
+    """
+    full = np.maximum(sizes, 1)
+    batch = np.minimum(spec.batch_size or full, full)
+    one_width = (full % batch == 0) | (np.full(len(full), spec.steps or MOST) <= full // batch)
+    return np.where((sizes > 0) & one_width, batch, 0).astype(np.int64)
+
+
 def taken(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64[NDArray[np.int64], " client"]:
     """How many local steps each client makes in a round, int64 [C]; 0 without data.
 

@@ -90,9 +90,7 @@ def plan_compression(
     vector = _probe(probe, norm)
     rows = [
         (_error(bare, vector), rule)
-        for rule, bare in _candidates(
-            budget, model, len(vector), additive=additive, norm=norm, feedback=feedback
-        )
+        for rule, bare in _candidates(budget, model, len(vector), additive=additive, norm=norm, feedback=feedback)
     ]
     fits: list[tuple[Aggregator, int, float]] = []
     for error, rule in sorted(rows, key=lambda row: row[0]):
@@ -111,9 +109,7 @@ def _candidates(
     size, plain, wrap = _for_layers(model, additive=additive)
     room = budget - plain - _SPARE
     if additive:
-        for stages, bare in zip(
-            _additive(room, size, size, norm), _additive(room, size, probe, norm), strict=True
-        ):
+        for stages, bare in zip(_additive(room, size, size, norm), _additive(room, size, probe, norm), strict=True):
             yield chain(*stages, mean()), chain(*bare, mean())
         return
     for stages in _single(room, size):
@@ -150,9 +146,7 @@ def _additive(room: int, size: int, length: int, norm: float | None) -> Iterator
         yield [random_mask(min(share, 1.0))]
     for bits, width in product(range(1, 9), (2.0, 3.0, 4.0)) if norm is not None else ():
         assert norm is not None
-        scale = float(
-            f"{width * norm / math.sqrt(length):.3g}"
-        )  # ``width`` standard deviations of a rotated entry
+        scale = float(f"{width * norm / math.sqrt(length):.3g}")  # ``width`` standard deviations of a rotated entry
         share = _share(8 * room / bits, size)
         if share == 1:
             yield [clip(norm), rotate(), quantise(bits, scale)]

@@ -6,10 +6,12 @@ Not here: checks of data (``core/examples.py``).
 from __future__ import annotations
 
 import math
+from types import BuiltinFunctionType
 from typing import Any
 
 import numpy as np
 
+from foedus.core.described import digest
 from foedus.errors import ConfigurationError
 
 
@@ -66,3 +68,17 @@ def check_number(name: str, value: Any, *, also: str = "", below: float = math.i
         least = "above 0" if above else "of at least 0"
         bound = f"{least} and below {below:g}" if below < math.inf else least
         raise ConfigurationError(f"{name} must be a number {bound}{also}; not {value!r}")
+
+
+def named(function: Any) -> str:
+    """A function's name and eight digits that tell another function of that name apart, for labels: a run that is
+    resumed compares them. See :func:`foedus.core.described.digest`.
+
+    Example:
+        >>> named(len)
+        'len'
+        >>> named(lambda i: i % 2) == named(lambda i: i % 3)
+        False
+    """
+    name = str(getattr(function, "__name__", None) or type(function).__name__)
+    return name if isinstance(function, BuiltinFunctionType | np.ufunc) else f"{name} {digest(function)[:8]}"

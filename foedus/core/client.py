@@ -10,9 +10,9 @@ Not here: gradients (``backends``), which batch is drawn when (``core/batches.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -46,8 +46,27 @@ def proximal(mu: float) -> Penalty:
         5.0
     """
     check_number("mu", mu)
-    value = lambda w, received: mu / 2 * ((w - received) ** 2).sum()  # noqa: E731
-    return Penalty(value, lambda w, received: mu * (w - received), f"proximal({mu})")
+    return Penalty(_Distance(mu), _Pull(mu), f"proximal({mu})")
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """The value of :func:`proximal`; a class, so that equal penalties compare equal."""
+
+    mu: float
+
+    def __call__(self, w: Array, received: Array) -> Array:
+        return self.mu / 2 * ((w - received) ** 2).sum()
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """The gradient of :func:`proximal`."""
+
+    mu: float
+
+    def __call__(self, w: Array, received: Array) -> Array:
+        return self.mu * (w - received)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +215,39 @@ def local_training(
     return LocalTraining(
         optimiser=optimiser, loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr
     )  # fmt: skip
+
+
+def manner(spec: Client, round: int) -> Hashable:
+    """What training by a spec amounts to in a round: equal for specs that train alike, whenever they were made.
+
+    Example:
+        >>> manner(local_sgd(lr=0.1), 1) == manner(local_sgd(lr=lambda r: 0.1 / r), 1)
+        True
+    """
+    amounts = (spec.rate(round), spec.epochs, spec.steps, spec.batch_size)
+    if isinstance(spec, LocalSGD):
+        return (*amounts, rule(spec))
+    return (*amounts, spec.lr is None, _hashable(spec.optimiser), _hashable(spec.loop))
+
+
+def rule(spec: LocalSGD) -> Hashable:
+    """How gradients become steps, apart from the learning rate: equal for specs that need the same program.
+
+    Example:
+        >>> rule(local_sgd(lr=0.1, epochs=2)) == rule(local_sgd(lr=0.3, batch_size=4))
+        True
+    """
+    penalty = None if spec.penalty is None else (_hashable(spec.penalty.value), _hashable(spec.penalty.gradient))
+    return (spec.momentum, spec.weight_decay, spec.clip_norm, penalty)
+
+
+def _hashable(value: Any) -> Hashable:
+    """The value, or what tells it apart if it cannot be hashed."""
+    try:
+        hash(value)
+    except TypeError:
+        return ("id", id(value))
+    return cast(Hashable, value)
 
 
 class Steering(NamedTuple):

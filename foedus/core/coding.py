@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.random import generator
+from foedus.core.random import key
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError, Reason, SumOverflow, UpdateRefused
 
@@ -33,7 +33,8 @@ def draws(context: Context, purpose: str, *, own: bool) -> np.random.Generator:
     The length of the vector is part of its key, so that a stage which stands twice in a chain draws anew.
     """
     who = context.client if own else "all"
-    return generator(context.seed, purpose, context.round, context.channel, context.size, who)
+    path = (purpose, context.round, context.channel, context.size, who)
+    return np.random.Generator(np.random.SFC64(key(context.seed, *path)))  # twice as fast as Philox
 
 
 def words(draw: np.random.Generator, count: int) -> NDArray[np.uint8]:

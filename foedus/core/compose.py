@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,9 @@ class Algorithm:
         method: what clients and server do beyond training and averaging; ``None`` for nothing.
         timing: when updates are aggregated, see :mod:`foedus.core.timing`; ``None``: round by round.
         gate: what every update has to pass before anything is done with it.
+        downlink: how the model travels to clients, e.g. ``chain(rotate(), quantise(8), mean())``: they start from what
+            is left of it, while the server keeps the model as it is; ``None`` sends it as it is. (Caldas et al. 2018,
+            "Expanding the reach of federated learning by reducing client resource requirements", section 3.)
 
     Example:
         >>> Algorithm(client=local_sgd(lr=0.1), server=sgd(lr=0.5)).label
@@ -46,6 +50,7 @@ class Algorithm:
     method: Method | None = None
     gate: Gate = field(default_factory=Gate)
     timing: Timing | None = None
+    downlink: Aggregator | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.client, LocalSGD | LocalTraining):
@@ -61,14 +66,17 @@ class Algorithm:
                 )
         if self.method is not None and not isinstance(self.method, Method):
             raise ConfigurationError(
-                f"method must be a Method, e.g. foedus.fine_tune(); not {_told(self.method)}"
+                f"method must be a Method, e.g. foedus.lazy(share=0.01); not {_told(self.method)}. A model of each "
+                "client's own is given as fedavg(local, personal=...)"
             )
         if not isinstance(self.gate, Gate):
-            raise ConfigurationError(
-                f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}"
-            )
+            raise ConfigurationError(f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}")
         if self.timing is not None and not isinstance(self.timing, Buffered | Hierarchical):
             raise ConfigurationError(f"timing must be a timing, e.g. foedus.buffered(10); not {_told(self.timing)}")
+        if self.method is not None:
+            _check_method(self.method, self.client)
+        if isinstance(self.timing, Buffered):
+            self._check_many(self.timing)
         if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1 and self.method is not None:
             raise ConfigurationError(
                 f"{self.method.label} gathers at the server, between whose rounds the edges would average "
@@ -79,10 +87,73 @@ class Algorithm:
                 f"with {self.timing.label} edges average {self.timing.rounds} times before the server does, and "
                 f"{self.aggregator.label} bounds what one client changes in one sum. Write hierarchical(..., rounds=1)"
             )
+        if isinstance(self.timing, Buffered) and self.method is not None and self.method.unscaled and self._scales():
+            raise ConfigurationError(
+                f"{self.method.label} keeps sums of updates as clients send them, and {self.timing.label} scales stale "
+                "ones down. Use foedus.buffered(..., staleness=foedus.core.timing.constant()), or scaffold or fednova"
+            )
+        if self.downlink is not None:
+            self._check_downlink(self.downlink)
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
                 f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
             )
+
+    def _scales(self) -> bool:
+        """Whether the timing scales updates."""
+        assert isinstance(self.timing, Buffered)
+        return self.timing.mixing is not None or self.timing.staleness.weight(1) != 1.0
+
+    def _check_many(self, timing: Buffered) -> None:
+        """Whether a step has the updates that the rule needs, where that is known beforehand."""
+        for rule in (self.aggregator, self.buffers):
+            if timing.size is not None and timing.size < rule.least:
+                raise ConfigurationError(
+                    f"{rule.label} needs at least {rule.least} updates, and a step of {timing.label} has "
+                    f"{timing.size}: write timing=foedus.buffered({rule.least}), or take another aggregator"
+                )
+
+    def _check_downlink(self, downlink: Any) -> None:
+        if not isinstance(downlink, Aggregator):
+            raise ConfigurationError(
+                f"downlink is a chain that ends with a mean, e.g. foedus.chain({_told(downlink)}, foedus.mean()); not "
+                f"{_told(downlink)}"
+            )
+        if downlink.remember is not None or not downlink.additive:
+            raise ConfigurationError(
+                f"downlink={downlink.label} keeps something of a sender's, or compares many; the model is one message "
+                "to all. Write stages and a mean: foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
+            )
+        if downlink.event is not None or downlink.tell is not None:
+            raise ConfigurationError(
+                f"downlink={downlink.label} adds noise for privacy, or tells clients something; what the model says was "
+                "made private when it was made. Write stages and a mean: "
+                "foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
+            )
+        if self.method is not None and self.method.home is not None:
+            raise ConfigurationError(
+                f"downlink={downlink.label} compresses whole models, and with {self.method.label} parts of the model "
+                "stay with the clients. Leave out one of them"
+            )
+
+    def with_(
+        self, *, timing: Timing | None = None, gate: Gate | None = None, downlink: Aggregator | None = None,
+        buffers: Aggregator | None = None,
+    ) -> Algorithm:  # fmt: skip
+        """The same algorithm with another timing, gate, downlink, or rule for buffers; what is not given stays.
+
+        Raises:
+            ConfigurationError: they do not go together.
+
+        Example:
+            >>> from foedus.core.timing import buffered
+            >>> Algorithm(client=local_sgd(lr=0.1)).with_(timing=buffered(10)).timing.size
+            10
+        """
+        return replace(
+            self, timing=timing or self.timing, gate=gate or self.gate, downlink=downlink or self.downlink,
+            buffers=buffers or self.buffers,
+        )  # fmt: skip
 
     def aggregator_of(self, channel: str) -> Aggregator:
         """The aggregator of what travels in a channel: "update", "buffers", or one of the method's own.
@@ -107,9 +178,30 @@ class Algorithm:
         buffers = "" if self.buffers.label == mean().label else f", buffers {self.buffers.label}"
         gate = "" if self.gate == Gate() else f", {self.gate.label}"
         timing = "" if self.timing is None else f", {self.timing.label}"
+        downlink = "" if self.downlink is None else f", downlink {self.downlink.label}"
         return (
             f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}{timing}"
+            f"{downlink}"
         )
+
+
+def _check_method(method: Method, client: Client) -> None:
+    """Refuse a method whose channels cannot be aggregated, or that local training does not fit."""
+    sides: Mapping[str, Any] = method.sides
+    for name, value in sides.items():
+        if name in ("update", "buffers"):
+            raise ConfigurationError(
+                f"{method.label} has a channel {name!r} of its own, which is the name of the model's: call it otherwise"
+            )
+        if not isinstance(value, Aggregator):
+            hint = f": write foedus.chain({_told(value)}, foedus.mean())" if isinstance(value, Stage) else ""
+            raise ConfigurationError(
+                f"{method.label} aggregates {name!r} by {_told(value)}, which is no Aggregator such as "
+                f"foedus.mean(){hint}"
+            )
+    if strange := sorted(method.updates - method.sides.keys()):
+        raise ConfigurationError(f"{method.label} names {strange} among its updates, which are none of its sides")
+    method.fits(client)
 
 
 def _told(value: Any) -> str:
@@ -122,6 +214,7 @@ def _told(value: Any) -> str:
 def fedavg(
     client: Client, *, aggregator: Aggregator | None = None, server: ServerOptimiser | None = None,
     gate: Gate | None = None, timing: Timing | None = None, personal: Personal | None = None,
+    downlink: Aggregator | None = None,
 ) -> Algorithm:  # fmt: skip
     """Federated averaging (McMahan et al. 2017): clients train for a while, the server averages.
 
@@ -132,6 +225,8 @@ def fedavg(
         gate: by default every update must be finite and of the right form.
         timing: by default round by round; ``buffered(10)`` takes updates as they come, ``hierarchical(4)`` by edges.
         personal: gives clients models of their own: ``fine_tune()``, ``local_parts("head")``, ``ditto(0.1)``, ...
+        downlink: by default the model travels to clients as it is; ``chain(rotate(), quantise(8), mean())`` takes a
+            quarter of the bytes.
 
     Example:
         >>> fedavg(local_sgd(lr=0.1)).server.label
@@ -139,7 +234,7 @@ def fedavg(
     """
     own = None if personal is None else averaging()
     made = composed(client, own, aggregator=aggregator, server=server, personal=personal)
-    return replace(made, gate=gate or Gate(), timing=timing)
+    return replace(made, gate=gate or Gate(), timing=timing, downlink=downlink)
 
 
 def composed(

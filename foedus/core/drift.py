@@ -57,7 +57,8 @@ def scaffold(
             (option I: one more pass, and steadier), or from the local steps (option II).
         weighted: clients count by their number of examples; otherwise, as in the paper, all the same. ``c`` is
             weighted alike, since with other weights the optimum would be no fixed point.
-        control: how ``Δcᵢ`` is aggregated: ``chain(quantise(...), mean())`` compresses it. By default exactly.
+        control: how ``Δcᵢ`` is aggregated, by default exactly; compressed it is by, say,
+            ``error_feedback(chain(top_k(0.1), mean()))``.
         aggregator, server, personal: as for ``fedavg``; the paper's global step size is ``server=sgd(lr=...)``.
 
     Raises:
@@ -153,6 +154,7 @@ def feddyn(
         init=lambda vector, population: {"drift": np.zeros(vector.shape), "seen": np.zeros(2)},
         sides={"sizes": mean(weighted=False)},
         finish=finish,
+        unscaled=True,
     )
     return composed(held, method, aggregator=aggregator, server=server, personal=personal)
 
@@ -268,7 +270,6 @@ def mime_lite(
 # --- what they share ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
 def stretch(spec: LocalSGD, steps: int, rate: float) -> float:
     """``‖a‖₁``: the sum of the coefficients with which the gradients of a client's steps enter its update, in units
     of the learning rate (Wang et al. 2020, section 3).
@@ -281,7 +282,11 @@ def stretch(spec: LocalSGD, steps: int, rate: float) -> float:
     """
     if not rate or (not spec.momentum and spec.penalty is None):
         return float(steps)
-    bare = replace(spec, weight_decay=0.0, clip_norm=None)
+    return _walked(replace(spec, lr=0.0, weight_decay=0.0, clip_norm=None), steps, rate)
+
+
+@lru_cache(maxsize=4096)
+def _walked(bare: LocalSGD, steps: int, rate: float) -> float:
     at: list[Any] = [np.zeros(1)]
     memory, received, ahead = [np.zeros(1)], [np.zeros(1)], [np.ones(1)]
     for _ in range(steps):

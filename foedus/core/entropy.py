@@ -74,9 +74,7 @@ def entropy(level: int = 1) -> Stage:
         low, high = rest[:first], rest[first : first + second]
         at = positions_unpacked(low, high, head.number, context=context)
         others = _unfolded(rest[first + second :], head, context)
-        whole = np.full(
-            context.size, head.often, np.uint8 if head.often < 256 and others.itemsize == 1 else np.uint16
-        )
+        whole = np.full(context.size, head.often, np.uint8 if head.often < 256 and others.itemsize == 1 else np.uint16)
         whole[at] = others + (others >= head.often)
         return update._replace(vector=whole)
 
@@ -95,9 +93,7 @@ class _Head(NamedTuple):
 _HEAD = struct.Struct("<HHQ")
 
 
-def _framed(
-    squeezed: tuple[int, bytes], often: int, count: int, *positions: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
+def _framed(squeezed: tuple[int, bytes], often: int, count: int, *positions: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Head, positions and frame, as bytes."""
     bits, frame = squeezed
     head = np.frombuffer(_HEAD.pack(bits, often, count), np.uint8)
@@ -117,9 +113,7 @@ def _opened(data: NDArray[Any], context: Context) -> tuple[_Head, NDArray[np.uin
 def _squeezed(codes: NDArray[Any], level: int) -> tuple[int, bytes]:
     """How wide codes were laid, and Zstandard's frame of them."""
     bits = _bits(int(codes.max(initial=0)))
-    return bits, _library().ZstdCompressor(level=level, write_checksum=False).compress(
-        _laid(codes, bits).data
-    )
+    return bits, _library().ZstdCompressor(level=level, write_checksum=False).compress(_laid(codes, bits).data)
 
 
 def _unfolded(frame: NDArray[np.uint8], head: _Head, context: Context) -> NDArray[Any]:

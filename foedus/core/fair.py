@@ -8,13 +8,14 @@ Not here: figures client by client (``Evaluation(clients=True)``), models of eac
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.checks import check_number, check_whole
-from foedus.core.client import Client
+from foedus.core.client import Client, LocalTraining
 from foedus.core.compose import Algorithm, composed
 from foedus.core.method import Contribution, Gathered, Local, Measure, Method, Personal, Train, Visit
 from foedus.core.server import ServerOptimiser
@@ -55,6 +56,13 @@ def qfedavg(
     """
     check_number("q", q)
 
+    def fits(client: Client) -> None:
+        if isinstance(client, LocalTraining) and client.lr is None:
+            raise ConfigurationError(
+                f"qfedavg() divides by the learning rate, and {client.label} does not say its own: give "
+                "local_training(..., lr=0.1)"
+            )
+
     def local(visit: Visit) -> Local:
         loss = max((yield Measure(visit.received))["loss"], LEAST_LOSS)  # NaN stays NaN, and is refused
         trained = yield Train()
@@ -70,7 +78,8 @@ def qfedavg(
             return None, gathered.state
         return gathered.update / gathered.sides["divisor"], gathered.state
 
-    method = Method(local, f"qfedavg(q={q}, weighted={weighted})", sides={"divisor": mean()}, finish=finish)
+    label = f"qfedavg(q={q}, weighted={weighted})"
+    method = Method(local, label, sides={"divisor": mean()}, finish=finish, unscaled=True, fits=fits)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 
@@ -105,7 +114,7 @@ def afl(
     Example:
         >>> from foedus.core.client import local_sgd
         >>> afl(local_sgd(lr=0.1), domains=[0, 0, 1]).method.label
-        'afl(2 domains, step=0.1)'
+        'afl(2 domains 6f6bcabe, step=0.1)'
     """
     check_number("step", step, above=True)
     where = _domains(domains)
@@ -140,7 +149,8 @@ def afl(
         examples = np.where(there, examples, gathered.state["examples"])
         return gathered.update, {"weights": grown / grown.sum(), "losses": losses, "examples": examples}
 
-    method = Method(local, f"afl({count} domains, step={step})", init, down, {"losses": mean(weighted=False)}, finish)
+    label = f"afl({count} domains {zlib.crc32(where.tobytes()):08x}, step={step})"
+    method = Method(local, label, init, down, {"losses": mean(weighted=False)}, finish)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 

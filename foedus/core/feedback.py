@@ -49,9 +49,7 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
             "that noise, and send it later. Leave error_feedback() out"
         )
     if aggregator.remember is not None:
-        raise IncompatibleStages(
-            f"{aggregator.label} keeps a residual already; one error_feedback() is enough"
-        )
+        raise IncompatibleStages(f"{aggregator.label} keeps a residual already; one error_feedback() is enough")
 
     def owed(update: Update, context: Context) -> Update:
         residual = context.kept.get("residual")

@@ -83,8 +83,8 @@ class Gate:
         Raises:
             UpdateRefused: with the reason.
         """
-        _check_replay(context, counted)
-        vector, size = update.vector, context.size or update.vector.shape[0]
+        check_replay(context, counted)
+        vector, size = update.vector, context.size or update.vector.size
         if vector.shape != (size,):
             _refuse(context, Reason.SHAPE, f"has the shape {vector.shape}, and the model has {size} parameters")
         if vector.dtype.kind != "f":
@@ -94,7 +94,7 @@ class Gate:
             _refuse(context, Reason.NOT_FINITE, _told(vector, context))
         if self.max_norm is not None and norm > self.max_norm:
             _refuse(context, Reason.NORM, f"has the norm {norm:g}, and at most {self.max_norm:g} passes")
-        self._check_weight(update.weight, context)
+        self.check_weight(update.weight, context)
 
     def check_message(
         self, message: Message, forms: Mapping[str, Form], context: Context, *, counted: Collection[int] = ()
@@ -110,7 +110,7 @@ class Gate:
         Raises:
             UpdateRefused: with the reason.
         """
-        _check_replay(context, counted)
+        check_replay(context, counted)
         if message.keys() != forms.keys():
             _refuse(context, Reason.SHAPE, f"consists of {sorted(message)}, and should of {sorted(forms)}")
         for name, form in forms.items():
@@ -124,7 +124,8 @@ class Gate:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 _refuse(context, Reason.NOT_FINITE, f"has values in {name!r} that are not finite")
 
-    def _check_weight(self, weight: float, context: Context) -> None:
+    def check_weight(self, weight: float, context: Context) -> None:
+        """Check what a client says it counts: a number above 0, and at most ``max_weight``."""
         if not (math.isfinite(weight) and weight > 0):
             _refuse(context, Reason.WEIGHT, f"claims the weight {weight}, and weights are numbers above 0")
         if self.max_weight is not None and weight > self.max_weight:
@@ -234,9 +235,18 @@ def _refuse(context: Context, reason: Reason, told: str) -> None:
     raise UpdateRefused(f"the update of client {context.client} {told}", client=context.client, reason=reason)
 
 
-def _check_replay(context: Context, counted: Collection[int]) -> None:
+def check_replay(context: Context, counted: Collection[int]) -> None:
+    """Refuse a client that is counted already in this round."""
     if context.client in counted:
         _refuse(context, Reason.REPLAY, f"is counted already in round {context.round}")
+
+
+def check_side(values: NDArray[Any], context: Context, what: str, *, like: tuple[int, ...]) -> None:
+    """Refuse what travels beside an update if it is no vector of real numbers, or of another length than others'."""
+    if values.dtype.kind not in "fiu":
+        _refuse(context, Reason.DTYPE, f"has {what} of dtype {values.dtype}, and these are real numbers")
+    if values.shape != like:
+        _refuse(context, Reason.SHAPE, f"has {what} of shape {values.shape}, and should of {like}")
 
 
 def _norm(vector: NDArray[Any]) -> float:

@@ -54,10 +54,7 @@ def low_rank(rank: int, *, unbiased: bool = True) -> Stage:
 
     def bases(context: Context, pieces: Sequence[_Piece]) -> list[NDArray[np.float64] | None]:
         draw = draws(context, "low_rank", own=False)
-        return [
-            _orthonormal(draw.standard_normal((p.rows, rank))) if _projected(p, rank) else None
-            for p in pieces
-        ]
+        return [_orthonormal(draw.standard_normal((p.rows, rank))) if _projected(p, rank) else None for p in pieces]
 
     def encode(update: Update, context: Context) -> Update:
         peak(update)
@@ -84,9 +81,7 @@ def low_rank(rank: int, *, unbiased: bool = True) -> Stage:
         return update._replace(vector=whole)
 
     def size(n: int, layout: Layout | None) -> int:
-        return (
-            sum(rank * p.columns if _projected(p, rank) else p.size for p in _pieces(layout)) if layout else n
-        )
+        return sum(rank * p.columns if _projected(p, rank) else p.size for p in _pieces(layout)) if layout else n
 
     label = f"low_rank({rank})" if unbiased else f"low_rank({rank}, unbiased=False)"
     return Stage(encode, decode, label, size=size, layers=True, scatters=True)
@@ -125,9 +120,7 @@ def power_sgd(rank: int, *, steps: int = 1) -> Stage:
         draw = draws(context, "power_sgd", own=True)
         for p in _pieces(_layout(context, "power_sgd()")):
             if _factored(p, rank):
-                left, right = _factors(
-                    p.matrix(update.vector), draw.standard_normal((p.columns, rank)), steps, largest
-                )
+                left, right = _factors(p.matrix(update.vector), draw.standard_normal((p.columns, rank)), steps, largest)
                 parts += [left.reshape(-1), right.reshape(-1)]
             else:
                 parts.append(update.vector[p.place])
@@ -152,9 +145,7 @@ def power_sgd(rank: int, *, steps: int = 1) -> Stage:
 
     def size(n: int, layout: Layout | None) -> int:
         each = (
-            [(p.rows + p.columns) * rank if _factored(p, rank) else p.size for p in _pieces(layout)]
-            if layout
-            else [n]
+            [(p.rows + p.columns) * rank if _factored(p, rank) else p.size for p in _pieces(layout)] if layout else [n]
         )
         return sum(each)
 

@@ -115,6 +115,7 @@ def lag(method: Method | None = None, *, rounds: int = 10, xi: float | None = No
         down=lambda state: {"limit": np.array([xi * state["steps"].sum()])},
         sides={"sizes": mean(weighted=False)},
         finish=finish,
+        unscaled=True,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator
-from foedus.core.client import Client
+from foedus.core.client import Client, LocalTraining
 from foedus.core.examples import Examples
 from foedus.core.values import NOTHING, State
 from foedus.errors import ConfigurationError
@@ -71,8 +71,14 @@ class Train(NamedTuple):
         anchor: what penalties pull towards; ``None``: the received weights.
         shift: added to every gradient of the loss, [parameter].
         mask: 1 where parameters may move and 0 where not, [parameter]; the same for all clients of a method.
-        spec: another way to train than the algorithm's; it must be the same object for all clients and rounds.
+        spec: another way to train than the algorithm's; clients whose specs come to the same are trained together.
         buffers: to begin from, [buffer]; ``None``: ``visit.buffers``.
+
+    Example: every gradient shifted by what the server sent:
+
+        >>> def local(visit):
+        ...     trained = yield Train(shift=visit.down["control"])
+        ...     return Contribution.of(trained, visit)
     """
 
     start: Vector | None = None
@@ -99,6 +105,12 @@ class Measure(NamedTuple):
     Attributes:
         vector: weights, [parameter].
         buffers: [buffer]; ``None``: ``visit.buffers``.
+
+    Example: clients whom the model serves badly count for more:
+
+        >>> def local(visit):
+        ...     loss = (yield Measure(visit.received))["loss"]
+        ...     return Contribution.of((yield Train()), visit)._replace(weight=visit.examples * loss)
     """
 
     vector: Vector
@@ -137,6 +149,11 @@ class Contribution(NamedTuple):
         loss: the training loss to be reported.
         steps: how many local steps were made.
         report: figures of this client that go into the round's record (as mean over the cohort).
+
+    Example:
+        >>> sent = Contribution(np.array([3.0, 4.0]), weight=1.0, report={"length": 5.0})
+        >>> sent._replace(update=None).update is None  # says something, and sends nothing
+        True
     """
 
     update: Vector | None
@@ -170,7 +187,7 @@ class Gathered(NamedTuple):
         update: the aggregated update, [parameter]; ``None`` if no client sent one.
         sides: the aggregated vectors, by channel.
         senders: how many clients sent something.
-        population: how many clients there are in all.
+        population: how many clients there are in all, without those known to have no examples.
         round: counted from 1.
         rate: the learning rate of local training in this round.
         visited: how many clients took part, whether they sent an update or not; without those that were refused.
@@ -219,6 +236,12 @@ class Method(NamedTuple):
     * ``personal(visit)``: if given, a generator that ends with the client's own weights [parameter] (and
       buffers), for evaluation client by client; its ``visit`` has what the client kept.
 
+    * ``unscaled``: whether the server's sums are right only for updates as clients send them; such a method is refused
+      where stale updates are scaled down.
+    * ``fits(client)``: raises a ConfigurationError for local training that it cannot work with (:func:`steered`).
+    * ``updates``: the channels of ``sides`` that carry updates of the model or of a part of it: the gate looks at them
+      as at ``update``, and attackers replace them.
+
     Example, whole: FedAvg whose clients also report how far they went:
 
         >>> import numpy as np
@@ -238,6 +261,9 @@ class Method(NamedTuple):
     finish: Callable[[Gathered], tuple[Vector | None, State]] = unchanged
     personal: Callable[[Visit], Own] | None = None
     home: Callable[[Layout, Layout], frozenset[str]] | None = None
+    unscaled: bool = False
+    updates: frozenset[str] = frozenset()
+    fits: Callable[[Client], None] = lambda client: None
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one
@@ -271,6 +297,19 @@ def travelling(method: Method | None, layouts: tuple[Layout, Layout]) -> tuple[T
 def _rest(layout: Layout, home: frozenset[str]) -> Travels | None:
     stays = [name for name in layout.names if name in home]
     return Travels(layout.without(stays), layout.positions(layout.without(stays).names)) if stays else None
+
+
+def steered(client: Client) -> None:
+    """Refuse local training whose gradients nobody sees: for methods that shift or mask them.
+
+    Raises:
+        ConfigurationError: it is a loop of the user's own.
+    """
+    if isinstance(client, LocalTraining) and client.loop is not None:
+        raise ConfigurationError(
+            "this algorithm steers every gradient of local training, which a loop of your own hides. Give "
+            "local_training(optimiser=lambda p: torch.optim.AdamW(p)) or local_sgd(...) instead"
+        )
 
 
 def zeros(like: Vector) -> Vector:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.checks import check_number, check_whole
-from foedus.core.client import Client, LocalSGD, proximal
+from foedus.core.client import Client, LocalSGD, LocalTraining, proximal
 from foedus.core.method import (
     Contribution,
     Gathered,
@@ -36,6 +36,7 @@ from foedus.core.method import (
     Trained,
     Visit,
     plain,
+    steered,
 )
 from foedus.core.values import State
 from foedus.errors import ConfigurationError
@@ -61,6 +62,7 @@ def fine_tune(client: Client | None = None, *, epochs: int = 1) -> Personal:
         'fine_tune(plain(), epochs=2)'
     """
     check_whole("epochs", epochs, least=1)
+    _check_client("fine_tune()", client)
     told = f"epochs={epochs}" if client is None else client.label
 
     def personal(visit: Visit) -> Own:
@@ -93,6 +95,7 @@ def local_parts(*parts: str) -> Personal:
     """
     if not parts:
         raise ConfigurationError('local_parts() needs names of layers, e.g. local_parts("head")')
+    _check_names("local_parts", parts)
     told = ", ".join(map(repr, parts))
     choose = _named(parts)
     return lambda method: _staying(method, choose, f"local_parts({method.label}, {told})")
@@ -131,6 +134,7 @@ def fedrep(*head: str, epochs: int = 1) -> Personal:
     """
     if not head:
         raise ConfigurationError('fedrep() needs the names of the head\'s layers, e.g. fedrep("head")')
+    _check_names("fedrep", head)
     check_whole("epochs", epochs, least=1)
     label = f"fedrep({', '.join(map(repr, head))}, epochs={epochs})"
     choose = _named(head)
@@ -143,7 +147,7 @@ def fedrep(*head: str, epochs: int = 1) -> Personal:
         return brought._replace(steps=first.steps + trained.steps)
 
     def wrap(method: Method) -> Method:
-        return _staying(_alone(method, label)._replace(local=local), choose, label)
+        return _staying(_alone(method, label)._replace(local=local, fits=steered), choose, label)
 
     return wrap
 
@@ -212,6 +216,8 @@ def _at_home(visit: Visit, masks: _Masks) -> Visit:
 
 def _from(request: Request, own: Visit, masks: _Masks) -> Request:
     """A request that begins with the client's own parts, and shifts only the gradients of the common ones."""
+    if not isinstance(request, Train | Measure):
+        return request
     buffers = own.buffers if request.buffers is None else request.buffers
     if isinstance(request, Measure):
         return request._replace(buffers=buffers)
@@ -235,7 +241,6 @@ def _rewritten(
             trained.append(answer)
 
 
-@lru_cache(maxsize=64)  # one object for the same names: masks are looked up by it
 def _named(parts: tuple[str, ...]) -> Choose:
     def choose(layout: Layout, buffer_layout: Layout) -> frozenset[str]:
         there = (*layout.names, *buffer_layout.names)
@@ -248,6 +253,22 @@ def _named(parts: tuple[str, ...]) -> Choose:
         return frozenset(name for name in there if any(_within(name, part) for part in parts))
 
     return choose
+
+
+def _check_names(function: str, names: tuple[Any, ...]) -> None:
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ConfigurationError(
+            f"{function}() takes names of layers, and was given something of type {type(wrong[0]).__name__}: write "
+            f'personal=foedus.{function}("head") with your layer\'s name'
+        )
+
+
+def _check_client(call: str, client: Any) -> None:
+    if client is not None and not isinstance(client, LocalSGD | LocalTraining):
+        raise ConfigurationError(
+            f"{call} takes client=local_sgd(...), or nothing, and was given something of type {type(client).__name__}: "
+            f"write personal=foedus.{call}"
+        )
 
 
 def _within(name: str, part: str) -> bool:
@@ -285,7 +306,10 @@ def ditto(lam: float, client: LocalSGD | None = None) -> Personal:
         >>> ditto(0.1)(averaging()).label
         'ditto(plain(), lam=0.1)'
     """
+    if isinstance(lam, Method):
+        raise ConfigurationError("ditto was given uncalled: write personal=foedus.ditto(0.1)")
     check_number("lam", lam)
+    _check_client("ditto(0.1)", client)
     told = f"lam={lam}" if client is None else f"lam={lam}, {client.label}"
 
     def wrap(method: Method) -> Method:
@@ -298,7 +322,11 @@ def ditto(lam: float, client: LocalSGD | None = None) -> Personal:
                 own = own._replace(vector=start, buffers=buffers)
             return brought._replace(kept=dict(brought.kept) | _kept(own))
 
-        return method._replace(local=local, personal=_as_kept, label=f"ditto({method.label}, {told})")
+        def fits(spec: Client) -> None:
+            method.fits(spec)
+            _pulled(client or spec, lam)
+
+        return method._replace(local=local, personal=_as_kept, label=f"ditto({method.label}, {told})", fits=fits)
 
     return wrap
 
@@ -339,7 +367,13 @@ def pfedme(lam: float, *, rounds: int, steps: int, lr: float) -> Personal:
         brought = Contribution(w - visit.received, buffers=own.buffers, loss=float(np.mean(losses)))
         return brought._replace(steps=rounds * own.steps, kept=_kept(own))
 
-    return lambda method: _alone(method, label)._replace(local=local, personal=_as_kept, label=label)
+    def fits(spec: Client) -> None:
+        _pulled(_stepping(spec, steps), lam)
+
+    def wrap(method: Method) -> Method:
+        return _alone(method, label)._replace(local=local, personal=_as_kept, label=label, fits=fits)
+
+    return wrap
 
 
 def ifca(clusters: int, *, spread: float = 1.0, seed: int = 0, aggregator: Aggregator | None = None) -> Personal:
@@ -406,7 +440,8 @@ def ifca(clusters: int, *, spread: float = 1.0, seed: int = 0, aggregator: Aggre
 
     def wrap(method: Method) -> Method:
         _alone(method, label)
-        return Method(local, label, init, lambda state: state, sides, finish, personal)
+        own = Method(local, label, init, lambda state: state, sides, finish, personal)
+        return own._replace(updates=frozenset(names))
 
     return wrap
 
@@ -441,20 +476,17 @@ def _as_kept(visit: Visit) -> Own:
     return _own(visit)
 
 
-# Specs derived from the algorithm's: one object each, so that all clients of a round are trained together.
+# Specs derived from the algorithm's. They compare by value, so that all clients of a round are trained together.
 
 
-@lru_cache(maxsize=64)
 def _lasting(spec: Client, epochs: int) -> Client:
     return replace(spec, epochs=epochs, steps=None)
 
 
-@lru_cache(maxsize=64)
 def _stepping(spec: Client, steps: int) -> Client:
     return replace(spec, epochs=None, steps=steps)
 
 
-@lru_cache(maxsize=64)
 def _pulled(spec: Client, lam: float) -> Client:
     if not isinstance(spec, LocalSGD):
         raise ConfigurationError(

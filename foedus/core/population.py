@@ -26,7 +26,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foedus.core.checks import check_whole
+from foedus.core.checks import check_whole, named
 from foedus.core.examples import Array, Examples, check_targets
 from foedus.core.parts import (
     ClientId,
@@ -96,13 +96,33 @@ class Clients:
             >>> drifting.at(3).train(1).inputs[0]
             array([[3.]], dtype=float32)
         """
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        return cls._streaming(ByRound(function, f"streamed({name})"))
+        if not callable(function):
+            raise ConfigurationError(
+                "Clients.streamed() takes a function from the round to the population, e.g. "
+                f"Clients.streamed(lambda round: Clients.generated(...)); not {reprlib.repr(function)}"
+            )
+        name = getattr(function, "__name__", type(function).__name__)
+        return cls._streaming(ByRound(function, f"streamed({name})", named(function)))
 
     @classmethod
     def _streaming(cls, later: ByRound) -> Clients:
-        first = later(1)
-        return replace(first, later=later)
+        return replace(cls._then(later, 1), later=later)
+
+    @classmethod
+    def _then(cls, later: ByRound, round: int) -> Clients:
+        """What the function of a stream gives for a round; its errors say whose they are."""
+        try:
+            found: Any = later(round)
+        except FoedusError:
+            raise
+        except Exception as error:
+            raise DataError(f"{later.label} failed in round {round}: {type(error).__name__}: {error}") from error
+        if not isinstance(found, Clients):
+            raise DataError(
+                f"{later.label} gives {reprlib.repr(found)} in round {round}, and a population is wanted: "
+                "Clients.generated(...), or a choice of rows of one pool"
+            )
+        return found
 
     def at(self, round: int) -> Clients:
         """The population as it is in a round, counted from 1; itself, unless its data changes.
@@ -112,11 +132,16 @@ class Clients:
         """
         if self.later is None:
             return self
-        found = self.later(max(1, round))
-        pool, first = found.pool, self.pool
-        moved = (pool and pool[0]) is not (first and first[0])
-        if found.ids != self.ids or moved:
-            what = "other clients" if found.ids != self.ids else "another pool of examples"
+        found = self._then(self.later, max(1, round))
+        other = found.ids is not self.ids and tuple(found.ids) != tuple(self.ids)
+        theirs, ours = found.pool and found.pool[0], self.pool and self.pool[0]
+        if not other and theirs is not ours and theirs and ours and theirs.digest() == ours.digest():
+            # The function made the pool again, as it does in another process: one copy will do.
+            assert found.pool is not None
+            found = self.later.instead(round, replace(found, training=resident(ours, found.pool[1])))
+            theirs = ours
+        if other or theirs is not ours:
+            what = "other clients" if other else "another pool of examples"
             raise DataError(
                 f"{self.later.label} gives {what} in round {round} than in round 1. Ids stay the same, and resident "
                 "populations choose rows of one pool; or make each round's data by Clients.generated"
@@ -384,7 +409,7 @@ class Clients:
         Covers ids, sizes, rows, shapes and dtypes, and the bytes of a sample of examples. Changes of
         a few values only may go unnoticed: this tells data sets apart, it does not seal them.
         """
-        streamed = "" if self.later is None else self.later.label
+        streamed = "" if self.later is None else f"{self.later.label}{self.later.code}"
         digest = hashlib.sha256(f"{len(self)}|{self.central_test!r}{streamed}".encode())
         digest.update(repr(self.ids if isinstance(self.ids, range) else tuple(self.ids)).encode())
         for part in (self.training, self.validating, self.testing):

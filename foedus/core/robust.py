@@ -17,7 +17,7 @@ Not here: checks of one update by itself (``core/gate.py``), scores (``core/scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -68,6 +68,7 @@ def collect(
     *,
     init: Callable[[Layout], State] = lambda layout: {},
     keep: Callable[[Collected, Vector], State] = lambda collected, vector: collected.state,
+    least: int = 1,
 ) -> Aggregator:
     """An aggregator that gathers every update and leaves the rest to a rule.
 
@@ -77,6 +78,7 @@ def collect(
         label: how it is written.
         init: what the server keeps at first.
         keep: what it keeps after a round, from the updates and the rule's result.
+        least: how many updates the rule needs.
 
     Raises:
         UpdateRefused: on admitting, for values that are not finite or of another length; on merging, for a client
@@ -102,7 +104,7 @@ def collect(
         vector = rule(collected)
         return vector, keep(collected, vector)
 
-    return Aggregator(init, encode, _union, decode, additive=False, label=label, admit=_admitted)
+    return Aggregator(init, encode, _union, decode, additive=False, label=label, admit=_admitted, least=least)
 
 
 def _admitted(message: Message, context: Context) -> Message:
@@ -119,7 +121,14 @@ def _admitted(message: Message, context: Context) -> Message:
             f"the update of client {context.client} has the shape {values.shape}, and the model has "
             f"{context.size} parameters", client=context.client, reason=Reason.SHAPE,
         )  # fmt: skip
-    return {f"{context.client}.values": values, f"{context.client}.weight": message["weight"]}
+    weight = message["weight"]
+    if weight.shape != (1,) or not 0 < weight[0] < np.inf:
+        raise UpdateRefused(
+            f"client {context.client} claims the weight {weight.tolist()}, and a weight is one number above 0",
+            client=context.client,
+            reason=Reason.WEIGHT,
+        )
+    return {f"{context.client}.values": values, f"{context.client}.weight": weight}
 
 
 def _union(a: Message, b: Message) -> Message:
@@ -244,7 +253,8 @@ def geometric_median(*, weighted: bool = False, smoothing: float = 1e-6, iterati
                 break
         return combined(c.rows, shares)
 
-    return collect(rule, f"geometric_median({'weighted=True' if weighted else ''})")
+    told = {"weighted": (weighted, False), "smoothing": (smoothing, 1e-6), "iterations": (iterations, 1000)}
+    return collect(rule, f"geometric_median({_unusual(told)})")
 
 
 def krum(attackers: int) -> Aggregator:
@@ -270,7 +280,7 @@ def krum(attackers: int) -> Aggregator:
         borne = _borne(c, label, attackers, each=2)
         return c.rows[int(ranked(squared_distances(c.rows), borne)[0])].astype(np.float64)
 
-    return collect(rule, label)
+    return collect(rule, label, least=2 * attackers + 3)
 
 
 def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
@@ -297,7 +307,7 @@ def multi_krum(attackers: int, *, keep: int | None = None) -> Aggregator:
         order = ranked(squared_distances(c.rows), borne)
         return average(c.rows, order[: len(c.rows) - borne if keep is None else keep])
 
-    return collect(rule, label)
+    return collect(rule, label, least=2 * attackers + 3)
 
 
 def bulyan(attackers: int) -> Aggregator:
@@ -328,7 +338,7 @@ def bulyan(attackers: int) -> Aggregator:
             picked.append(left.pop(int(ranked(away[np.ix_(left, left)], borne)[0])))
         return by_parameter([c.rows[i] for i in sorted(picked)], lambda v: central(v, 2 * borne))
 
-    return collect(rule, label)
+    return collect(rule, label, least=4 * attackers + 3)
 
 
 def central(values: Vector, fewer: int) -> Float64[Floats, " parameter"]:
@@ -440,7 +450,11 @@ def dnc(attackers: int, *, iterations: int = 1, dimensions: int = 10_000, factor
     ):
         check_whole(name, value, least=least)
     check_number("factor", factor, above=True)
-    label = f"dnc(attackers={attackers}{f', iterations={iterations}' if iterations > 1 else ''})"
+    told: dict[str, tuple[object, object]] = {
+        "attackers": (attackers, None), "iterations": (iterations, 1), "dimensions": (dimensions, 10_000),
+        "factor": (factor, 1.0),
+    }  # fmt: skip
+    label = f"dnc({_unusual(told)})"
 
     def rule(c: Collected) -> Vector:
         suspects = _borne(c, label, int(factor * attackers + 1e-9), each=1, more=1)
@@ -530,6 +544,11 @@ def ranked(away: Floats, attackers: int) -> Int64[NDArray[np.int64], " client"]:
     near = max(len(away) - attackers - 2, 1)
     scores = np.sort(away, axis=1)[:, 1 : 1 + near].sum(axis=1)  # the first is its own, 0
     return np.lexsort((away.sum(axis=1), scores))
+
+
+def _unusual(told: Mapping[str, tuple[object, object]]) -> str:
+    """Arguments as they are written, those at their default left out: name -> (value, default)."""
+    return ", ".join(f"{name}={value}" for name, (value, default) in told.items() if value != default)
 
 
 def _borne(c: Collected, label: str, attackers: int, *, each: int, more: int = 3) -> int:

@@ -120,11 +120,7 @@ def top_k(share: float) -> Stage:
     def encode(update: Update, context: Context) -> Update:
         peak(update)
         size, count = len(update.vector), kept(len(update.vector), share)
-        at = (
-            np.sort(np.argpartition(np.abs(update.vector), size - count)[size - count :])
-            if count
-            else np.arange(0)
-        )
+        at = np.sort(np.argpartition(np.abs(update.vector), size - count)[size - count :]) if count else np.arange(0)
         low, high = positions_packed(at, size)
         return update._replace(vector=update.vector[at], beside={"low": low, "high": high})
 
@@ -168,9 +164,7 @@ def subset(size: int, count: int, draw: np.random.Generator) -> NDArray[np.int64
     rate = (count + 5 * math.sqrt(count) + 5) / size  # fewer than wanted once in millions of times
     limit = min(math.ceil(rate * 2**16), 2**16)
     while True:
-        found = (
-            np.flatnonzero(words(draw, 2 * size).view("<u2") < limit) if limit < 2**16 else np.arange(size)
-        )
+        found = np.flatnonzero(words(draw, 2 * size).view("<u2") < limit) if limit < 2**16 else np.arange(size)
         if len(found) >= count:
             break
     left_out = draw.choice(len(found), len(found) - count, replace=False, shuffle=False)

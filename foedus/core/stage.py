@@ -381,9 +381,19 @@ def _narrowed(eights: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     words = eights.view("<u8").reshape(-1)
     for width in (8, 16, 32):  # neighbours move together, then pairs, then fours
         some = width * bits // 8
-        first, second = _lanes(some, 2 * width), _lanes(some, 2 * width) << np.uint64(some)
-        words[:] = (words & first) | ((words >> np.uint64(width - some)) & second)
-    return np.ascontiguousarray(eights[:, :bits]).reshape(-1)
+        if bits > 4:  # what moves would run into what stays
+            moved = (words >> np.uint64(width - some)) & (_lanes(some, 2 * width) << np.uint64(some))
+            words &= _lanes(some, 2 * width)
+            words |= moved
+        else:
+            words |= words >> np.uint64(width - some)
+            words &= _lanes(2 * some, 2 * width)
+    return _first(eights, bits).reshape(-1).copy().view(np.uint8).reshape(-1)
+
+
+def _first(eights: NDArray[np.uint8], bits: int) -> NDArray[Any]:
+    """The first ``bits`` bytes of every eight [n, 8]: [n] as one integer each where there is one so wide, [n, bits]."""
+    return eights.view(f"<u{bits}")[:, 0] if bits in (1, 2, 4) else eights[:, :bits]
 
 
 def _lanes(bits: int, width: int) -> np.uint64:
@@ -419,11 +429,17 @@ def _widened(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """The inverse of :func:`_narrowed`: codes [8 · ⌈n / bits⌉] of bytes [n]."""
     whole = len(values) // bits
     eights = np.zeros((-(-len(values) // bits), 8), np.uint8)
-    eights[:whole, :bits] = values[: whole * bits].reshape(-1, bits)
+    goal = _first(eights[:whole], bits)
+    goal[...] = values[: whole * bits].view(goal.dtype).reshape(goal.shape)
     eights[whole:, : len(values) - whole * bits] = values[whole * bits :]  # a last one that is not full
     words = eights.view("<u8").reshape(-1)
     for width in (32, 16, 8):
         some = width * bits // 8
-        first, second = _lanes(some, 2 * width), _lanes(some, 2 * width) << np.uint64(some)
-        words[:] = (words & first) | ((words & second) << np.uint64(width - some))
+        if bits > 4:
+            moved = (words & (_lanes(some, 2 * width) << np.uint64(some))) << np.uint64(width - some)
+            words &= _lanes(some, 2 * width)
+            words |= moved
+        else:
+            words |= words << np.uint64(width - some)
+            words &= _lanes(some, width)
     return eights.reshape(-1)

@@ -27,8 +27,9 @@ _REMEMBERED = 3  # rounds whose populations are kept: this one, the next, and th
 class ByRound:
     """A function from the round to the population, which remembers its last answers."""
 
-    def __init__(self, function: Callable[[int], Clients], label: str) -> None:
+    def __init__(self, function: Callable[[int], Clients], label: str, code: str = "") -> None:
         self._function, self.label = function, label
+        self.code = code  # tells functions of one name apart
         self._forget()
 
     def __call__(self, round: int) -> Clients:
@@ -39,12 +40,18 @@ class ByRound:
                     self._known.popitem(last=False)
             return self._known[round]
 
+    def instead(self, round: int, clients: Clients) -> Clients:
+        """Remember another answer for a round; gives it back."""
+        with self._lock:
+            self._known[max(1, round)] = clients
+        return clients
+
     def _forget(self) -> None:
         self._known: OrderedDict[int, Clients] = OrderedDict()
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_function": self._function, "label": self.label}
+        return {"_function": self._function, "label": self.label, "code": self.code}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -153,6 +153,11 @@ class Task:
                 f"metrics need names that differ from each other and from {', '.join(TAKEN)}: {names[len(TAKEN) :]}"
             )
 
+    def __repr__(self) -> str:
+        model, loss = (getattr(v, "__name__", type(v).__name__) for v in (self.model, self.loss))
+        loss = "" if self.loss is None else f", {loss}"
+        return f"Task({model}{loss}, metrics={[m.name for m in self.metrics]})"
+
 
 def _check_factory(model: Any) -> None:
     if not callable(model):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from foedus.core.checks import check_number, check_whole
+from foedus.core.checks import check_number, check_whole, named
 from foedus.core.select import Positions
 from foedus.errors import ConfigurationError
 
@@ -84,9 +84,12 @@ class Buffered:
 
     @property
     def label(self) -> str:
-        given = {"size": self.size, "seconds": self.seconds, "mixing": self.mixing}
+        if self.mixing is not None:
+            return f"asynchronous({self.mixing}, staleness={self.staleness.label})"
+        given = {"size": self.size, "seconds": self.seconds}
         told = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return f"buffered({', '.join([*told, f'staleness={self.staleness.label}'])})"
+        told.append(f"staleness={self.staleness.label}")
+        return f"{'buffered' if self.seconds is None else 'semi_synchronous'}({', '.join(told)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,7 @@ def asynchronous(mixing: float = 0.6, *, staleness: Staleness | None = None) -> 
 
     Example:
         >>> asynchronous(0.6).label
-        'buffered(size=1, mixing=0.6, staleness=polynomial(0.5))'
+        'asynchronous(0.6, staleness=polynomial(0.5))'
     """
     check_number("mixing", mixing, above=True)
     if mixing > 1:
@@ -172,12 +175,13 @@ def hierarchical(edges: int | Callable[[Positions], Positions], *, rounds: int =
         rounds: of the edges, for each of the server's.
 
     Example:
+        >>> import numpy as np
         >>> hierarchical(4, rounds=2).edge(np.array([0, 5, 9])).tolist()
         [0, 1, 1]
     """
     check_whole("rounds", rounds)
     if callable(edges):
-        return Hierarchical(edge=edges, rounds=int(rounds), name=getattr(edges, "__qualname__", "edges"))
+        return Hierarchical(edge=edges, rounds=int(rounds), name=named(edges))
     check_whole("edges", edges)
     count = int(edges)
     return Hierarchical(edge=lambda positions: positions % count, rounds=int(rounds), name=str(count))

@@ -16,14 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, mean
+from foedus.core.checks import named
 from foedus.core.client import Client
 from foedus.core.compose import Algorithm, fedavg
-from foedus.core.method import Contribution, Gathered, Local, Method, Train, Visit
+from foedus.core.method import Contribution, Gathered, Local, Method, Train, Visit, steered
 from foedus.core.server import ServerOptimiser
 from foedus.core.values import State
 from foedus.errors import ConfigurationError
@@ -58,19 +60,24 @@ def heterofl(
     Example:
         >>> from foedus.core.client import local_sgd
         >>> weak_third = heterofl(local_sgd(lr=0.1), lambda client: 0.5 if client % 3 == 0 else 1.0)
-        >>> weak_third.method.label
-        'heterofl(<lambda>, fractions=(1.0, 0.5, 0.25))'
+        >>> sorted(weak_third.method.sides)
+        ['shares', 'width 0.25', 'width 0.5', 'width 1.0']
     """
-    widths = tuple(float(f) for f in fractions)
+    if not callable(fraction):
+        raise ConfigurationError(
+            f"heterofl() takes a function from a client's position to its fraction, e.g. lambda client: 0.5; not "
+            f"{fraction!r}"
+        )
+    widths = tuple(float(f) for f in fractions) if isinstance(fractions, Sequence) else ()
     if not widths or not all(0 < f <= 1 for f in widths) or len(set(widths)) < len(widths):
         raise ConfigurationError(f"fractions are different numbers in (0, 1], e.g. (1.0, 0.5); not {fractions!r}")
     masks = _masks(held or prefix, widths)
 
     def local(visit: Visit) -> Local:
         mine = _index(fraction, visit.client, widths)
-        mask = masks(visit.layout)[mine]
+        mask, floats = masks(visit.layout)[mine]
         start = np.where(mask, visit.received, 0).astype(visit.received.dtype)
-        trained = yield Train(start=start, anchor=start, mask=_floats(mask, str(start.dtype)))
+        trained = yield Train(start=start, anchor=start, mask=floats)
         update = (trained.vector - start)[mask]
         share = np.zeros(len(widths))
         share[mine] = 1.0
@@ -83,7 +90,7 @@ def heterofl(
         total = np.zeros(len(gathered.vector))
         weight = np.zeros(len(gathered.vector))
         assert gathered.layout is not None
-        for k, (width, mask) in enumerate(zip(widths, masks(gathered.layout), strict=True)):
+        for k, (width, (mask, _)) in enumerate(zip(widths, masks(gathered.layout), strict=True)):
             if (update := gathered.sides.get(f"width {width}")) is not None:
                 share = float(gathered.sides["shares"][k])
                 total[mask] += share * update
@@ -92,8 +99,10 @@ def heterofl(
 
     rule = aggregator or mean()
     sides: Mapping[str, Aggregator] = {f"width {w}": rule for w in widths} | {"shares": mean()}
-    name = getattr(fraction, "__name__", "fraction")
-    method = Method(local, f"heterofl({name}, fractions={widths})", sides=sides, finish=finish)
+    told = "" if held is None else f", held={named(held)}"
+    label = f"heterofl({named(fraction)}, fractions={widths}{told})"
+    method = Method(local, label, sides=sides, finish=finish)
+    method = method._replace(updates=frozenset(sides) - {"shares"}, fits=steered)
     return Algorithm(client=client, server=server or fedavg(client).server, method=method)
 
 
@@ -133,27 +142,24 @@ def prefix(layout: Layout, fraction: float) -> Mask:
     return np.concatenate(parts)
 
 
-def _masks(held: Callable[[Layout, float], Mask], widths: Sequence[float]) -> Callable[[Layout], list[Mask]]:
-    """The masks of all fractions, made once per layout."""
+class _Both(NamedTuple):
+    """A mask, bool [parameter], and the same as the numbers 0 and 1."""
+
+    mask: Mask
+    floats: Vector
+
+
+def _masks(held: Callable[[Layout, float], Mask], widths: Sequence[float]) -> Callable[[Layout], list[_Both]]:
+    """The masks of all fractions, once per layout: one object each, so that clients of one width train together."""
 
     @lru_cache(maxsize=4)
-    def masks(layout: Layout) -> list[Mask]:
+    def masks(layout: Layout) -> list[_Both]:
         found = [np.asarray(held(layout, width), bool) for width in widths]
         if wrong := [m.shape for m in found if m.shape != (layout.size,)]:
             raise ConfigurationError(f"held(layout, fraction) gives bool [{layout.size}], and gave {wrong[0]}")
-        return found
+        return [_Both(mask, mask.astype(layout.dtype)) for mask in found]
 
     return masks
-
-
-_kept_floats: dict[tuple[int, str], tuple[Mask, Vector]] = {}
-
-
-def _floats(mask: Mask, dtype: str) -> Vector:
-    """The mask as numbers: one object per mask, so that clients of one width train together."""
-    if (id(mask), dtype) not in _kept_floats:
-        _kept_floats[id(mask), dtype] = mask, mask.astype(dtype)
-    return _kept_floats[id(mask), dtype][1]
 
 
 def _index(fraction: Callable[[int], float], client: int, widths: Sequence[float]) -> int:

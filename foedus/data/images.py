@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.checks import check_whole
 from foedus.core.population import Examples
 from foedus.data.dataset import Dataset
 from foedus.data.sources import fetch, read
@@ -72,18 +73,21 @@ def cifar10_jpeg(*, per_class: int | None = None) -> Dataset:
 
     Args:
         per_class: keep only the first so many training images of each class, and a fifth as many test
-            images (rounded up).
+            images (rounded up); at least 1.
 
     Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     Raises:
         DataNotFound: the files are not there and cannot be downloaded.
         DataCorrupt: a file is damaged, or another one.
         MissingExtra: without Pillow.
+        ConfigurationError: ``per_class`` is no whole number above 0.
 
     Example:
         >>> cifar10_jpeg(per_class=100)  # doctest: +SKIP
         Dataset(cifar10_jpeg: train Examples(1000: float32[3, 32, 32] -> int64), test 200)
     """
+    if per_class is not None:
+        check_whole("per_class", per_class, also=", or None for all")
     images: dict[str, list[NDArray[np.uint8]]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}
     for part, label, number, jpeg in _members():

@@ -98,6 +98,7 @@ class RunFolder:
         if strangers := [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]:
             raise StorageError(f"{path} could not be written: {strangers[0]} is a file. Choose another run folder")
         with files.storage(path):
+            self._ours = not path.exists() or not any(path.iterdir())
             path.mkdir(parents=True, exist_ok=True)
             self._files = {name: open(path / name, "ab") for name in (METRICS, TIMINGS, *more)}  # noqa: SIM115
         self._digests = {name: hashlib.blake2b(digest_size=16) for name in self._files}
@@ -123,6 +124,11 @@ class RunFolder:
                 "they are of. Choose another folder, or move them away"
             )
         return None
+
+    def holds_nothing(self) -> bool:
+        """Whether a run began here and failed before its first round was done: there is nothing to go on with."""
+        done = (self.path / name for name in (CHECKPOINT, MODEL))
+        return not any(path.exists() for path in done) and not (self.path / METRICS).stat().st_size
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
         """Add a line to one of the ``.jsonl`` files."""
@@ -193,6 +199,16 @@ class RunFolder:
         for file in self._files.values():
             with suppress(OSError):
                 file.close()
+
+    def tidy(self) -> None:
+        """Take away a folder, closed, in which nothing was written: of a call that failed before it began."""
+        mine = [self.path / name for name in self._files]
+        if not self._ours or set(self.path.iterdir()) != set(mine) or any(path.stat().st_size for path in mine):
+            return
+        with suppress(OSError):
+            for path in mine:
+                path.unlink()
+            self.path.rmdir()
 
 
 def new_folder(kind: str = "") -> Path:

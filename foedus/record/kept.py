@@ -45,6 +45,7 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self._path, self._database = path, sqlite3.connect(path) if path.exists() else None
+        self._written: dict[int, int] = {}  # client → its latest round, of those whose older rows may be there still
 
     def read(self, clients: Iterable[int]) -> dict[int, dict[str, NDArray[Any]]]:
         """The latest that each of some clients kept; those that kept nothing are left out."""
@@ -72,6 +73,7 @@ class Kept:
                 "INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
                 ((int(client), round, _packed(arrays)) for client, arrays in sorted(kept.items())),
             )
+        self._written |= dict.fromkeys(map(int, kept), round)
 
     def commit(self) -> None:
         """Make everything durable; a checkpoint may then rely on it."""
@@ -80,16 +82,21 @@ class Kept:
                 database.commit()
 
     def settle(self, round: int) -> None:
-        """Drop what no checkpoint can go back to any more: all but each client's latest up to a round."""
+        """Drop what no checkpoint can go back to any more: all but each client's latest up to a round.
+
+        Looks at the clients written since the last call only; what a killed process left goes when its client is
+        written again.
+        """
         if self._database is None:
             return
         with self._guarded() as database:
-            database.execute(
-                "DELETE FROM kept WHERE round < (SELECT max(round) FROM kept AS k WHERE k.client = kept.client "
-                "AND k.round <= ?)",
-                (round,),
+            database.executemany(
+                "DELETE FROM kept WHERE client = ? AND round < "
+                "(SELECT max(round) FROM kept WHERE client = ? AND round <= ?)",
+                ((client, client, round) for client in sorted(self._written)),
             )
             database.commit()
+        self._written = {client: last for client, last in self._written.items() if last > round}
 
     def go_back(self, round: int) -> None:
         """Forget everything after a round."""

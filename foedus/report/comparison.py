@@ -65,9 +65,7 @@ def verdict(arms: Sequence[Arm]) -> str:
     metric = next((name for name in _metrics(arms) if name != "loss"), "loss")
     known = {arm.name: (v := arm.final(metric))[~np.isnan(v)] for arm in arms}
     if lost := [name for name, values in known.items() if not len(values)]:
-        return (
-            f"Training diverged: {', '.join(lost)}. Try a smaller learning rate, or clip_norm in local_sgd()."
-        )
+        return " ".join(_why_lost(arm) for arm in arms if arm.name in lost)
     federated, centralised, alone = (float(values.mean()) for values in known.values())
     told = (
         f"Federation takes {metric} from {alone:.4g} (a client alone, on average) to {federated:.4g}; "
@@ -76,8 +74,20 @@ def verdict(arms: Sequence[Arm]) -> str:
     sign = -1 if better(arms[0].records[0], metric) is min else 1
     if sign * (centralised - alone) > 0:
         share = 100 * (federated - alone) / (centralised - alone)
+        if share < 0:
+            return f"{told} Federation does worse than training alone."
         told += f" That is {f'{share:.0f} %' if share < 100 else 'all'} of the way."
+    elif sign * (federated - alone) < 0:
+        told += " Federation does worse than training alone."
     return told
+
+
+def _why_lost(arm: Arm) -> str:
+    """Why no run of an arm came to its end, in the words of the error that ended it."""
+    told = next((str(e) for record in arm.records if (e := record.configuration.get("error"))), None)
+    if told is None:
+        return f"Training diverged: {arm.name}. Try a smaller learning rate, or clip_norm in local_sgd()."
+    return f"Training ended early: {arm.name}, {told}{'' if told.endswith('.') else '.'}"
 
 
 def plot_comparison(arms: Sequence[Arm], path: Path | None = None) -> Picture:

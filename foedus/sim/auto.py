@@ -113,9 +113,7 @@ def choose(auto: Auto, job: Job, orders: Orders, *, rounds: int, say: Callable[[
 
 def told(chosen: str, measured: Sequence[Measured]) -> str:
     """The one line about the choice."""
-    times = [
-        f"{m.name} {1e3 * m.seconds:.3g}" for m in sorted(measured, key=lambda m: m.seconds or 0) if m.seconds
-    ]
+    times = [f"{m.name} {1e3 * m.seconds:.3g}" for m in sorted(measured, key=lambda m: m.seconds or 0) if m.seconds]
     passed = [f"{m.name} passed by: {m.reason}" for m in measured if m.seconds is None]
     line = f"executor {chosen} (ms a local step: {', '.join(times)}"
     return "; ".join([line, *passed]) + ")"
@@ -144,10 +142,12 @@ def _measure(timer: Timer, session: Session, sample: Orders) -> float:
 
 def _sample(job: Job, orders: Orders) -> Orders:
     """The first steps of the clients that have data."""
-    cohort, sizes = orders.cohort, job.clients.sizes
+    cohort, sizes = orders.cohort, job.clients.at(orders.round).sizes
     if sizes is not None:
         cohort = cohort[sizes[cohort] > 0]
-    return Orders(orders.round, orders.start, cohort if len(cohort) else np.arange(1), {}, STEPS, told=orders.told)
+    if not len(cohort):  # a cohort may be empty; somebody else's data tells as much
+        cohort = np.arange(1) if sizes is None or not sizes.any() else np.flatnonzero(sizes)[:1]
+    return replace(orders, cohort=cohort, limit=STEPS, limits=None, following=None)
 
 
 def affordable(session: Session, sample: Orders, now: Callable[[], float] = time.perf_counter) -> Orders:
@@ -189,10 +189,12 @@ def _hopeless(candidate: Executor, measured: Sequence[Measured], auto: Auto, tot
 
 def _steps(job: Job, orders: Orders) -> float:
     """Local steps of one round, about."""
-    spec, sizes = job.algorithm.client, job.clients.sizes
+    spec, clients = job.algorithm.client, job.clients.at(orders.round)
+    sizes = clients.sizes
     if sizes is None:
-        sizes = np.array([len(job.clients.train(int(c))) for c in orders.cohort[:1]])
-    per_client = -(-float(sizes.mean()) // (spec.batch_size or sizes.max())) * (spec.epochs or 1)
+        first = int(orders.cohort[0]) if len(orders.cohort) else 0
+        sizes = np.array([len(clients.train(first))])
+    per_client = -(-float(sizes.mean()) // (spec.batch_size or max(sizes.max(), 1))) * (spec.epochs or 1)
     return len(orders.cohort) * (spec.steps or per_client)
 
 

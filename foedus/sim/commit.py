@@ -6,6 +6,7 @@ Not here: who took part (``engine.py``), how clients trained (the executors).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,13 @@ import numpy as np
 from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator, nothing
 from foedus.core.method import Gathered, Travels, Vectors, travelling
-from foedus.core.values import SERVER, Context, Message, State
+from foedus.core.server import sgd
+from foedus.core.values import NOTHING, SERVER, Context, Message, State
 from foedus.privacy.claims import seen_by_nobody
 from foedus.privacy.noise import known_to_all_who_know_the_seed
+from foedus.sim.brought import finished, first_state
 from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome
+from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome, side_layout
 from foedus.tree import Layout, Vector
 
 
@@ -32,19 +35,22 @@ class Server(NamedTuple):
         """The state of a run in which nothing has happened."""
         algorithm, population = self.job.algorithm, len(self.job.clients)
         method = algorithm.method
-        sides = {} if method is None else {name: rule.init(self.layout) for name, rule in method.sides.items()}
         return RunState(
             round=0,
             weights=state_of,
             server=algorithm.server.init(state_of.vector),
             aggregator=algorithm.aggregator.init(self._own(UPDATE, self.layout)),
             buffers=algorithm.buffers.init(self._own(BUFFERS, self.buffer_layout)),
-            method={} if method is None else method.init(state_of.vector, population),
-            sides=sides,
+            method={} if method is None else first_state(method, state_of.vector, population),
+            sides={},  # made when something comes: only then is it known how long it is
             costs=np.zeros((population, len(COSTS))),
         )
 
-    def commit(self, state: RunState, outcome: Outcome, number: int, *, pull: Vector | None = None) -> None:
+    def averaging(self) -> Server:
+        """One that averages and does nothing else: an edge's, whose server optimiser is the server's own."""
+        return self._replace(job=replace(self.job, algorithm=replace(self.job.algorithm, server=sgd())))
+
+    def commit(self, state: RunState, outcome: Outcome, number: int, *, pull: Weights | None = None) -> None:
         """The round's end: the next model, and what the server keeps; ``pull`` is added to the update."""
         algorithm = self.job.algorithm
         vector, buffers = state.weights
@@ -54,27 +60,33 @@ class Server(NamedTuple):
             message = nothing(algorithm.aggregator, self._context(UPDATE, number, told=self.told(state)))
         if message is not None:
             update, state.aggregator = self._decoded(UPDATE, state.aggregator, message, number, refused=refused)
-            update = update if pull is None else update + pull
         if algorithm.method is not None:
-            update, state.method = algorithm.method.finish(self._gathered(state, outcome, update, number))
+            gathered = self._gathered(state, outcome, update, number)
+            update, state.method = finished(algorithm.method, gathered)
         if update is not None:
+            update = update if pull is None else update + pull.vector
             vector, state.server = algorithm.server.step(state.server, vector, update, number)
         if outcome.buffers is not None:
             change, state.buffers = self._decoded(BUFFERS, state.buffers, outcome.buffers, number, refused=refused)
+            change = change if pull is None else change + pull.buffers
             buffers = (buffers + change).astype(buffers.dtype)
         state.weights = Weights(vector, buffers)
 
     def _gathered(self, state: RunState, outcome: Outcome, update: Vector | None, number: int) -> Gathered:
         sides = {}
         for name, message in sorted(outcome.sides.items()):
-            sides[name], state.sides[name] = self._decoded(
-                name, state.sides[name], message, number, size=outcome.sizes[name]
-            )
+            size = outcome.sizes[name]
+            kept = state.sides.get(name) or self._first_side(name, size)
+            sides[name], state.sides[name] = self._decoded(name, kept, message, number, size=size)
         return Gathered(
-            state.method, state.weights.vector, update, sides, outcome.senders, len(self.job.clients), number,
+            state.method, state.weights.vector, update, sides, outcome.senders, self._population(), number,
             self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
             self.layout,
         )  # fmt: skip
+
+    def _first_side(self, channel: str, size: int) -> State:
+        """What the aggregator of a method's own channel keeps at first."""
+        return self.job.algorithm.aggregator_of(channel).init(side_layout(channel, size, self.layout))
 
     def _decoded(
         self, channel: str, state: State, message: Message, number: int, *, size: int = 0, refused: int = 0
@@ -84,21 +96,26 @@ class Server(NamedTuple):
         context = self._context(channel, number, size=size)._replace(refused=refused)
         vector, state = rule.decode(state, message, context)
         part = self.travels.get(channel)
-        if part is not None:
-            whole = np.zeros(layouts[channel].size, vector.dtype)
-            whole[part.at] = vector
-            vector = whole
-        return vector, state
+        if part is None:
+            return vector, state
+        scattered = np.zeros(layouts[channel].size, vector.dtype)
+        scattered[part.at] = vector
+        return scattered, state
+
+    def _population(self) -> int:
+        """How many clients can ever send something."""
+        sizes = self.job.clients.sizes
+        return len(self.job.clients) if sizes is None else int(np.count_nonzero(sizes))
 
     def _context(
         self, channel: str, number: int, *, size: int = 0, told: Mapping[str, Vectors] | None = None
     ) -> Context:
         """The server's context of a channel. Noise is counted from the seed, so that runs repeat."""
-        layouts = {UPDATE: self.layout, BUFFERS: self.buffer_layout}
-        layout = self._own(channel, layouts[channel]) if channel in layouts else None
+        whole = {UPDATE: self.layout, BUFFERS: self.buffer_layout}.get(channel)
+        layout = side_layout(channel, size, self.layout) if whole is None else self._own(channel, whole)
         return Context(
-            self.job.seed, number, SERVER, layout=layout, size=size if layout is None else layout.size, channel=channel,
-            told=(told or {}).get(channel, {}), secret=known_to_all_who_know_the_seed,
+            self.job.seed, number, SERVER, layout=layout, size=layout.size, channel=channel,
+            told=(told or {}).get(channel, NOTHING), secret=known_to_all_who_know_the_seed,
         )  # fmt: skip
 
     def told(self, state: RunState) -> dict[str, Vectors]:
@@ -106,7 +123,8 @@ class Server(NamedTuple):
         algorithm = self.job.algorithm
         sides = {} if algorithm.method is None else algorithm.method.sides
         rules = {UPDATE: (algorithm.aggregator, state.aggregator), BUFFERS: (algorithm.buffers, state.buffers)}
-        rules |= {name: (rule, state.sides[name]) for name, rule in sides.items()}
+        # As long as nothing has come in a channel, nobody knows how long it is; what is told first is the same for all.
+        rules |= {name: (rule, state.sides.get(name) or rule.init(self.layout)) for name, rule in sides.items()}
         return {channel: rule.tell(own) for channel, (rule, own) in rules.items() if rule.tell is not None}
 
     @property

@@ -34,7 +34,7 @@ from foedus.core.select import Sampler
 from foedus.core.task import Task
 from foedus.errors import ConfigurationError, NothingToAggregate
 from foedus.record import Record, files
-from foedus.record.folder import new_folder, read
+from foedus.record.folder import CONFIGURATION, new_folder, read
 from foedus.report.comparison import Arm, comparison_table, plot_comparison, verdict
 from foedus.report.tables import plain
 from foedus.sim.auto import Auto
@@ -134,7 +134,9 @@ def compare(
     Example:
         >>> compare(task, fedavg(local_sgd(lr=0.1)), clients, rounds=20).table()  # doctest: +SKIP
     """
+    check_whole("compare(rounds=...)", rounds)
     arms, settings = arms or Arms(), settings or Settings()
+    _check_folder(settings)
     tested = clients.with_test(_test(clients))
     study = _Study(
         task,
@@ -183,8 +185,9 @@ class _Study(NamedTuple):
                 evaluation=self.evaluation, settings=settings,
             ).record  # fmt: skip
         except NothingToAggregate as error:  # one that diverges is a result as well
-            announce(self.settings.progress, f"{name} diverged: {error}")
-            return read(self.folder / name)
+            announce(self.settings.progress, f"{name} ended early: {error}")
+            record = read(self.folder / name)
+            return record._replace(configuration=record.configuration | {"error": str(error)})
 
     def alone(self) -> _Study:
         """The same, where nobody communicates."""
@@ -250,6 +253,14 @@ def some_with_data(clients: Clients, count: int, seed: int) -> list[int]:
         if len(found) == count:
             break
     return sorted(found)
+
+
+def _check_folder(settings: Settings) -> None:
+    """Refuse a folder that holds a run itself: a comparison's has one for every run."""
+    if settings.folder is not None and (Path(settings.folder) / CONFIGURATION).exists():
+        raise ConfigurationError(
+            f"{settings.folder} holds a run, and a comparison makes a folder for each of its own. Choose another folder"
+        )
 
 
 def _test(clients: Clients) -> Examples:

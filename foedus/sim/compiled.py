@@ -7,10 +7,12 @@ checked here, by showing the user's own loss the least and the greatest label th
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,16 +20,22 @@ from numpy.typing import NDArray
 
 from foedus.backends import Trainer, open_trainer
 from foedus.backends.cohort import UNGUIDED
-from foedus.core.batches import Plan, alike, plan
-from foedus.core.client import LocalSGD
+from foedus.core.batches import Plan, alike, plan, uniform_widths
+from foedus.core.client import LocalSGD, rule
 from foedus.core.examples import Examples
 from foedus.core.method import Trained
 from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
-from foedus.errors import ConfigurationError, MissingExtra, TrainingError
+from foedus.errors import ConfigurationError, FoedusError, MissingExtra, TrainingError, UnsupportedOperator
+from foedus.sim.debug import DebugSession
 from foedus.sim.reading import Reading
 from foedus.sim.visits import Group, answered, contributions, layouts_of, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, union
+
+PROGRAMS = 32  # that are kept ready at most
+WIDTHS = 16  # of batches, at most, where they must not be padded
+SHOWN = 8  # clients whose first step is taken plainly, to explain why a model cannot be compiled
+COLUMNS = (attrgetter("updates"), attrgetter("buffers"), attrgetter("losses"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,9 @@ class CompiledSession(Session):
 
     def __init__(self, job: Job, trainer: Trainer, devices: Sequence[Any]) -> None:
         self._job, self._trainer, self._devices = job, trainer, devices
-        self._programs: dict[tuple[int, int], Any] = {}  # by width of batches, and by how they train
+        self._lowered: dict[int, tuple[Any, str | None]] = {}  # by width of batches: recipe, why it takes no padding
+        self._programs: OrderedDict[Any, Any] = OrderedDict()  # by width of batches, and by the rule of steps
+        self._settled: set[Any] = set()  # ways to cut examples into batches that are known to need no padding
         self._held: Any = None
         self._seen: dict[int, tuple[int, int]] = {}  # the range of labels and tokens shown to the model
         self._safe: set[int] = set()  # arrays all of whose range has been shown
@@ -102,24 +112,48 @@ class CompiledSession(Session):
 
     def _together(self, gathered: Gathered, group: Group | None) -> tuple[Any, NDArray[np.int32]]:
         """One training of a cohort, or of a group of its members, and how many steps each made."""
-        orders, examples, rows, sizes = gathered
+        orders, sizes = gathered.orders, gathered.sizes
         spec = self._job.algorithm.client if group is None else group.spec
         if not isinstance(spec, LocalSGD):
             raise ConfigurationError(
                 "compiled runs local_sgd(); a method's local_training() needs the executors debug, processes or ray"
             )
-        members = np.arange(len(sizes)) if group is None else group.members
+        group = group or Group(np.arange(len(sizes)), spec, 0, UNGUIDED, _kept(orders))  # type: ignore[arg-type]
+        parts = self._cut(spec, gathered, group.members)
+        if len(parts) == 1:
+            return self._at_once(gathered, group)
+        found = [self._at_once(gathered, _among(group, slots)) for slots in parts]
+        back = np.argsort(np.concatenate(parts))
+        columns = [[row for results, _ in found for row in column(results)] for column in COLUMNS]
+        updates, buffers, losses = ([column[i] for i in back] for column in columns)
+        steps = np.concatenate([steps for _, steps in found])[back]
+        return compiled().Results(updates, buffers, np.array(losses)), steps
+
+    def _cut(self, spec: LocalSGD, gathered: Gathered, members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Slots of the members in parts that one plan holds: of one width where batches must not be padded."""
+        sizes = gathered.sizes[members]
+        if self._unpaddable(spec, gathered) is None:
+            return alike(spec, sizes, limit=gathered.orders.most(members))
+        self._demand_even_batches(spec, gathered)
+        widths = uniform_widths(spec, sizes)
+        return [np.flatnonzero(widths == width) for width in np.unique(widths)]
+
+    def _at_once(self, gathered: Gathered, group: Group) -> tuple[Any, NDArray[np.int32]]:
+        """One training of clients whose batches are in one plan."""
+        orders, examples, rows, sizes = gathered
+        spec, members = group.spec, group.members
+        assert isinstance(spec, LocalSGD)
         own = plan(
             spec, sizes[members], orders.cohort[members], seed=self._job.seed, round=orders.round,
-            limit=orders.most(members), phase=phase(orders, 0 if group is None else group.phase),
+            limit=orders.most(members), phase=phase(orders, group.phase),
         )  # fmt: skip
-        begins = (np.cumsum(sizes) - sizes)[members]
-        made = widened(compiled().pooled(own, rows, begins))
-        program = self._program(made.rows.shape[1], examples, spec)
+        made = compiled().pooled(own, rows, (np.cumsum(sizes) - sizes)[members])
+        if self._unpaddable(spec, gathered) is None:
+            made = widened(made)
+        program = self._program(made.rows.shape[1], gathered, spec)
         held = self._hold(program, examples)
-        kept = _kept(orders) if group is None else group.buffers
-        guides = UNGUIDED if group is None else group.guides
-        results = program.run(orders.start, held, made, lr=spec.rate(orders.round), kept=kept, guides=guides)
+        rate = spec.rate(orders.round)
+        results = program.run(orders.start, held, made, lr=rate, kept=group.buffers, guides=group.guides)
         return results, made.steps
 
     def _visited(self, gathered: Gathered) -> Outcome:
@@ -171,23 +205,71 @@ class CompiledSession(Session):
             self._held = program.hold(examples)
         return self._held
 
-    def _program(self, width: int, examples: Examples, spec: LocalSGD) -> Any:
-        if (width, id(spec)) not in self._programs:
-            recipe, unpaddable = self._recipe(width=width, examples=examples)
-            if unpaddable:
-                self._demand_full_batches(unpaddable)
-            self._programs[width, id(spec)] = compiled().CohortProgram(
-                replace(recipe, spec=spec), self._devices
-            )
-        return self._programs[width, id(spec)]
+    def _recipe_of(self, width: int, gathered: Gathered) -> tuple[Any, str | None]:
+        if width not in self._lowered:
+            try:
+                self._lowered[width] = self._recipe(width=width, examples=gathered.examples)
+            except FoedusError:
+                raise
+            except Exception as error:
+                raise self._explained(error, gathered.orders) from error
+        return self._lowered[width]
 
-    def _demand_full_batches(self, reason: str) -> None:
-        sizes, batch = self._job.clients.sizes, self._job.algorithm.client.batch_size
-        if sizes is None or batch is None or (sizes % batch).any():
+    def _explained(self, error: Exception, orders: Orders) -> FoedusError:
+        """What plain training says of a model or loss that could not be tried out: whose data, and which step."""
+        few = replace(orders.only(np.arange(min(len(orders.cohort), SHOWN))), limit=1, limits=None, following=None)
+        try:
+            DebugSession(self._job, self._trainer).run(few)
+        except FoedusError as found:
+            return found
+        return UnsupportedOperator(f"this model or loss, which could not be compiled ({type(error).__name__}: {error})")
+
+    def _unpaddable(self, spec: LocalSGD, gathered: Gathered) -> str | None:
+        """Why batches may not be padded; ``None`` if they may. It is a property of model and loss."""
+        if self._lowered:
+            return next(iter(self._lowered.values()))[1]
+        widest = int(gathered.sizes.max())
+        return self._recipe_of(compiled().roomy(min(spec.batch_size or widest, widest)), gathered)[1]
+
+    def _program(self, width: int, gathered: Gathered, spec: LocalSGD) -> Any:
+        which = (width, rule(spec))
+        if which not in self._programs:
+            recipe, _ = self._recipe_of(width, gathered)
+            self._programs[which] = compiled().CohortProgram(replace(recipe, spec=spec), self._devices)
+            if len(self._programs) > PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(which)
+        return self._programs[which]
+
+    def _demand_even_batches(self, spec: LocalSGD, gathered: Gathered) -> None:
+        """Refuse, at the first use of a spec, clients whose batches are not all of one width: now or ever."""
+        which = (spec.batch_size, spec.steps)
+        if which in self._settled:
+            return
+        reason, clients = self._unpaddable(spec, gathered), self._job.clients
+        told = f"compiled cannot pad batches here: {reason}; and "
+        other = "or use the executor vectorised, which trains every batch in its own shape"
+        if clients.later is not None or clients.sizes is None:
+            what = "changes from round to round" if clients.later is not None else "is not known beforehand"
+            hint = "" if clients.later is not None else "Give Clients.generated(..., sizes=[...]), "
+            raise ConfigurationError(f"{told}how many examples clients have {what}. {hint}{other}")
+        sizes = clients.at(gathered.orders.round).sizes
+        assert sizes is not None
+        widths = uniform_widths(spec, sizes)
+        if len(uneven := np.flatnonzero((sizes > 0) & (widths == 0))):
+            first = int(uneven[0])
             raise ConfigurationError(
-                f"compiled cannot pad batches here: {reason}; and clients' last batches are smaller than "
-                f"batch_size={batch}"
+                f"{told}with {spec.label} the last batch of client {clients.ids[first]!r} is smaller than its others "
+                f"({sizes[first]} examples in batches of {spec.batch_size}). Give a batch_size that divides clients' "
+                f"numbers of examples, {other}"
             )
+        if (number := len(np.unique(widths[sizes > 0]))) > WIDTHS:
+            raise ConfigurationError(
+                f"{told}with {spec.label} clients' batches have {number} different widths, each of which needs a "
+                f"program of its own (at most {WIDTHS}). Give a batch_size that divides clients' numbers of "
+                f"examples, {other}"
+            )
+        self._settled.add(which)
 
     def _check_range(self, gathered: Gathered) -> None:
         """Show the model the greatest and least labels and tokens, if they go beyond those it has seen."""
@@ -242,6 +324,12 @@ class CompiledSession(Session):
             self._reading.close()
         self._programs.clear()
         self._held = None
+
+
+def _among(group: Group, slots: NDArray[np.int64]) -> Group:
+    """Some of a group's members."""
+    buffers = None if group.buffers is None else group.buffers[slots]
+    return group._replace(members=group.members[slots], guides=group.guides.of(slots), buffers=buffers)
 
 
 def compiled() -> Any:

@@ -17,7 +17,7 @@ from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
 from foedus.core.examples import Examples
 from foedus.core.method import Consult, Measure, Trained
-from foedus.sim.visits import Group, answered, contributions, drive, layouts_of, method_of, phase, visit
+from foedus.sim.visits import Group, answered, contributions, layouts_of, own_model, phase, visit
 from foedus.sim.work import Collector, Job, Orders, Outcome, Session, read
 
 Observer = Callable[[int, int, Weights], None]  # (client's position, local step, weights)
@@ -75,18 +75,16 @@ class DebugSession(Session):
         """The own model of the one client of the orders, after a method that gives clients models of their own."""
         job = self._job
         position = int(orders.cohort[0])
-        examples, rule = read(job.clients.at(orders.round), position), method_of(job).personal
-        assert rule is not None
+        examples = read(job.clients.at(orders.round), position)
         if not len(examples):  # nothing to train or choose on: the global model is all it has
             return Weights(orders.start.vector, orders.buffers(position))
         seen = visit(job, orders, 0, examples=len(examples), layouts=layouts_of(self._trainer))
-        (found,) = drive(
-            [rule(seen)],
-            [seen],
+        return own_model(
+            job,
+            seen,
             lambda group: [self._trained(orders, 0, examples, group)],
             lambda _, request: answered(job, self._trainer, orders, 0, request),
         )
-        return Weights(*found)
 
     def _trained(self, orders: Orders, slot: int, examples: Examples, group: Group) -> Trained:
         """One training of one client."""

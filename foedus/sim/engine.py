@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,29 +21,29 @@ import numpy as np
 from foedus.backends import Trainer, Weights, open_trainer
 from foedus.core.checks import check_whole, whole
 from foedus.core.compose import Algorithm
-from foedus.core.population import Clients
-from foedus.core.select import Sampler, everybody, uniform
+from foedus.core.population import ClientId, Clients
+from foedus.core.select import Population, Positions, Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
-from foedus.errors import CheckpointError, ConfigurationError, DataError, NothingToAggregate
+from foedus.errors import CheckpointError, ConfigurationError, DataError, FoedusError, NothingToAggregate
 from foedus.privacy.claims import seen_by_nobody
 from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
 from foedus.record.kept import Kept
-from foedus.sim import evaluate, start
+from foedus.sim import evaluate, identity, start
 from foedus.sim.commit import Server
 from foedus.sim.debug import DebugSession
 from foedus.sim.executors import open_session
 from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
-from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
+from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, Sender, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Evaluation, Settings
 from foedus.sim.spending import Spending, spending
 from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import Job, Outcome, Session
+from foedus.sim.work import Job, Outcome, Refusal, Session
 from foedus.tree import Vector
 
 
@@ -89,10 +89,11 @@ def simulate(
     _check_counts(rounds, seed)
     rounds, seed = int(rounds), int(seed)  # numpy's own do not fit into JSON
     _check_data(clients)
+    _check_test(clients)
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
     _check_minimum(settings, most=wanted or len(clients))
-    trainer = open_trainer(task, seed=seed, device=settings.device)
+    trainer = open_trainer(evaluate.checked(task), seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     averaged = task.average_buffers and trainer.buffer_layout.size > 0
     private = spending(algorithm, sampler, settings, buffers=averaged)
@@ -102,6 +103,12 @@ def simulate(
         return _Engine(plan, folder).run()
     finally:
         folder.close()
+        folder.tidy()
+
+
+# What tells that a folder is one of several runs.
+STUDIES = {"federated/run.json": "comparison", "comparison.txt": "comparison", "sweep.txt": "sweep"}
+ALONE = 10  # updates that came one by one and were refused, in a row, after which a run gives up
 
 
 class _Plan(NamedTuple):
@@ -116,21 +123,31 @@ class _Plan(NamedTuple):
     settings: Settings
     spending: Spending | None = None
 
-    def identity(self) -> str:
+    def identity(self, pieces: Mapping[str, str]) -> str:
         """A digest of all that a resumed run must share with the interrupted one; the number of rounds may grow."""
         job, world = self.job, self.settings.world
         parts = (
-            job.algorithm.label, job.clients.fingerprint(), job.seed, self.sampler.label,
+            job.algorithm.label, job.seed, self.sampler.label,
             self.trainer.layout.digest(), self.trainer.buffer_layout.digest(), self.trainer.backend,
-            self.evaluation.every, self.evaluation.clients, [m.name for m in job.task.metrics],
-            job.task.average_buffers, _name(job.task.loss), world and world.label,
-            start.describe(self.settings.start),
+            [m.name for m in job.task.metrics], job.task.average_buffers, world and world.label, dict(pieces),
         )  # fmt: skip
         hostile = self.settings.adversary
         told = parts if hostile is None else (*parts, hostile.label, hostile.clients, hostile.since)
         told = told if self.settings.watch is None else (*told, self.settings.watch.label)
         told = told if self.spending is None else (*told, self.spending.event)  # the budget itself may be raised
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def pieces(self) -> dict[str, str]:
+        """Digests of what is written as code."""
+        job, asked = self.job, self.evaluation
+        written = identity.pieces(
+            job.task, job.algorithm.client, self.sampler, trainer=self.trainer, world=self.settings.world
+        )
+        return written | {
+            "data": job.clients.fingerprint(),
+            "first weights": start.describe(self.settings.start),
+            "evaluation": f"every {asked.every}{', clients' * asked.clients}",
+        }
 
     def describe(self) -> dict[str, Any]:
         job = self.job
@@ -163,13 +180,14 @@ class _Engine:
 
     def __init__(self, plan: _Plan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
-        self.identity = plan.identity()
+        self.pieces = plan.pieces()  # once: they look at all the data
+        self.identity = plan.identity(self.pieces)
         self.server = Server(plan.job, plan.trainer.layout, plan.trainer.buffer_layout)
         self.kept = Kept(folder.path / KEPT)
         self.state, self.executor_name = self._restored()
         self.kept.go_back(self.state.round)
         ground = Ground(
-            plan.job, self.server, plan.settings, plan.sampler, plan.wanted, plan.rounds, self.kept
+            plan.job, self.server, plan.settings, plan.sampler, plan.wanted, plan.rounds, self.kept, Sender(self.server)
         )
         self.ground, self.pace = ground, _pace(ground)
         self._saved_at = time.monotonic()
@@ -181,13 +199,16 @@ class _Engine:
         found = self.folder.configuration()
         if found is None:
             return self._fresh(), None
+        if found.get("identity") != self.identity and self.folder.holds_nothing():
+            self.folder.restore()  # empties what a failed run left
+            return self._fresh(), None
         if not self.plan.settings.resume:
             raise ConfigurationError(
                 f"{self.folder.path} holds a run already. Choose another folder, or let it go on: Settings(resume=True)"
             )
         if found.get("identity") != self.identity:
             raise CheckpointError(
-                f"{self.folder.path} holds another run: {_difference(found, self.plan.describe())}. "
+                f"{self.folder.path} holds another run: {self._difference(found)}. "
                 "Choose another folder, or delete this one"
             )
         saved = self.folder.restore()
@@ -206,6 +227,10 @@ class _Engine:
                 "folder, or look at what is there: foedus.read_run(folder)"
             )
         return state, saved.values["executor"]
+
+    def _difference(self, found: Mapping[str, Any]) -> str:
+        told = {"pieces": self.pieces, "foedus": start.versions()}
+        return identity.difference(found, self.plan.describe() | told)
 
     def _fresh(self) -> RunState:
         return self.server.first(start.weights(self.plan.settings.start, self.plan.trainer))
@@ -256,6 +281,7 @@ class _Engine:
     def _configure(self, executor: str | None, status: str) -> None:
         values = self.plan.describe() | {
             "identity": self.identity,
+            "pieces": self.pieces,
             "executor": executor,
             "status": status,
             "foedus": start.versions(),
@@ -276,7 +302,8 @@ class _Engine:
 
     def _farewell(self) -> str:
         why = f" ({self.state.stopped})" if self.state.stopped else ""
-        return f"{self.state.round} rounds done{why}; everything is in {self.folder.path}"
+        done = "1 round" if self.state.round == 1 else f"{self.state.round} rounds"
+        return f"{done} done{why}; everything is in {self.folder.path}"
 
     def _result(self) -> Run:
         self.folder.flush()
@@ -308,8 +335,12 @@ class _Engine:
         """Decode the merged messages and let the server take its step."""
         outcome, before = brought.outcome, self.state.weights
         unseen = seen_by_nobody(self.plan.job.algorithm.aggregator)
-        if outcome.clients and len(outcome.refused) == len(outcome.clients) and not unseen:
-            raise self._nothing(outcome, number)
+        if not unseen:  # that nobody was let in may be as much of a secret as who took part
+            self._check_let_in(outcome, number)
+        if brought.timing is not None:
+            self.state.timing = brought.timing
+        if sent := [n for n in outcome.sent if n]:
+            self.state.sent = round(sum(sent) / len(sent))
         if (outcome.clients or unseen) and brought.enough:
             if self.plan.spending is not None:
                 self.plan.spending.charge(self.state, number)
@@ -327,11 +358,27 @@ class _Engine:
             line = {"round": self.state.round, "client": ids[client], "refused": client in out}
             self.folder.append(SCORES, line | figures._asdict())
 
-    def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
+    def _check_let_in(self, outcome: Outcome, number: int) -> None:
+        """Give up when nothing is let in any more: a whole cohort at once, or as many single updates in a row."""
+        trained, refused = set(outcome.clients), {r.client for r in outcome.refused}
+        if not trained or trained - refused:
+            self.state.barren = 0 if trained else self.state.barren
+            return
+        self.state.barren += len(trained)
+        alone = self.plan.job.algorithm.timing is not None or len(trained) == 1
+        if not alone or self.state.barren >= min(ALONE, len(self.plan.job.clients)):
+            raise self._nothing(outcome, number)
+
+    def _name(self, position: int) -> str:
+        """Who it is, in a message: a client, or an edge aggregator, whose numbers come after the clients'."""
         ids = self.plan.job.clients.ids
-        told = "; ".join(f"client {ids[r.client]!r}: {r.reason}" for r in outcome.refused[:3])
+        return f"client {ids[position]!r}" if position < len(ids) else f"edge {position - len(ids)}"
+
+    def _nothing(self, outcome: Outcome, number: int) -> NothingToAggregate:
+        told = "; ".join(f"{self._name(r.client)}: {r.reason}" for r in outcome.refused[:3])
+        since = f", and {self.state.barren} in a row" if self.state.barren > len(set(outcome.clients)) else ""
         return NothingToAggregate(
-            f"round {number}: every one of the {len(outcome.clients)} updates was refused ({told}). "
+            f"round {number}: every one of the {len(set(outcome.clients))} updates was refused{since} ({told}). "
             "If they are not finite, the model has diverged or the data holds NaN: try a smaller learning rate, "
             "clip_norm in local_sgd(), or look at one client with executor=foedus.executors.debug()",
             round=number,
@@ -358,7 +405,7 @@ class _Engine:
         if self.plan.spending is not None:
             line["privacy"] = self.plan.spending.line(self.state)
         if outcome.refused:
-            line["refused"] = [{"client": ids[r.client], "reason": r.reason} for r in outcome.refused]
+            line["refused"] = [_refused(r, ids) for r in outcome.refused]
         if brought.world is not None:
             self.state.simulated_seconds += brought.world["seconds"]
             line["simulated"] = brought.world | {
@@ -427,8 +474,18 @@ def _check_kinds(task: Any, algorithm: Any, clients: Any) -> None:
 
 
 def _check_data(clients: Clients) -> None:
+    if clients.later is not None:
+        return  # data may come later
     if clients.sizes is not None and not clients.sizes.any():
         raise DataError(f"none of the {len(clients)} clients has a single training example")
+
+
+def _check_test(clients: Clients) -> None:
+    if clients.central_test is not None and not len(clients.central_test):
+        raise DataError(
+            "the central test set is empty, so there is nothing to evaluate on. Give examples, "
+            "clients.with_test((x, y)), or none, clients.with_test(None)"
+        )
 
 
 def _check_minimum(settings: Settings, *, most: int) -> None:
@@ -472,10 +529,6 @@ def _train_loss(outcome: Outcome) -> float | None:
     return sum(n * loss for n, loss in known) / total if total else None
 
 
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)
-
-
 def _sampler(
     cohort: int | Sampler | None, clients: Clients, settings: Settings
 ) -> tuple[Sampler, int | None]:
@@ -483,7 +536,7 @@ def _sampler(
     if cohort is None:
         return everybody(), None
     if isinstance(cohort, Sampler):
-        return cohort, None
+        return _located(cohort), None
     if not whole(cohort, least=1):
         raise ConfigurationError(
             f"cohort is a number of clients, a sampler such as foedus.poisson(0.1), or None for all; not {cohort!r}"
@@ -497,6 +550,22 @@ def _sampler(
     if settings.world:
         asked = min(len(clients), math.ceil(wanted * settings.world.over_selection - 1e-9))
     return uniform(asked), wanted
+
+
+def _located(sampler: Sampler) -> Sampler:
+    """A sampler whose own errors say in which round they happened."""
+
+    def sample(population: Population, seed: int, round: int) -> Positions:
+        try:
+            return sampler.sample(population, seed, round)
+        except FoedusError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"the sampler {sampler.label} failed in round {round}: {type(error).__name__}: {error}"
+            ) from error
+
+    return sampler._replace(sample=sample)
 
 
 def _pace(ground: Ground) -> Pace:
@@ -516,6 +585,13 @@ def _pace(ground: Ground) -> Pace:
             return InStep(ground)
 
 
+def _refused(refusal: Refusal, ids: Sequence[ClientId]) -> dict[str, Any]:
+    """A refusal in the record; edge aggregators have numbers after the clients'."""
+    edge = refusal.client - len(ids)
+    who: dict[str, Any] = {"edge": edge} if edge >= 0 else {"client": ids[refusal.client]}
+    return who | {"reason": refusal.reason}
+
+
 def _mean_report(outcome: Outcome) -> dict[str, float]:
     """The mean over clients of what a method reports of each."""
     names = sorted({name for report in outcome.reports.values() for name in report})
@@ -524,7 +600,14 @@ def _mean_report(outcome: Outcome) -> dict[str, float]:
 
 
 def _folder(settings: Settings) -> Path:
-    return new_folder() if settings.folder is None else Path(settings.folder)
+    if settings.folder is None:
+        return new_folder()
+    folder = Path(settings.folder)
+    if kind := next((kind for name, kind in STUDIES.items() if (folder / name).exists()), None):
+        raise ConfigurationError(
+            f"{folder} holds a {kind}, with a folder for each of its runs. Choose another folder for this run"
+        )
+    return folder
 
 
 def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
@@ -533,12 +616,3 @@ def _files(evaluation: Evaluation, settings: Settings) -> list[str]:
         CLIENTS: evaluation.clients, LOCAL: settings.local_curves is not None, SCORES: settings.watch is not None
     }  # fmt: skip
     return [name for name, wanted in asked.items() if wanted]
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    told = [
-        f"{name} is {found.get(name)!r} there and {value!r} here"
-        for name, value in wanted.items()
-        if found.get(name) != value and name != "rounds"
-    ]
-    return "; ".join(told) or "its data, loss, first weights, evaluation or world differ"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights
 from foedus.core.examples import Examples
 from foedus.core.population import ClientId
-from foedus.core.task import Metric
+from foedus.core.task import Metric, Task
 from foedus.errors import ConfigurationError, FoedusError, TrainingError
 from foedus.sim.state import RunState
 from foedus.sim.work import Job, held_out
@@ -90,6 +92,32 @@ def _of(trainer: Trainer, weights: Weights, examples: Examples, whose: str) -> d
             f"evaluation on {whose} failed: {type(error).__name__}: {error}; the examples are {examples!r}",
             batch=(list(examples.inputs), examples.targets),
         ) from error
+
+
+def checked(task: Task) -> Task:
+    """The same task, whose metrics refuse to give another number of values than they should."""
+    return replace(task, metrics=tuple(metric._replace(value=_checked(metric)) for metric in task.metrics))
+
+
+def _checked(metric: Metric) -> Callable[..., Any]:
+    def value(output: NDArray[Any], target: NDArray[Any]) -> Any:
+        found = metric.value(output, target)
+        shape = np.shape(found)
+        size = int(np.prod(shape))
+        sound = size == 1 if metric.whole else shape[:1] == (len(target),) or (shape and size == target.size)
+        if sound:
+            return found
+        wanted = (
+            "one number for the whole set"
+            if metric.whole
+            else f"one value for each of the {len(target)} examples (if it is no mean over them: whole=True)"
+        )
+        raise ConfigurationError(
+            f"the metric {metric.name!r} must give {wanted}, and gave "
+            f"{f'an array {list(shape)}' if shape else 'one number'}"
+        )
+
+    return value
 
 
 def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> dict[str, Any]:

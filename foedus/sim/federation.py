@@ -49,6 +49,11 @@ class Federation:
                     f"{type(value).__name__}"
                 )
 
+    def __repr__(self) -> str:
+        cohort = self.cohort.label if isinstance(self.cohort, Sampler) else self.cohort
+        told = f"{self.task!r}, {self.algorithm.label}, {self.clients!r}, rounds={self.rounds}"
+        return f"Federation({told}, cohort={cohort}, seed={self.seed})"
+
 
 def run_federation(federation: Federation) -> Run:
     """``simulate`` with the fields of a federation."""

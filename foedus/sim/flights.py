@@ -26,16 +26,15 @@ from foedus.errors import ConfigurationError, NothingToAggregate
 from foedus.sim.pace import Brought, Ground, Ints
 from foedus.sim.state import RunState
 from foedus.sim.work import Outcome, Session, union
-from foedus.sim.world import Load, journeys, spent
-from foedus.tree import Vector
+from foedus.sim.world import World, journeys, spent
 
 LOST = 1000  # clients lost in a row, for each that trains at a time, after which the server gives up
 
 
 @dataclass
 class _Air:
-    """Who is under way. ``flights`` float64 [F, 5]: when it arrives or is lost, client, model's version, whether it is
-    lost, serial number. ``clock`` float64 [2]: the time, and how many have set out."""
+    """Who is under way. ``flights`` float64 [F, 6]: when it arrives or is lost, client, model's version, whether it is
+    lost, serial number, bytes it was thought to send. ``clock`` float64 [2]: the time, and how many have set out."""
 
     flights: NDArray[np.float64]
     clock: NDArray[np.float64]
@@ -52,8 +51,8 @@ class _Air:
     @staticmethod
     def of(state: State) -> _Air:
         if not state:
-            return _Air(np.zeros((0, 5)), np.zeros(2))
-        air = _Air(state["flights"], state["clock"])
+            return _Air(np.zeros((0, 6)), np.zeros(2))
+        air = _Air(state["flights"].copy(), state["clock"].copy())  # a round that is broken off has changed nothing
         for name in state:
             if name.endswith(".vector"):
                 version = name.partition(".")[0]
@@ -77,6 +76,7 @@ class AsTheyCome:
             raise ConfigurationError(
                 f"{timing.label} needs to know how many clients train at a time: give cohort= a number"
             )
+        _check_world(timing, world)
         most = len(ground.job.clients)
         if timing.size is not None and timing.size > most:
             raise ConfigurationError(
@@ -86,13 +86,12 @@ class AsTheyCome:
 
     def round(self, number: int, session: Session, state: RunState) -> Brought:
         air, version = _Air.of(state.timing), number - 1
-        air.models[version] = state.weights, dict(self._ground.down(state))
+        air.models[version] = self._ground.sender.sent(state).weights, dict(self._ground.down(state))
         begin = float(air.clock[0])
         arrived, costs, lost = self._until_step(air, version, state)
         outcome, pull = self._merged(arrived, air, session, state)
         wanted = {int(v) for v in air.flights[:, 2]}
         air.models = {v: model for v, model in air.models.items() if v in wanted}
-        state.timing = air.state()
         ages = version - arrived[:, 2]
         world = {"seconds": float(air.clock[0]) - begin, "dropped": lost, "late": 0}
         told = {"staleness": {"mean": float(ages.mean()), "most": int(ages.max())}} if len(ages) else {}
@@ -101,18 +100,19 @@ class AsTheyCome:
         order, totals = np.unique(asked, return_inverse=True)
         summed = np.zeros((len(order), 5))
         np.add.at(summed, totals, costs[:, 1:])
-        return Brought(outcome, order, summed, True, world, told, pull)
+        return Brought(outcome, order, summed, True, world, told, pull, air.state())
 
     # --- the order of events
 
     def _until_step(
         self, air: _Air, version: int, state: RunState
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-        """Flights that arrive before the server's next step [K, 5]; the costs of all that ended, a row of client,
+        """Flights that arrive before the server's next step [K, 6]; the costs of all that ended, a row of client,
         1, bytes up and down, seconds of computation, joules; and how many were lost."""
         timing, lost = self._timing, 0
         arrived: list[NDArray[np.float64]] = []
         costs: list[list[float]] = []
+        missed = 0  # since the last arrival
         tick = self._next_tick(float(air.clock[0]))
         while timing.size is None or len(arrived) < timing.size:
             self._set_out(air, version, state, busy=[int(f[1]) for f in arrived])
@@ -128,14 +128,20 @@ class AsTheyCome:
             air.flights = np.delete(air.flights, first, axis=0)
             costs.append(self._cost(flight, state))
             if flight[3]:
-                lost += 1
-                if lost > LOST * self._at_once and not arrived:
-                    raise NothingToAggregate(
-                        f"{lost} clients in a row were lost in the simulated world", round=version + 1
-                    )
+                lost, missed = lost + 1, missed + 1
+                if missed > LOST * self._at_once:
+                    raise NothingToAggregate(self._given_up(missed, len(arrived)), round=version + 1)
             else:
                 arrived.append(flight)
-        return np.reshape(arrived, (-1, 5)), np.reshape(costs, (-1, 6)), lost
+                missed = 0
+        return np.reshape(arrived, (-1, 6)), np.reshape(costs, (-1, 6)), lost
+
+    def _given_up(self, missed: int, arrived: int) -> str:
+        waiting = f", while {arrived} of {self._timing.size} updates have come" if self._timing.size else ""
+        return (
+            f"{missed} clients in a row were lost in the simulated world{waiting}. A client takes part again only once "
+            "its update is in a step: give a smaller buffer, devices that are lost less often, or more clients"
+        )
 
     def _next_tick(self, now: float) -> float:
         """When the server's next step is due by the clock."""
@@ -146,19 +152,20 @@ class AsTheyCome:
         """Let clients set out until so many are under way as are to be, or no client is free."""
         while len(air.flights) < self._at_once:
             taken = {*busy, *air.flights[:, 1].astype(int).tolist()}
-            client = self._free(int(air.clock[1]), taken)
+            client = self._free(version + 1, int(air.clock[1]), taken)
             if client is None:
                 return
             serial = int(air.clock[1])
-            load = self._ground.load(state, np.array([client]))
+            load = self._ground.load(version + 1, state, np.array([client]))
             going = journeys(self._world, np.array([client]), load, seed=self._ground.job.seed, number=serial)
-            row = [air.clock[0] + going.ended[0], client, version, float(going.dropped[0]), serial]
+            row = [air.clock[0] + going.ended[0], client, version, float(going.dropped[0]), serial, load.up]
             air.flights = np.vstack([air.flights, row])
             air.clock[1] += 1
 
-    def _free(self, serial: int, taken: set[int]) -> int | None:
-        """A client that is not busy, all equally likely; None if there is none."""
-        sizes, count = self._ground.job.clients.sizes, len(self._ground.job.clients)
+    def _free(self, number: int, serial: int, taken: set[int]) -> int | None:
+        """A client that is not busy and has data, all equally likely; None if there is none."""
+        clients = self._ground.job.clients.at(number)
+        sizes, count = clients.sizes, len(clients)
         draw = generator(self._ground.job.seed, "set out", serial)
         for _ in range(100):  # nearly always the first
             client = int(draw.integers(count))
@@ -171,7 +178,7 @@ class AsTheyCome:
 
     def _cost(self, flight: NDArray[np.float64], state: RunState) -> list[float]:
         client, serial, lost = int(flight[1]), int(flight[4]), bool(flight[3])
-        load: Load = self._ground.load(state, np.array([client]))
+        load = self._ground.load(int(flight[2]) + 1, state, np.array([client]))._replace(up=int(flight[5]))
         going = journeys(self._world, np.array([client]), load, seed=self._ground.job.seed, number=serial)
         found = spent(going, load, going.ended, np.array([not lost]))
         return [
@@ -187,10 +194,13 @@ class AsTheyCome:
 
     def _merged(
         self, arrived: NDArray[np.float64], air: _Air, session: Session, state: RunState
-    ) -> tuple[Outcome, Vector | None]:
-        """The updates of a step; and, where models are mixed, what pulls the present model towards theirs."""
+    ) -> tuple[Outcome, Weights | None]:
+        """The updates of a step, and what pulls the present model towards those that the updates started from: where
+        models are mixed the parameters, and always the buffers, whose statistics are averaged, never added up."""
         ground, now, mixing = self._ground, state.round, self._timing.mixing
-        outcomes, pull = [], np.zeros(len(state.weights.vector)) if mixing is not None else None
+        outcomes: list[Outcome] = []
+        pull = Weights(np.zeros(len(state.weights.vector)), np.zeros(len(state.weights.buffers)))
+        total = 0
         for version in np.unique(arrived[:, 2]).astype(int).tolist():
             cohort: Ints = np.sort(arrived[arrived[:, 2] == version, 1].astype(np.int64))
             weights, down = air.models[version]
@@ -199,13 +209,33 @@ class AsTheyCome:
                 ground.orders(version + 1, state, cohort), start=weights, down=down, scale=scale, part=0
             )
             found = ground.bring(session, orders, state)
-            if pull is not None and found.senders:
-                pull += scale * (weights.vector.astype(np.float64) - state.weights.vector)
+            refused = {r.client for r in found.refused}
+            weight = sum(n for c, n in zip(found.clients, found.examples, strict=True) if c not in refused)
+            if mixing is not None:
+                pull.vector[:] += scale * weight * (weights.vector.astype(np.float64) - state.weights.vector)
+            pull.buffers[:] += scale * weight * (weights.buffers.astype(np.float64) - state.weights.buffers)
+            total += weight
             outcomes.append(found)
-        return union(ground.job, outcomes), pull
+        share = Weights(pull.vector / max(total, 1), pull.buffers / max(total, 1))
+        return union(ground.job, outcomes), share if total else None
 
     def _actually_sent(self, outcome: Outcome, costs: NDArray[np.float64]) -> None:
         """Bytes that were foretold, replaced by those that were sent."""
         sent = dict(zip(outcome.clients, outcome.sent, strict=True))
         for row in costs[::-1]:
             row[2] = sent.pop(int(row[0]), row[2])
+
+
+def _check_world(timing: Buffered, world: World) -> None:
+    """Refuse rules of a world that are about rounds which wait for a cohort."""
+    rules = {
+        "deadline": world.deadline is not None,
+        "over_selection": world.over_selection != 1,
+        "minimum": world.minimum != 1,
+        "partial_work": world.partial_work,
+    }
+    if told := [name for name, given in rules.items() if given]:
+        raise ConfigurationError(
+            f"World({told[0]}=...) is about rounds that wait for a cohort, and {timing.label} waits for nobody. Leave "
+            "it out"
+        )

@@ -19,21 +19,24 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.backends import Weights
 from foedus.core.aggregate import message_bytes
 from foedus.core.batches import processed, taken
 from foedus.core.method import Contribution, Vectors
+from foedus.core.random import generator
 from foedus.core.select import Population, Sampler
 from foedus.core.timing import Hierarchical
-from foedus.core.values import NOTHING, Context, Update
+from foedus.core.values import NOTHING, SERVER, Context, State, Update
 from foedus.errors import ConfigurationError
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.record.kept import Kept
+from foedus.sim.brought import sent_down
 from foedus.sim.commit import Server
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
 from foedus.sim.state import RunState
 from foedus.sim.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
 from foedus.sim.world import Load, Passage, pass_round
-from foedus.tree import Vector
 
 Ints = NDArray[np.int64]
 
@@ -48,7 +51,8 @@ class Brought(NamedTuple):
         enough: whether the round counts.
         world: figures of the simulated world for the record; ``None`` without one.
         told: further figures for the record.
-        pull: added to the update by the server, [parameter]; ``None`` for nothing.
+        pull: added by the server to parameters and buffers; ``None`` for nothing.
+        timing: who is under way afterwards, where updates come at their own time.
     """
 
     outcome: Outcome
@@ -57,7 +61,8 @@ class Brought(NamedTuple):
     enough: bool
     world: dict[str, Any] | None = None
     told: Mapping[str, Any] = {}
-    pull: Vector | None = None
+    pull: Weights | None = None
+    timing: State | None = None
 
 
 class Pace(Protocol):
@@ -65,6 +70,41 @@ class Pace(Protocol):
 
     def round(self, number: int, session: Session, state: RunState) -> Brought:
         """Carry out a round."""
+
+
+class Sent(NamedTuple):
+    """The model as clients receive it, and how many bytes each is sent for it."""
+
+    weights: Weights
+    bytes: int
+
+
+class Sender:
+    """Sends the model to clients: as it is, or through the algorithm's downlink."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._last = server, (-1, Sent(Weights(np.empty(0), np.empty(0)), 0))
+        if server.job.algorithm.downlink is not None and server.travels:
+            raise ConfigurationError(
+                "downlink= compresses whole models, and here parts of the model stay with the clients. Leave out one "
+                "of the two"
+            )
+
+    def sent(self, state: RunState) -> Sent:
+        """What clients are sent before the next round; the same for all of them."""
+        if self._last[0] != state.round:
+            self._last = state.round, self._made(state)
+        return self._last[1]
+
+    def _made(self, state: RunState) -> Sent:
+        rule, (vector, buffers) = self._server.job.algorithm.downlink, state.weights
+        if rule is None:
+            return Sent(state.weights, sum(self._server.sizes(state.weights)))
+        seed, layout = self._server.job.seed, self._server.layout
+        context = Context(seed, state.round + 1, SERVER, layout=layout, size=layout.size, channel="model")
+        message = rule.encode(Update(vector, 1.0), context)
+        found, _ = rule.decode(rule.init(layout), rule.admit(message, context), context)
+        return Sent(Weights(found.astype(vector.dtype), buffers), message_bytes(message) + buffers.nbytes)
 
 
 @dataclass(frozen=True)
@@ -83,6 +123,7 @@ class Ground:
     wanted: int | None
     rounds: int
     kept: Kept
+    sender: Sender
 
     def cohort(self, number: int) -> Ints:
         """Who is asked in a round: positions, each once."""
@@ -100,12 +141,12 @@ class Ground:
     def down(self, state: RunState) -> Vectors:
         """What the method sends to clients beside the model."""
         method = self.job.algorithm.method
-        return {} if method is None else method.down(state.method)
+        return {} if method is None else sent_down(method, state.method, state.round + 1)
 
     def orders(self, number: int, state: RunState, cohort: Ints) -> Orders:
         """The orders of a round to some clients."""
-        told = self.server.told(state)
-        return Orders(number, state.weights, cohort, self.kept.read(cohort), down=self.down(state), told=told)
+        start, told = self.sender.sent(state).weights, self.server.told(state)
+        return Orders(number, start, cohort, self.kept.read(cohort), down=self.down(state), told=told)
 
     def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
         """What the clients of some orders bring."""
@@ -117,31 +158,31 @@ class Ground:
         layouts, settings = (self.server.layout, self.server.buffer_layout), self.settings
         return Singly(self.job, layouts, settings.adversary, settings.watch)
 
-    def load(self, state: RunState, asked: Ints) -> Load:
+    def load(self, number: int, state: RunState, asked: Ints) -> Load:
         """Bytes and work of the round, per client; the bytes to be sent, foretold, and the work only where a world
         must know them before anybody has trained."""
-        down = sum(self.server.sizes(state.weights)) + message_bytes(dict(self.down(state)))
+        down = self.sender.sent(state).bytes + message_bytes(dict(self.down(state)))
         down += sum(message_bytes(dict(told)) for told in self.server.told(state).values())
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
-        clients, spec = self.job.clients.at(state.round + 1), self.job.algorithm.client
+        clients, spec = self.job.clients.at(number), self.job.algorithm.client
         known = clients.sizes
         sizes = known[asked] if known is not None else np.array([len(clients.train(int(c))) for c in asked], np.int64)
         return Load(down, self._foretold(state), processed(spec, sizes), taken(spec, sizes))
 
     def _foretold(self, state: RunState) -> int:
-        """Bytes that a client will send: those of an update of zeros, in every channel."""
-        job, vector = self.job, state.weights.vector
-        method, part = job.algorithm.method, self.server.travels.get(UPDATE)
+        """Bytes that a client will send: what the last ones sent on average; at first, those of a random update."""
+        if state.sent:
+            return state.sent
+        job, part = self.job, self.server.travels.get(UPDATE)
         layout = self.server.layout if part is None else part.layout
-        rules = {UPDATE: job.algorithm.aggregator, **({} if method is None else method.sides)}
-        empty, context = Update(np.zeros(layout.size, vector.dtype), 1.0), Context(job.seed, 0, 0, layout, layout.size)
-        told = self.server.told(state)
-        averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
-        return averaged + sum(
-            message_bytes(rule.encode(empty, context._replace(told=told.get(channel, NOTHING))))
-            for channel, rule in rules.items()
+        noise = generator(job.seed, "foretold").standard_normal(layout.size).astype(layout.dtype)
+        told = self.server.told(state).get(UPDATE, NOTHING)
+        context = Context(
+            job.seed, 0, 0, layout, layout.size, told=told, secret=known_to_all_who_know_the_seed
         )
+        averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
+        return averaged + message_bytes(job.algorithm.aggregator.encode(Update(noise, 1.0), context))
 
 
 class _Called(NamedTuple):
@@ -177,13 +218,14 @@ class InStep:
             return call(self._ground, number, state)
         called = coming[1]
         if called.passage is None:  # what a method sends beside the model may be more than when the call was made
-            called = called._replace(load=self._ground.load(state, called.asked))
+            called = called._replace(load=self._ground.load(number, state, called.asked))
         return called
 
     def _following(self, number: int, state: RunState) -> Ints | None:
         """Who trains in the round after; None if there is none, or a fault that will be told when its turn comes."""
-        if number >= self._ground.rounds:
-            return None
+        ground = self._ground
+        if number >= ground.rounds or ground.settings.world is not None or ground.job.algorithm.downlink is not None:
+            return None  # how many bytes will be sent is known when this round has ended
         with suppress(Exception):
             self._coming = number + 1, call(self._ground, number + 1, state)
         return None if self._coming is None else self._coming[1].cohort
@@ -204,21 +246,35 @@ class ByEdges:
         called = call(ground, number, state, times=self._timing.rounds)
         orders = replace(ground.orders(number, state, called.cohort), limits=_limits(called))
         edges = self._edges(called.cohort)
-        shares = [orders.only(np.flatnonzero(edges == edge)) for edge in np.unique(edges)]
-        if self._timing.rounds == 1:
-            outcome = union(ground.job, [ground.bring(session, share, state) for share in shares])
-            told = {"edges": {"count": len(shares)}}
-        else:
-            collector = Collector(ground.job, orders, (ground.server.layout, ground.server.buffer_layout))
+        numbers = np.unique(edges)
+        shares = [orders.only(np.flatnonzero(edges == edge)) for edge in numbers]
+        told: dict[str, Any] = {"count": len(shares)}
+        if self._timing.rounds > 1:
+            collector = self._collector(orders, numbers)
             parts = [
                 self._averaged(session, share, state, (int(edge), collector))
-                for edge, share in zip(np.unique(edges), shares, strict=True)
+                for edge, share in zip(numbers, shares, strict=True)
             ]
+            collector.outcome.senders = 0  # those of the clients are counted
             outcome = union(ground.job, [*parts, collector.outcome])
-            told = {"edges": {"count": len(shares), "bytes_up": collector.edge_bytes}}
+            told["bytes_up"] = collector.edge_bytes
+        elif ground.settings.adversary is None and ground.settings.watch is None:
+            outcome = union(ground.job, [ground.bring(session, share, state) for share in shares])
+        else:  # attackers and watchers see the whole round, whichever edges it passes through
+            outcome = ground.bring(session, orders, state)
+        told = {"edges": told}
         return in_step(called, outcome, minimum(ground.settings))._replace(told=told)
 
+    def _collector(self, orders: Orders, edges: Ints) -> Collector:
+        """Where the edges' updates are gathered; edges keep what they keep under numbers after the clients'."""
+        ground = self._ground
+        own = ground.kept.read((len(ground.job.clients) + edges).tolist())
+        layouts = (ground.server.layout, ground.server.buffer_layout)
+        return Collector(ground.job, replace(orders, kept=own), layouts)
+
     def _edges(self, cohort: Ints) -> Ints:
+        if not len(cohort):
+            return cohort
         found = np.asarray(self._timing.edge(cohort))
         if found.shape != cohort.shape or found.dtype.kind not in "iu" or (found < 0).any():
             raise ConfigurationError(
@@ -230,14 +286,18 @@ class ByEdges:
     def _averaged(self, session: Session, orders: Orders, state: RunState, edge: tuple[int, Collector]) -> Outcome:
         """An edge's own rounds; its update goes to the collector, its clients' figures come back."""
         (number, collector), ground = edge, self._ground
-        own = ground.server.first(orders.start)
+        server = ground.server.averaging()
+        own = server.first(orders.start)
         total = Outcome()
         weight = 0
         for part in range(self._timing.rounds):
             found = ground.bring(session, replace(orders, start=own.weights, part=part), state)
             if found.message is not None:
-                ground.server.commit(own, found, orders.round)
-            total, weight = _added(total, found), sum(found.examples)
+                server.commit(own, found, orders.round)
+            orders = replace(orders, kept={**orders.kept, **found.kept})
+            refused = {r.client for r in found.refused}
+            weight = sum(n for c, n in zip(found.clients, found.examples, strict=True) if c not in refused)
+            total = _added(total, found)
         update = own.weights.vector - orders.start.vector
         if total.senders:
             collector.edge(len(ground.job.clients) + number, Contribution(update, buffers=own.weights.buffers), weight)
@@ -249,6 +309,7 @@ def _added(total: Outcome, found: Outcome) -> Outcome:
     result = replace(found, message=None, buffers=None, sides={}, sent=list(found.sent), steps=list(found.steps))
     result.refused = total.refused + found.refused
     result.senders = max(total.senders, found.senders)
+    result.kept = total.kept | found.kept
     if total.clients == found.clients:
         result.sent = [a + b for a, b in zip(total.sent, found.sent, strict=True)]
         result.steps = [a + b for a, b in zip(total.steps, found.steps, strict=True)]
@@ -258,7 +319,7 @@ def _added(total: Outcome, found: Outcome) -> Outcome:
 def call(ground: Ground, number: int, state: RunState, *, times: int = 1) -> _Called:
     """Who takes part in a round, and what becomes of them; each has its work to do so many times."""
     asked = ground.cohort(number)
-    load = ground.load(state, asked)
+    load = ground.load(number, state, asked)
     load = Load(load.down * times, load.up * times, load.examples * times, load.steps)
     world = ground.settings.world
     if world is None:

@@ -52,6 +52,8 @@ class Evaluation:
         for name, value in (self.stop_at or {}).items():
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 raise ConfigurationError(f"stop_at[{name!r}] must be a number, not {value!r}")
+            if np.isnan(value):
+                raise ConfigurationError(f"stop_at[{name!r}] is nan, which no figure ever reaches; write a number")
         if self.stop_at and not self.every:
             raise ConfigurationError("stop_at needs evaluation: write every=1, or another number of rounds")
 

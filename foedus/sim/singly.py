@@ -17,10 +17,12 @@ import numpy as np
 
 from foedus.backends import Trainer, Weights
 from foedus.core.attacks import Adversary, corrupted
+from foedus.core.method import Method
 from foedus.core.scores import History, Score, Watch, score
 from foedus.core.values import SERVER, Context, Update
+from foedus.errors import ConfigurationError
 from foedus.sim.state import RunState
-from foedus.sim.work import Collector, Given, Job, Orders, Outcome, Session, union
+from foedus.sim.work import Collector, Given, Job, Orders, Outcome, Session, side_layout, union
 from foedus.tree import Layout, Vector
 
 
@@ -41,6 +43,7 @@ class Singly(NamedTuple):
 
     def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
         """What a round brings; where it is watched, with what every client sent in ``Outcome.given``."""
+        check_scored(self.job.algorithm.method, self.watch)
         hostile = self._attacked(orders)
         if not hostile and self.watch is None:
             return union(self.job, [session.run(orders)])
@@ -64,10 +67,21 @@ class Singly(NamedTuple):
 
     def _corrupted(self, given: Mapping[int, Given], orders: Orders, state: RunState) -> dict[int, Given]:
         assert self.adversary is not None
-        updates = {c: Update(v, _weight(given[c])) for c, v in _updates(given).items()}
-        context = Context(self.job.seed, orders.round, SERVER, self.layouts[0], self.layouts[0].size)
-        sent = corrupted(self.adversary, updates, context, state=state.aggregator)
-        return {c: _with(g, sent[c].vector) if c in sent else g for c, g in given.items()}
+        method, layout, found = self.job.algorithm.method, self.layouts[0], dict(given)
+        context = Context(self.job.seed, orders.round, SERVER, layout, layout.size)
+        if updates := {c: Update(v, _weight(given[c])) for c, v in _updates(given).items()}:
+            sent = corrupted(self.adversary, updates, context, state=state.aggregator)
+            found |= {c: _with(given[c], update.vector) for c, update in sent.items()}
+        for name in sorted(() if method is None else method.updates):
+            aside = {c: g.contribution.sides[name] for c, g in given.items() if name in g.contribution.sides}
+            if not aside:
+                continue
+            size = len(next(iter(aside.values())))
+            own = context._replace(layout=side_layout(name, size, layout), size=size, channel=name)
+            updates = {c: Update(v, _weight(given[c])) for c, v in aside.items()}
+            sent = corrupted(self.adversary, updates, own, state=state.sides.get(name))
+            found |= {c: _beside(found[c], name, update.vector) for c, update in sent.items()}
+        return found
 
     def scored(self, outcome: Outcome, before: Weights, state: RunState, trainer: Trainer) -> dict[int, Score]:
         """The scores of a round that is over, which ``state`` remembers.
@@ -97,6 +111,16 @@ class Singly(NamedTuple):
         return {c: trainer.evaluate(model, own)["loss"] - at_first for c, model in models.items()}
 
 
+def check_scored(method: Method | None, watch: Watch | None) -> None:
+    """Refuse a watch over a method whose clients send no update of the whole model, so that none could be scored."""
+    if watch is not None and method is not None and method.updates:
+        raise ConfigurationError(
+            f"Settings(watch=...) scores every client's update of one model, and clients of {method.label} send "
+            "updates of several models or parts. Leave out the watch; a gate and robust rules work with it: gate=..., "
+            "aggregator=..."
+        )
+
+
 def _updates(given: Mapping[int, Given]) -> dict[int, Vector]:
     """The updates of those who sent one."""
     return {c: v for c, g in given.items() if (v := g.contribution.update) is not None}
@@ -110,3 +134,9 @@ def _weight(given: Given) -> float:
 def _with(given: Given, update: Vector) -> Given:
     """A client's result with the update that it really sends."""
     return given._replace(contribution=given.contribution._replace(update=update))
+
+
+def _beside(given: Given, name: str, vector: Vector) -> Given:
+    """A client's result with what it really sends in a channel."""
+    brought = given.contribution
+    return given._replace(contribution=brought._replace(sides={**brought.sides, name: vector}))

@@ -36,6 +36,8 @@ class RunState:
     sides: dict[str, State] = field(default_factory=dict)  # of the method's aggregators, by channel
     costs: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(COSTS))))
     simulated_seconds: float = 0.0
+    sent: int = 0  # bytes of a client's last messages, on average; 0 before there were any
+    barren: int = 0  # updates refused in a row, since one was let in
     stopped: str | None = None
 
     def checkpoint(self, identity: str, executor: str) -> Checkpoint:
@@ -50,6 +52,7 @@ class RunState:
             arrays,
             {
                 "round": self.round, "simulated_seconds": self.simulated_seconds, "stopped": self.stopped,
+                "sent": self.sent, "barren": self.barren,
                 "identity": identity, "executor": executor,
             },
         )  # fmt: skip
@@ -81,4 +84,6 @@ class RunState:
             costs=costs,
             simulated_seconds=values["simulated_seconds"],
             stopped=values["stopped"],
+            sent=values["sent"],
+            barren=values["barren"],
         )

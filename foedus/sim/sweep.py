@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foedus.errors import ConfigurationError, NothingToAggregate
+from foedus.errors import ConfigurationError, FoedusError, NothingToAggregate
 from foedus.record import Record, files
 from foedus.record.folder import new_folder, read
 from foedus.report.curves import better, curve, plot_runs, rounds_to
@@ -52,6 +52,9 @@ class Result(NamedTuple):
     def name(self) -> str:
         """As written on figures, e.g. ``"lr=0.1, epochs=5"``."""
         return _name(self.values)
+
+    def __repr__(self) -> str:
+        return f"Result({self.name}: {_value(self.final)}, best {_value(self.best)}, in {self.record.folder})"
 
 
 class Sweep(NamedTuple):
@@ -170,7 +173,15 @@ def _run(variant: Callable[..., Federation], values: dict[str, Any], place: Path
         raise ConfigurationError(
             f"sweep() calls {name}({', '.join(f'{v}=...' for v in values)}), with the names of the grid: {error}"
         ) from error
-    federation = variant(**values)
+    try:
+        federation = variant(**values)
+    except FoedusError:
+        raise
+    except Exception as error:
+        name = getattr(variant, "__name__", "the function")
+        raise ConfigurationError(
+            f"sweep() called {name}({_name(values)}), which failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(federation, Federation):
         raise ConfigurationError(
             f"sweep() calls {getattr(variant, '__name__', 'its function')}({', '.join(values)}), which must return a "
@@ -267,6 +278,10 @@ def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value if isinstance(value, plain_kinds) else _label(value) for name, value in values.items()
     }
+
+
+def _value(figure: float) -> str:
+    return "diverged" if math.isnan(figure) else f"{figure:.4g}"
 
 
 def _told(result: Result, metric: str) -> str:

@@ -11,7 +11,7 @@ Carries out ``local_sgd()``; a training loop of the user's own runs in ``debug``
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ from foedus.backends import Assignment, Trainer, Weights, open_trainer
 from foedus.backends.cohort import UNGUIDED, Block, Cohort, Stacked, open_cohort
 from foedus.core.batches import Plan, alike, plan
 from foedus.core.checks import check_whole
-from foedus.core.client import Client, LocalSGD
+from foedus.core.client import Client, LocalSGD, rule
 from foedus.core.method import Consult, Measure, Trained
 from foedus.core.packing import PADDING, blocks, calls
 from foedus.core.population import Clients, Examples
@@ -37,6 +37,7 @@ from foedus.sim.visits import Group, answered, contributions, phase, visit
 from foedus.sim.work import Collector, Gained, Job, Orders, Outcome, Session, changed, read, union
 
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
+OTHERS = 16  # ways to train beside the algorithm's that are kept ready, per thread
 PROBE = 8  # examples that a model is tried out on
 SEARCHED = 1000  # clients that are read, at most, to find one that has examples
 TRIED = 0.01  # the least learning rate that a model is tried out with
@@ -83,7 +84,7 @@ class VectorisedSession(Session):
         on_cpu = trainer.device == "cpu"
         self._threads = threads if on_cpu else 1
         self._measuring = Lock()  # the trainer is one for all threads
-        self._others: dict[tuple[int, int], Cohort] = {}
+        self._others: OrderedDict[Any, tuple[Client, Cohort]] = OrderedDict()  # by how a method's own specs train
         self._workers = ThreadPoolExecutor(self._threads, "vectorised")
         self._free: SimpleQueue[Cohort] = SimpleQueue()
         for i in range(self._threads):
@@ -207,11 +208,15 @@ class VectorisedSession(Session):
                 "the vectorised executor carries out local_sgd(); local_training() in a method runs in the executors "
                 "debug, processes and ray"
             )
-        with self._measuring:
-            if (id(cohort), id(spec)) not in self._others:
+        with self._measuring:  # cohorts differ in what they take from a spec: its rule, and its batches for their size
+            which = (id(cohort), rule(spec), spec.batch_size)
+            if which not in self._others:
                 _, probe = _probe(self._job.clients)
-                self._others[id(cohort), id(spec)] = open_cohort(self._job.task, spec, self._trainer, probe)
-            return self._others[id(cohort), id(spec)]
+                self._others[which] = spec, open_cohort(self._job.task, spec, self._trainer, probe)
+            self._others.move_to_end(which)
+            while len(self._others) > OTHERS * self._threads:
+                self._others.popitem(last=False)
+            return self._others[which][1]
 
     def _rows(self, own: Plan, part: _Part, members: Slots, orders: Orders) -> Slots:
         """Row numbers of the pool, int64 [T, B], for the plan's row numbers of each member."""

@@ -4,12 +4,13 @@ Every client of a shard has its own generator (``foedus.core.method``). All are 
 that they yield are put into groups of the same kind, an executor carries out each group in one go, and every
 generator is given its answer, until all have ended. Which clients are driven together changes no result.
 
-Not here: how a group is carried out (the executors).
+Not here: how a group is carried out (the executors), what methods may not write (``brought.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights
 from foedus.backends.cohort import Guides
-from foedus.core.client import Client
+from foedus.core.client import Client, manner
 from foedus.core.method import Consult, Contribution, Measure, Method, Request, Train, Trained, Visit
-from foedus.errors import ConfigurationError
+from foedus.errors import FoedusError, TrainingError
+from foedus.sim.brought import check_contribution, check_generator, check_own, check_request
 from foedus.sim.work import METHOD, Job, Orders, held_out, read, under
 from foedus.tree import Layout, Vector
 
@@ -85,17 +87,28 @@ def phase(orders: Orders, training: int) -> int:
 
 def contributions(job: Job, visits: Sequence[Visit], train: Train_, answer: Answer_) -> list[Contribution]:
     """What every client's visit ends with."""
-    found = drive([method_of(job).local(v) for v in visits], visits, train, answer)
+    method = method_of(job)
+    found = drive(job, visits, method.local, (train, answer))
     for brought, seen in zip(found, visits, strict=True):
-        _check(brought, seen, job)
+        check_contribution(method.label, brought, seen)
     return found
+
+
+def own_model(job: Job, seen: Visit, train: Train_, answer: Answer_) -> Weights:
+    """The client's own model, after a method that gives clients models of their own."""
+    method = method_of(job)
+    assert method.personal is not None
+    (found,) = drive(job, [seen], method.personal, (train, answer))
+    return check_own(method.label, found, seen)
 
 
 def answered(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Measure | Consult) -> Any:
     """What a client's own examples say: mean loss and metrics of some weights, or what the method's function gives."""
     position = int(orders.cohort[slot])
     if isinstance(request, Consult):
-        return request.function(read(job.clients, position))
+        examples = read(job.clients, position)
+        with blamed(job, f"the method {method_of(job).label} failed in Consult", orders.round, position):
+            return request.function(examples)
     buffers = orders.buffers(position) if request.buffers is None else request.buffers
     clients = job.clients.at(orders.round)
     chosen = held_out(clients, position) if request.held_out else read(clients, position)
@@ -103,23 +116,28 @@ def answered(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Mea
 
 
 def drive(
-    generators: Sequence[Generator[Request, Any, Any]],
-    visits: Sequence[Visit],
-    train: Train_,
-    answer: Answer_,
+    job: Job, visits: Sequence[Visit], begin: Callable[[Visit], Any], carry_out: tuple[Train_, Answer_]
 ) -> list[Any]:
-    """Advance all generators until they have ended; what each returned."""
+    """Begin every client's generator, and advance all until they have ended; what each returned."""
+    label, (train, answer) = method_of(job).label, carry_out
     results: list[Any] = [None] * len(visits)
     open_: dict[int, _Client] = {}
 
     def advance(i: int, generator: Any, result: Any, trainings: int) -> None:
-        try:
-            open_[i] = _Client(generator, visits[i], generator.send(result), trainings)
-        except StopIteration as end:
-            open_.pop(i, None)
-            results[i] = end.value
+        with blamed(job, f"the method {label} failed", visits[i].round, visits[i].client):
+            try:
+                request = generator.send(result)
+            except StopIteration as end:
+                open_.pop(i, None)
+                results[i] = end.value
+                return
+        check_request(label, request, visits[i])
+        open_[i] = _Client(generator, visits[i], request, trainings)
 
-    for i, generator in enumerate(generators):
+    for i, seen in enumerate(visits):
+        with blamed(job, f"the method {label} failed", seen.round, seen.client):
+            generator = begin(seen)
+        check_generator(label, begin, generator)
         advance(i, generator, None, 0)
     while open_:
         answers: dict[int, Any] = {}
@@ -135,6 +153,20 @@ def drive(
     return results
 
 
+@contextmanager
+def blamed(job: Job, what: str, number: int, position: int) -> Iterator[None]:
+    """An exception of a method's own code, with the client and round that it happened at."""
+    try:
+        yield
+    except FoedusError:
+        raise
+    except Exception as error:
+        name = job.clients.ids[position]
+        raise TrainingError(
+            f"{what} for client {name!r} in round {number}: {type(error).__name__}: {error}", client=name, round=number
+        ) from error
+
+
 def _groups(clients: dict[int, _Client]) -> Iterator[Group]:
     """The trainings asked for, those of one kind together."""
     kinds: dict[Any, list[int]] = {}
@@ -142,12 +174,8 @@ def _groups(clients: dict[int, _Client]) -> Iterator[Group]:
         request = client.request
         if isinstance(request, Train):
             given = tuple(v is not None for v in (request.start, request.anchor, request.shift))
-            spec = request.spec or client.visit.spec
-            kinds.setdefault((id(spec), client.trainings, given, id(request.mask)), []).append(i)
-        elif not isinstance(request, Measure | Consult):
-            raise ConfigurationError(
-                f"a method's generator yields Train(...), Measure(...) or Consult(...), and yielded {request!r}"
-            )
+            how = manner(request.spec or client.visit.spec, client.visit.round)
+            kinds.setdefault((how, client.trainings, given, id(request.mask)), []).append(i)
     for members in kinds.values():
         yield _group(members, [clients[i] for i in members])
 
@@ -158,7 +186,8 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
     first = requests[0]
 
     def rows(vectors: Sequence[Vector | None]) -> Vector | None:
-        return None if vectors[0] is None else np.stack([v for v in vectors if v is not None])
+        dtype = visits[0].received.dtype
+        return None if vectors[0] is None else np.stack([v for v in vectors if v is not None]).astype(dtype, copy=False)
 
     start = rows([r.start for r in requests])
     anchor = rows([r.anchor for r in requests])
@@ -169,14 +198,3 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
         np.array(members, np.int64), first.spec or visits[0].spec, clients[0].trainings,
         Guides(start, anchor, rows([r.shift for r in requests]), first.mask), np.stack(buffers),
     )  # fmt: skip
-
-
-def _check(brought: Any, seen: Visit, job: Job) -> None:
-    label = method_of(job).label
-    if not isinstance(brought, Contribution):
-        raise ConfigurationError(f"the generator of the method {label} must return a Contribution, not {brought!r}")
-    if brought.update is not None and brought.update.shape != seen.received.shape:
-        raise ConfigurationError(
-            f"the method {label} contributed an update of shape {brought.update.shape}; the model has "
-            f"{len(seen.received)} parameters"
-        )

@@ -8,9 +8,11 @@ cohort is cut into shards cannot change a bit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,11 +22,12 @@ from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator, message_bytes
 from foedus.core.compose import Algorithm
 from foedus.core.examples import Examples
+from foedus.core.gate import Gate, check_replay, check_side
 from foedus.core.method import Contribution, Vectors, travelling
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import NOTHING, Context, Message, State, Update
-from foedus.errors import ConfigurationError, FoedusError, SumOverflow, UpdateRefused
+from foedus.errors import ConfigurationError, FoedusError, Reason, SumOverflow, UpdateRefused
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.tree import Layout, Vector
 
@@ -210,6 +213,7 @@ class Collector:
         self._travels = travelling(job.algorithm.method, layouts)  # of parameters, and of buffers
         self.outcome = Outcome()
         self.edge_bytes = 0
+        self._counted: set[int] = set()
 
     def add(self, slot: int, after: Weights, *, examples: int, steps: int, loss: float) -> None:
         """The weights of one client after its training."""
@@ -220,8 +224,11 @@ class Collector:
         """What one client's visit ended with."""
         client = int(self._orders.cohort[slot])
         self._listed(client, examples, brought.steps, brought.loss)
-        if self._orders.single:
+        if self._orders.single and client not in self.outcome.given:
             self.outcome.given[client] = Given(brought, examples)
+            self.outcome.sent.append(0)
+        elif self._orders.single:  # what it sent first is the one that counts
+            self.outcome.refused.append(Refusal(client, _twice(client, self._orders.round)))
             self.outcome.sent.append(0)
         else:
             self.outcome.sent.append(self._taken(client, brought, examples))
@@ -250,10 +257,8 @@ class Collector:
         out = self.outcome
         if brought.report:
             out.reports[client] = dict(brought.report)
-        if reason := self._fault(brought, client, examples):
-            out.refused.append(Refusal(client, reason))
-            return 0
         try:
+            self._check(brought, client, examples)
             messages, memory, sent = self._encoded(client, brought, examples)
         except SumOverflow as error:
             out.refused.append(Refusal(client, f"the update has diverged: {error}"))
@@ -270,6 +275,7 @@ class Collector:
             else:
                 out.sides[channel] = _merged(algorithm.aggregator_of(channel), out.sides.get(channel), message)
                 out.sizes[channel] = len(brought.sides[channel])
+        self._counted.add(client)
         out.senders += bool(messages)
         before = self._orders.kept.get(client, NOTHING)
         kept: State = {name: array for name, array in before.items() if name.startswith(ENCODING)}
@@ -305,13 +311,15 @@ class Collector:
         """The vectors that travel, by channel."""
         vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: self._scaled(brought.update)}
         if brought.buffers is not None and brought.buffers.size and self._job.task.average_buffers and vectors:
-            vectors[BUFFERS] = changed(brought.buffers, self._orders.start.buffers)
+            vectors[BUFFERS] = self._scaled(changed(brought.buffers, self._orders.start.buffers))
         for channel, part in zip((UPDATE, BUFFERS), self._travels, strict=True):
             if part is not None and channel in vectors:
                 vectors[channel] = vectors[channel][part.at]
         if BUFFERS in vectors and not vectors[BUFFERS].size:  # all of them stay at home
             del vectors[BUFFERS]
-        return vectors | dict(brought.sides)
+        method = self._job.algorithm.method
+        models = frozenset() if method is None else method.updates
+        return vectors | {name: self._scaled(v) if name in models else v for name, v in brought.sides.items()}
 
     def _scaled(self, update: Vector) -> Vector:
         scale = self._orders.scale
@@ -324,7 +332,10 @@ class Collector:
     def _context(self, client: int, channel: str, vector: Vector) -> Context:
         kept = self._orders.kept.get(client, NOTHING)
         own = under(f"{ENCODING}{channel}.", kept) if kept else NOTHING
-        layout = self._layout(channel == BUFFERS) if channel in (UPDATE, BUFFERS) else None
+        if channel in (UPDATE, BUFFERS):
+            layout = self._layout(channel == BUFFERS)
+        else:
+            layout = side_layout(channel, len(vector), self._layouts[0])
         return Context(
             self._job.seed,
             self._orders.round,
@@ -345,7 +356,7 @@ class Collector:
     def add_all(self, slots: Sequence[int], results: Gained) -> None:
         """The updates of many clients at once: the same as adding one by one, bit for bit, only faster."""
         aggregator, cohort = self._job.algorithm.aggregator, self._orders.cohort
-        if not self._at_once(aggregator, results):
+        if not self._at_once(aggregator, results) or not self._once([int(cohort[slot]) for slot in slots]):
             for slot, *gained in zip(slots, *results, strict=True):
                 vector, change, examples, steps, loss = gained
                 buffers = self._orders.buffers(int(cohort[slot])) + change
@@ -354,6 +365,7 @@ class Collector:
             return
         assert aggregator.shortcut is not None
         clients = [int(cohort[slot]) for slot in slots]
+        self._counted.update(clients)
         updates = [Update(self._scaled(v), float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
         contexts = [self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)]
         out = self.outcome
@@ -373,47 +385,73 @@ class Collector:
             return False
         if not len(results.vectors) or results.buffers[0].size:
             return False
+        size = self._layout(False).size
+        if any(v.shape != (size,) or v.dtype.kind != "f" for v in results.vectors) or min(results.examples) < 1:
+            return False  # a look at each of them tells who is refused, and why
         pairs = zip(results.vectors, results.examples, strict=True)
         # The length bounds every entry, and a product is the fastest way to it; false for NaN, too.
         with np.errstate(over="ignore", invalid="ignore"):
             return all(float(v.dot(v)) * float(n) ** 2 < ORDINARY**2 for v, n in pairs)
 
-    def _fault(self, brought: Contribution, client: int, examples: int) -> str | None:
-        """Why a contribution is refused."""
-        parameters, buffers = self._layouts
-        checked: list[tuple[Vector | None, Layout | None, str]] = [(brought.update, parameters, "parameter")]
-        if brought.buffers is not None:
-            checked.append((changed(brought.buffers, self._orders.buffers(client)), buffers, "buffer"))
-        checked += [(vector, None, f"entry of {name!r}") for name, vector in brought.sides.items()]
-        for values, layout, what in checked:
-            if values is not None and (reason := _not_finite(values, layout, what)):
-                return reason
-        if self._job.algorithm.gate.needs_single and brought.update is not None:
-            return self._stopped_at_the_gate(brought.update, brought.weight, (client, examples))
-        return None
+    def _once(self, clients: Sequence[int]) -> bool:
+        """Whether none of them is counted already, nor comes twice."""
+        return len(set(clients)) == len(clients) and self._counted.isdisjoint(clients)
 
-    def _stopped_at_the_gate(self, vector: Vector, weight: float | None, whose: tuple[int, int]) -> str | None:
-        client, examples = whose
-        try:
-            update = Update(vector, float(examples if weight is None else weight))
-            self._job.algorithm.gate.check(update, self._context(client, UPDATE, vector))
-        except UpdateRefused as refused:
-            return str(refused)
-        return None
+    def _check(self, brought: Contribution, client: int, examples: int) -> None:
+        """Let the gate look at whatever updates the model, and refuse what else is malformed.
+
+        Raises:
+            UpdateRefused: with the reason.
+        """
+        method, round = self._job.algorithm.method, self._orders.round
+        weight = float(examples if brought.weight is None else brought.weight)
+        layout = self._layouts[0]
+        context = Context(self._job.seed, round, client, layout=layout, size=layout.size, channel=UPDATE)
+        gate = self._job.algorithm.gate
+        if brought.update is not None:
+            gate.check(Update(brought.update, weight), context, counted=self._counted)
+        if brought.buffers is not None:
+            before = self._orders.buffers(client)
+            check_side(brought.buffers, context, "buffers", like=before.shape)
+            _check_finite(changed(brought.buffers, before), context, "buffer", self._layouts[1])
+        for name, vector in brought.sides.items():
+            check_side(vector, context, repr(name), like=(self.outcome.sizes.get(name, len(np.atleast_1d(vector))),))
+            _check_finite(vector, context, f"entry of {name!r}")
+            whole = context if len(vector) == layout.size else context._replace(layout=None, size=len(vector))
+            if method is not None and name in method.updates:
+                gate.check(Update(vector, weight), whole, counted=self._counted)
+            elif brought.update is None:
+                Gate().check_weight(weight, context)
+                check_replay(context, self._counted)
 
 
 UPDATE = "update"  # the channel of the parameters' updates
 
 
-def _not_finite(values: Vector, layout: Layout | None, what: str) -> str | None:
+def side_layout(channel: str, size: int, layout: Layout) -> Layout:
+    """The layout of what travels in a channel of a method's own: the model's, if it is as long as the model, and
+    otherwise one array of one axis."""
+    return layout if size == layout.size else _flat(channel, size, layout.dtype)
+
+
+@lru_cache(maxsize=256)
+def _flat(channel: str, size: int, dtype: str) -> Layout:
+    return Layout((channel,), ((size,),), (dtype,))
+
+
+def _check_finite(values: Vector, context: Context, what: str, layout: Layout | None = None) -> None:
     # One pass: a sum of finite floats can overflow, so a suspicious one is looked at closely.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(values.sum())
     if suspicious and not (finite := np.isfinite(values)).all():
         first = int(np.argmin(finite))
         name = first if layout is None else repr(layout.name_at(first))
-        return f"{what} {name} is {values[first]} ({int((~finite).sum())} values not finite)"
-    return None
+        told = f"{what} {name} is {values[first]} ({int((~finite).sum())} values not finite)"
+        raise UpdateRefused(told, client=context.client, reason=Reason.NOT_FINITE)
+
+
+def _twice(client: int, round: int) -> str:
+    return f"the update of client {client} is counted already in round {round}"
 
 
 def changed(after: Vector, before: Vector) -> Vector:
@@ -448,6 +486,7 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.given.update(part.given)
     rows.sort()
     total.refused.sort()
+    _check_once(rows, total.refused)
     for client, examples, steps, loss, sent in rows:
         total.clients.append(client)
         total.examples.append(examples)
@@ -455,6 +494,19 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.losses.append(loss)
         total.sent.append(sent)
     return total
+
+
+def _check_once(rows: Sequence[tuple[int, int, int, float, int]], refused: Sequence[Refusal]) -> None:
+    """Refuse sums in which a client is counted twice: a collector refuses the second message itself, but not another
+    collector's."""
+    twice = {a[0] for a, b in itertools.pairwise(rows) if a[0] == b[0]} - {r.client for r in refused}
+    if twice:
+        client = min(twice)
+        raise UpdateRefused(
+            f"client {client} was trained in two parts of one round, and its update is in both sums: a cohort holds "
+            "every client once",
+            client=client, reason=Reason.REPLAY,
+        )  # fmt: skip
 
 
 def shards(sizes: NDArray[np.integer], count: int) -> list[NDArray[np.int64]]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.checks import check_number, check_whole
 from foedus.core.random import generator
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, FoedusError
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
@@ -175,7 +175,7 @@ def journeys(
     Raises:
         ConfigurationError: a device is none that could be: without speed, or with a dropout above 1.
     """
-    devices = [_possible(world.device(generator(seed, "device", int(c)))) for c in clients]
+    devices = [_made(world, int(c), seed) for c in clients]
     speed, download, upload, watts, per_byte, chance = (
         np.array([getattr(d, f) for d in devices], np.float64) for f in Device._fields
     )  # each [client]
@@ -268,7 +268,25 @@ def _closing(
     return reached if np.isfinite(reached) else last
 
 
-def _possible(device: Device) -> Device:
+def _made(world: World, client: int, seed: int) -> Device:
+    """A client's device, checked."""
+    try:
+        device = world.device(generator(seed, "device", client))
+    except FoedusError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"World(device=...) failed for the client at position {client}: {type(error).__name__}: {error}"
+        ) from error
+    return _possible(device)
+
+
+def _possible(device: Any) -> Device:
+    if not isinstance(device, Device):
+        raise ConfigurationError(
+            "World(device=...) returns a foedus.sim.world.Device(speed=..., download=..., upload=...), and returned "
+            f"{device!r}"
+        )
     positive = all(0 < rate < np.inf for rate in device[:3])
     if not (positive and all(0 <= cost < np.inf for cost in device[3:5]) and 0 <= device.dropout <= 1):
         raise ConfigurationError(

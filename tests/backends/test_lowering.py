@@ -579,3 +579,27 @@ def test_verify_finds_rows_that_influence_each_other() -> None:
     verify(lowered, module, cross_entropy, batch=batch)
     with pytest.raises(LoweringMismatch):
         verify(lowered, module, cross_entropy, batch=batch._replace(mask=(torch.arange(B) < 3).float()))
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.out = nn.GRU(6, 6, batch_first=True), nn.Linear(6, 3)
+        self.again, self.head = self.cells, self.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.again(self.cells(x)[0])[0][:, -1])
+
+
+def test_a_module_under_two_names_is_left_as_it_was() -> None:
+    module = Shared()
+    before = {name: (p, p.detach().clone()) for name, p in module.named_parameters(remove_duplicate=False)}
+    batch = Batch((torch.rand(B, 4, 6),), torch.arange(B) % 3, torch.ones(B), torch.tensor([1, 2], dtype=torch.int32))
+    verify(lower(module, cross_entropy, batch), module, cross_entropy, batch=batch)
+    for name, p in module.named_parameters(remove_duplicate=False):
+        assert p is before[name][0]
+        assert torch.equal(p, before[name][1])
+    assert all(
+        w is dict(module.cells.named_parameters())[n]
+        for w, n in zip(module.cells._flat_weights, module.cells._flat_weights_names, strict=True)
+    )

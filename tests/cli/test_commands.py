@@ -114,7 +114,7 @@ def test_stop_at(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["simulate"], 2, "Missing argument"),
         (["simulate", "own.py", "--rounds", "-1"], 2, "-1"),
         (["nonsense"], 2, "nonsense"),
-        (["plot", "."], 2, "is no run folder"),
+        (["plot", "."], 2, "no run folder with a finished round in .;"),
         (["export", ".", "--to", "paper"], 2, "paper"),
         (["new", "."], 2, "not empty"),
     ],
@@ -176,6 +176,62 @@ def test_plot_one_and_several(project: Path, capsys: pytest.CaptureFixture[str])
     assert run(["plot", "a", "b", "--output", "both.svg", "--metric", "accuracy"]) == 0
     assert (project / "both.svg").read_text().count("<svg") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "both.svg"
+
+
+def test_folders_of_runs_are_searched_and_what_holds_none_is_left_out(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("deep/er/one", "two"):
+        assert run(["simulate", "own.py", "--folder", f"runs/{name}"]) == 0
+    (project / "runs" / "empty").mkdir()
+    assert run(["simulate", "own.py", "--folder", "runs/nothing", "--rounds", "0"]) == 0
+    everything = [str(path) for path in sorted((project / "runs").iterdir())]
+    assert run(["plot", *everything]) == 0
+    told = capsys.readouterr()
+    assert (project / "runs.png").exists()
+    assert "empty holds no run" in told.err
+    assert "nothing has not done a round" in told.err
+    assert run(["export", "runs", "--to", "tensorboard"]) == 0
+    assert capsys.readouterr().out.count("3 rounds written") == 2
+
+
+def test_a_call_that_fails_leaves_no_folder_behind(project: Path) -> None:
+    (project / "junk").write_text("no weights")
+    assert run(["simulate", "own.py", "--start", "junk"]) == 2
+    assert list((project / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["simulate", "."], ". is a folder; give a file in it: own.py"),
+        (["simulate", "own.py", "--cohort", "99"], "write --cohort 3, or less"),
+        (["simulate", "own.py", "--folder", "done", "--no-resume"], "leave out --no-resume"),
+        (["simulate", "own.py", "--folder", "done", "--rounds", "2"], "Write --rounds 3, or more"),
+        (["runs", "nope"], "there is no folder nope"),
+        (["new", "own.py/x"], "own.py is a file; choose another name"),
+        (["new", ""], "a project needs a name"),
+    ],
+)
+def test_messages_speak_of_flags_and_files(
+    project: Path, capsys: pytest.CaptureFixture[str], line: list[str], told: str
+) -> None:
+    if "done" in line:
+        assert run(["simulate", "own.py", "--folder", "done"]) == 0
+    assert run(line) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_any_name_makes_a_project_that_python_can_read(project: Path) -> None:
+    assert run(["new", 'my"""x']) == 0
+    compile((project / 'my"""x' / "federation.py").read_text(), "federation.py", "exec")
+
+
+def test_values_are_shown_in_a_line() -> None:
+    made = fd.Federation(task=task(), algorithm=fd.fedavg(fd.local_sgd(0.3)), clients=clients(), rounds=3)
+    assert len(repr(made)) < 300
+    assert repr(task()) in repr(made)
+    assert "accuracy" in repr(task())
 
 
 def test_runs_are_told_apart_by_what_differs() -> None:

@@ -57,6 +57,19 @@ class TiedAndFrozen(nn.Module):
         return self.scores(torch.tanh(self.frozen(torch.relu(self.middle(self.words(x)))))).transpose(1, 2)
 
 
+class SharedLayers(nn.Module):
+    """Layers registered under two names each, among them a recurrent one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layers = nn.Embedding(WORDS, 6), nn.GRU(6, 6, batch_first=True)
+        self.scores = nn.Linear(6, WORDS)
+        self.again, self.head = self.layers, self.scores
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.again(self.layers(self.words(x))[0])[0]).transpose(1, 2)
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -81,6 +81,18 @@ def single(dtype: str) -> fd.Task:
     return fd.Task(NumpyModel(rough, made.predict, made.gradient), metrics=[fd.accuracy])
 
 
+class Shared(nn.Module):
+    """A layer registered under two names, and applied twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(FEATURES, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+        self.again, self.head = self.middle, self.last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.again(torch.tanh(self.middle(self.first(x))))))
+
+
 LINEAR = lambda: [nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES)]  # noqa: E731
 NORMED = lambda: [nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, CLASSES)]  # noqa: E731
 DROPPED = lambda: [nn.Linear(FEATURES, 5), nn.Dropout(0.4), nn.Tanh(), nn.Linear(5, CLASSES)]  # noqa: E731
@@ -92,6 +104,7 @@ MEMBERS = {
     "torch, frozen": Member(lambda dtype: torch_task(dtype, LINEAR, frozen=0), frozen=True),
     "torch, dropout": Member(lambda dtype: torch_task(dtype, DROPPED), steady=False),
     "torch, batch norm": Member(lambda dtype: torch_task(dtype, NORMED), steady=False, buffers=True, mixes=True),
+    "torch, shared layers": Member(lambda dtype: torch_task(dtype, lambda: [Shared()])),
     "jax": Member(jax_task, compiles=True),
     "jax, dropout": Member(lambda dtype: jax_task(dtype, 0.4), steady=False, compiles=True),
 }

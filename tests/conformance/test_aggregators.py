@@ -31,7 +31,7 @@ from foedus.core.rotation import rotate
 from foedus.core.sparse import random_mask, subsample, top_k
 from foedus.core.stage import chain, clip
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, SumOverflow
+from foedus.errors import ConfigurationError, SumOverflow, UpdateRefused
 from foedus.privacy.mechanisms import adaptive, central, local
 from foedus.tree import Layout
 
@@ -252,7 +252,7 @@ def test_the_number_of_contributors_is_bounded() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf, 2.0**33])
 def test_weights_that_cannot_be_are_refused_with_the_clients_number(weight: float) -> None:
-    with pytest.raises(ConfigurationError, match=r"client 5 has "):
+    with pytest.raises(UpdateRefused, match=r"client 5 has "):
         mean().encode(Update(np.ones(1), weight), CONTEXT._replace(client=5))
 
 

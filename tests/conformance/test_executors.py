@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import foedus as fd
 from foedus.backends import open_trainer
-from foedus.errors import TrainingError
+from foedus.errors import TrainingError, UnsupportedOperator
 from foedus.sim.debug import Debug
 from foedus.sim.work import Job, Orders, Outcome
 
@@ -35,6 +35,7 @@ from .executions import (
     WORDS,
     Attention,
     Recurrent,
+    SharedLayers,
     TiedAndFrozen,
     TwoInputs,
     assert_alike,
@@ -97,10 +98,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lstm": Recurrent,
     "attention": Attention,
     "tied and frozen": TiedAndFrozen,
+    "shared layers": SharedLayers,
     "two inputs": TwoInputs,
     "regression": lambda: net(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2)),
 }
-SEQUENCES, TOKENS = ("lstm", "tied and frozen"), ("attention",)
+SEQUENCES, TOKENS = ("lstm", "tied and frozen", "shared layers"), ("attention",)
 
 
 def population(name: str, dtype: str, sizes: list[int]) -> fd.Clients:
@@ -274,6 +276,100 @@ def test_a_label_out_of_range_names_the_client(executor: str, label: int) -> Non
     pool.targets[own[1][2]] = label
     with pytest.raises(TrainingError, match="client 1 in round 2"):
         ran(EVERY[executor](), task, clients, ROUND)
+
+
+LEFT_OUT = -100
+LOSSES = {
+    "plain": F.cross_entropy,
+    "smooth": partial(F.cross_entropy, label_smoothing=0.1),
+    "weighted": nn.CrossEntropyLoss(torch.linspace(0.5, 1.5, CLASSES, dtype=torch.float64)),
+    "mean of rows": partial(F.cross_entropy, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("executor", [*FAST, *EXACT])
+def test_a_batch_of_labels_left_out_trains_nothing_and_spoils_nothing(executor: str, loss: str) -> None:
+    """Torch's mean over no label is 0/0, and its gradient 0: the client's other batches count."""
+    clients, task = population("mlp", "float64", RAGGED), fd.Task(partial(made, "mlp", "float64"), LOSSES[loss])
+    assert clients.pool is not None
+    pool, own = clients.pool
+    pool.targets[own[0]] = [LEFT_OUT] * 8 + [1]  # its last batch of one row: now and then, and ...
+    pool.targets[own[5][:9]] = LEFT_OUT
+    pool.targets[own[1]] = LEFT_OUT  # ... whatever the order
+    found, wanted = (ran(e(), task, clients, ROUND) for e in (EVERY[executor], Debug))
+    assert_alike(found, wanted, 1e-10)
+    assert wanted.refused == []
+    undefined = {c for c, mean in zip(wanted.clients, wanted.losses, strict=True) if np.isnan(mean)}
+    assert ({0, 1} <= undefined) == (loss != "mean of rows")
+    assert 3 not in undefined
+    assert np.linalg.norm(rows(wanted.message)[0]) > 0  # client 0 learns from the batch that has a label
+    assert np.linalg.norm(rows(wanted.message)[1]) == 0
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_labels_left_out_do_not_hide_one_that_is_out_of_range(executor: str) -> None:
+    """Compiled code shows the least and the greatest label only; one in between is refused by its NaN."""
+    clients, task = population("mlp", "float32", [6, 5, 7]), task_of("mlp", "float32")
+    assert clients.pool is not None
+    pool, own = clients.pool
+    last = len(pool) - 1  # beyond those that the step is tried out on
+    (owner,) = (i for i in range(3) if last in own[i])
+    pool.targets[own[owner]] = LEFT_OUT
+    pool.targets[last] = -3
+    if executor == "compiled":
+        assert [r.client for r in ran(EVERY[executor](), task, clients, ROUND).refused] == [owner]
+    else:
+        with pytest.raises(TrainingError, match=f"client {owner} in round 2"):
+            ran(EVERY[executor](), task, clients, ROUND)
+
+
+def test_a_step_is_tried_out_on_a_batch_that_has_labels() -> None:
+    """The first examples of all have none: with them, a wrong step would look right."""
+    clients, task = population("mlp", "float64", [40]), task_of("mlp", "float64")
+    assert clients.pool is not None
+    clients.pool[0].targets[:12] = LEFT_OUT
+    found, wanted = (ran(e(), task, clients, ROUND, limit=1) for e in (fd.executors.compiled, Debug))
+    assert_alike(found, wanted, 1e-10)
+
+
+FAULTS: dict[str, Callable[..., Any]] = {
+    "detached": lambda output, target: F.cross_entropy(output, target).detach(),
+    "targets that are floats": lambda output, target: F.cross_entropy(output, target.float()),
+    "raising": lambda output, target: output / 0 + "x",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_loss_that_fails_is_told_as_by_the_plain_loop(executor: str, fault: str) -> None:
+    clients, task = population("mlp", "float32", [6, 5]), fd.Task(partial(made, "mlp", "float32"), FAULTS[fault])
+    with pytest.raises(TrainingError, match=r"client 0 in round \d"):
+        ran(EVERY[executor](), task, clients, ROUND)
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_a_loss_that_is_never_a_number_is_refused_by_client(executor: str) -> None:
+    clients = population("mlp", "float32", [9, 5])
+    task = fd.Task(partial(made, "mlp", "float32"), lambda output, target: F.cross_entropy(output, target) * np.nan)
+    assert [r.client for r in ran(EVERY[executor](), task, clients, ROUND).refused] == [0, 1]
+
+
+class Half(nn.Module):
+    """Computes a part in a type that numpy does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.coarse = nn.Linear(64, CLASSES), nn.Linear(CLASSES, CLASSES).to(torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.coarse(self.first(x.flatten(1)).to(torch.bfloat16)).float()
+
+
+@pytest.mark.parametrize("executor", FAST)
+def test_weights_of_a_type_that_fast_paths_do_not_know_are_named(executor: str) -> None:
+    with pytest.raises(UnsupportedOperator, match=r"no fast path for bfloat16, the type of 'coarse\.weight'"):
+        ran(FAST[executor](), fd.Task(Half, F.cross_entropy), population("mlp", "float32", [6, 5]), ROUND)
 
 
 @pytest.mark.parametrize("executor", EVERY)

@@ -3,6 +3,7 @@
 * Executors agree: all that a run leaves behind, after rounds with ragged clients, to 10⁻¹⁰ in float64.
 * A run that is interrupted and goes on ends with the same bytes as one that never was.
 * Any number of worker processes gives the same bits.
+* Where there is nothing to correct, it is gradient descent on all data.
 * Rounds in which nobody trains, or nobody sends, are survived.
 * A client whose data holds NaN is refused and named, and keeps what it kept.
 
@@ -110,7 +111,7 @@ def ran(folder: Path, algorithm: fd.Algorithm, **how: Any) -> fd.Run:
         folder=folder, executor=how.pop("executor", fd.executors.debug()), progress=False,
         checkpoint_seconds=how.pop("checkpoint_seconds", 1e9),
     )  # fmt: skip
-    clients, cohort = how.pop("clients", None) or population(), how.pop("cohort", 3)
+    clients, cohort = how.pop("clients", None) or population(), how.pop("cohort", 3)  # a cohort of None is everybody
     evaluation = fd.Evaluation(clients=True, every=how.pop("every", 2))
     return fd.simulate(
         how.pop("task", None) or task(), algorithm, clients, rounds=how.pop("rounds", 4), cohort=cohort, seed=2,
@@ -169,6 +170,28 @@ def test_executors_agree(tmp_path: Path, name: str, executor: str, model: str) -
         np.testing.assert_allclose(found[what], value, rtol=1e-10, atol=1e-10, err_msg=what)
 
 
+def thrice(visit: Visit) -> Local:
+    """Trainings of three kinds, in batches of other sizes than the algorithm's; specs are made anew each time."""
+    first = yield Train(spec=fd.local_sgd(lr=lambda r: 0.1 / r, batch_size=2, penalty=fd.proximal(0.1)))
+    whole = yield Train(spec=fd.local_sgd(lr=0.1, steps=1, batch_size=None))
+    trained = yield Train(start=first.vector, buffers=first.buffers)
+    return Contribution.of(trained, visit)._replace(update=trained.vector + whole.vector - 2 * visit.received)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scaffold, option I", "mime_lite", "ditto", "thrice"])
+def test_batches_of_other_sizes_are_not_padded_where_they_must_not_be(tmp_path: Path, name: str) -> None:
+    """Batch normalisation, and a method that trains in batches of another size than the algorithm's."""
+    own = METHODS | {"thrice": lambda: fd.Algorithm(client=LOCAL, method=Method(thrice, "thrice()"))}
+    for kind, executor in EXECUTORS.items():
+        ran(tmp_path / kind, own[name](), executor=executor(), rounds=3)
+    wanted = left(tmp_path / "debug")
+    for kind in EXECUTORS:
+        found = left(tmp_path / kind)
+        for what, value in wanted.items():
+            np.testing.assert_allclose(found[what], value, rtol=1e-10, atol=1e-10, err_msg=f"{kind}: {what}")
+
+
 KEEPERS = {
     "scaffold, option I", "scaffold, option II", "scaffold, compressed control", "feddyn", "local_parts", "fedbn",
     "fedrep", "ditto", "pfedme", "scaffold with local parts", "feddyn with fedbn", "lazy", "lag",
@@ -196,6 +219,39 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path, name: str) -> No
     assert bits(tmp_path / "resumed") == bits(tmp_path / "whole")
     for file in ("metrics.jsonl", "clients.jsonl", "model.safetensors"):
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+# --- the linear oracle ----------------------------------------------------------------------------------------
+
+ONE = fd.local_sgd(lr=0.2, steps=1, batch_size=None)
+POOLED: dict[str, Make] = {
+    "plain": lambda: fd.Algorithm(client=ONE, method=averaging()),
+    "scaffold, option I": lambda: scaffold(ONE, full_gradient=True),
+    "scaffold, option II": lambda: scaffold(ONE),
+    "fednova": lambda: fednova(ONE),
+    "mime_lite": lambda: mime_lite(ONE, beta=0.0),
+    "qfedavg": lambda: qfedavg(ONE, q=0.0),
+    "fine_tune": lambda: fd.fedavg(ONE, personal=fine_tune()),
+    "ditto": lambda: fd.fedavg(ONE, personal=ditto(0.5)),
+    "ifca": lambda: fd.fedavg(ONE, personal=ifca(1)),
+    "lazy": lambda: fd.Algorithm(client=ONE, method=lazy(share=0.0)),
+    "lag": lambda: fd.Algorithm(client=ONE, method=lag(xi=0.0)),
+    "self_checked": lambda: fd.Algorithm(client=ONE, method=self_checked(within={"loss": (0.0, 9.0)})),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_one_whole_step_of_everybody_is_gradient_descent_on_all_data(tmp_path: Path, name: str) -> None:
+    """Whatever corrects drift has nothing to correct there."""
+    clients = population(ragged=True)
+    linear = fd.Task(fd.logistic(5, 3, dtype="float64"))
+    run = ran(tmp_path / "run", POOLED[name](), clients=clients, task=linear, cohort=None, rounds=8)
+    pool = clients.pooled_examples()
+    x, w = np.concatenate([pool.inputs[0], np.ones((len(pool), 1))], 1), np.zeros((6, 3))
+    for _ in range(8):
+        shares = np.exp(x @ w)
+        w = w - 0.2 * x.T @ (shares / shares.sum(1, keepdims=True) - np.eye(3)[pool.targets]) / len(x)
+    np.testing.assert_allclose(run.weights.vector, w.reshape(-1), rtol=1e-10, atol=1e-12)
 
 
 # --- rounds without anybody -----------------------------------------------------------------------------------

@@ -37,9 +37,10 @@ def bits(found: Trained | Weights) -> tuple[bytes, ...]:
 
 
 def named(model: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of a model of any kind, frozen ones included."""
+    """The arrays of a model of any kind, each once, frozen ones included."""
     if isinstance(model, torch.nn.Module):
-        return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        both = (*model.named_parameters(), *model.named_buffers())
+        return {name: tensor.detach().numpy() for name, tensor in both}
     return {name: np.asarray(array) for name, array in leaves(model)}
 
 

@@ -223,3 +223,7 @@ def test_attackers_that_are_not_omniscient_are_shown_nobody_else() -> None:
 def test_values_that_cannot_be_are_refused_when_written(build: Any) -> None:
     with pytest.raises(ConfigurationError):
         build()
+
+
+def test_attackers_among_themselves_need_no_deviation() -> None:
+    assert most_deviations(3, 3) == 0.0

@@ -20,9 +20,7 @@ from foedus.errors import ConfigurationError, MissingExtra, UpdateRefused
 
 @given(st.integers(1, 16), st.integers(0, 300), st.integers(0, 2**32))
 def test_codes_of_any_width_come_back(bits: int, size: int, seed: int) -> None:
-    codes = (
-        np.random.default_rng(seed).integers(0, 2**bits, size).astype(np.uint8 if bits <= 8 else np.uint16)
-    )
+    codes = np.random.default_rng(seed).integers(0, 2**bits, size).astype(np.uint8 if bits <= 8 else np.uint16)
     context = Context(0, 1, 0, size=size)
     found = entropy().decode(entropy().encode(Update(codes, 2.0), context), context)
     assert found.vector.tolist() == codes.tolist()
@@ -74,9 +72,7 @@ def frame(content: bytes) -> np.ndarray:
         (np.zeros((4, 4), np.uint8), "compressed bytes are expected"),
     ],
 )  # fmt: skip
-def test_frames_that_hold_anything_else_are_refused_without_being_unfolded(
-    data: np.ndarray, told: str
-) -> None:
+def test_frames_that_hold_anything_else_are_refused_without_being_unfolded(data: np.ndarray, told: str) -> None:
     tracemalloc.start()
     with pytest.raises(UpdateRefused, match=f"client 8 sent.*{told}"):
         entropy().decode(Update(data, 1.0), Context(0, 1, 8, size=100))

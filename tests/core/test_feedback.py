@@ -38,9 +38,7 @@ def visits(rule: Aggregator, updates: list[np.ndarray]) -> tuple[np.ndarray, np.
 @pytest.mark.slow
 @chains
 @given(st.integers(1, 8), st.integers(0, 2**32))
-def test_what_was_learned_is_what_was_sent_and_what_is_still_held(
-    inner: Aggregator, rounds: int, seed: int
-) -> None:
+def test_what_was_learned_is_what_was_sent_and_what_is_still_held(inner: Aggregator, rounds: int, seed: int) -> None:
     """Σ updates = Σ decoded + residual: the identity that all proofs of error feedback start from."""
     updates = list(np.random.default_rng(seed).standard_normal((rounds, LAYOUT.size)))
     found, residual = visits(error_feedback(inner), updates)

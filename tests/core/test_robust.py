@@ -339,6 +339,21 @@ def test_what_is_not_finite_is_not_admitted(value: float) -> None:
         assert caught.value.reason is Reason.NOT_FINITE
 
 
+@pytest.mark.parametrize("weight", [np.nan, np.inf, 0.0, -1.0])
+def test_a_weight_that_cannot_be_is_not_admitted(weight: float) -> None:
+    rule = geometric_median(weighted=True)
+    with pytest.raises(UpdateRefused, match="client 4 claims the weight") as caught:
+        rule.admit(rule.encode(Update(np.ones(2), weight), CONTEXT), CONTEXT._replace(client=4))
+    assert caught.value.reason is Reason.WEIGHT
+
+
+def test_labels_say_all_that_is_not_usual() -> None:
+    """A resumed run is compared by them."""
+    assert dnc(2, dimensions=5, factor=1.5).label == "dnc(attackers=2, dimensions=5, factor=1.5)"
+    assert geometric_median(weighted=True, smoothing=0.1).label == "geometric_median(weighted=True, smoothing=0.1)"
+    assert multi_krum(2, keep=3).label == "multi_krum(attackers=2, keep=3)"
+
+
 def test_another_length_is_not_admitted() -> None:
     context = CONTEXT._replace(client=2, size=3)
     with pytest.raises(UpdateRefused, match=r"shape \(2,\), and the model has 3") as caught:

@@ -77,8 +77,7 @@ def test_lengths_without_a_transform_are_refused() -> None:
 def test_clients_share_a_rotation_unless_they_are_given_their_own(own: bool) -> None:
     stage, vector = rotate(own=own), np.random.default_rng(0).standard_normal(100)
     contexts = [
-        Context(0, r, c, size=100, channel=n)
-        for r, c, n in [(1, 0, "a"), (1, 1, "a"), (2, 0, "a"), (1, 0, "b")]
+        Context(0, r, c, size=100, channel=n) for r, c, n in [(1, 0, "a"), (1, 1, "a"), (2, 0, "a"), (1, 0, "b")]
     ]
     first, other, later, elsewhere = (stage.encode(Update(vector, 1.0), c).vector.tobytes() for c in contexts)
     assert (first == other) is not own
@@ -109,9 +108,7 @@ def test_rotating_back_the_mean_is_the_mean_of_what_was_rotated(size: int, clien
     np.testing.assert_allclose(found, np.average(vectors.astype("f8"), axis=0, weights=weights), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "sent", [np.zeros(65, "f4"), np.zeros((66, 1), "f4"), np.zeros(66, "i4"), np.full(66, np.nan)]
-)
+@pytest.mark.parametrize("sent", [np.zeros(65, "f4"), np.zeros((66, 1), "f4"), np.zeros(66, "i4"), np.full(66, np.nan)])
 def test_what_is_no_rotated_vector_is_refused(sent: np.ndarray) -> None:
     with pytest.raises(UpdateRefused, match="client 4 sent"):
         rotate(own=True).decode(Update(sent, 1.0), Context(0, 1, 4, size=65))

@@ -34,9 +34,7 @@ def gone_through(stage: Stage, vector: np.ndarray, *, round: int = 1, client: in
 
 
 @given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 2**32))
-def test_a_subset_has_its_size_is_in_order_and_has_no_element_twice(
-    size: int, share: float, seed: int
-) -> None:
+def test_a_subset_has_its_size_is_in_order_and_has_no_element_twice(size: int, share: float, seed: int) -> None:
     count = round(size * share)
     found = subset(size, count, np.random.Generator(np.random.Philox(key=seed)))
     assert len(found) == count
@@ -81,9 +79,7 @@ def test_over_rounds_the_mean_is_the_update_and_the_error_is_what_is_told(stage:
     rounds = 3_000
     found = np.array([gone_through(stage, vector, round=r) for r in range(rounds)])
     # exactly 12 of 40 entries: each is there with probability 0.3, then 40/12 times as large
-    np.testing.assert_allclose(
-        found.mean(0), vector, atol=5 * np.abs(vector).max() * math.sqrt(40 / 12 / rounds)
-    )
+    np.testing.assert_allclose(found.mean(0), vector, atol=5 * np.abs(vector).max() * math.sqrt(40 / 12 / rounds))
     error = np.square(found - vector).sum(1).mean() / np.square(vector).sum()
     assert error == pytest.approx(1 / 0.3 - 1, rel=0.1)
 

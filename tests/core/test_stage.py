@@ -51,9 +51,7 @@ STAGES = [
 LAYERED = ("low_rank", "power_sgd", "matrices", "on_layers")
 KEEPING = ("clip",)  # those after which the vector still lies as the model's layout says
 CODING = ("quantise", "qsgd", "drive", "eden", "signs")
-UPDATES = [
-    Update(np.random.default_rng(i).standard_normal(SIZE).astype("f4"), float(i + 1)) for i in range(CLIENTS)
-]
+UPDATES = [Update(np.random.default_rng(i).standard_normal(SIZE).astype("f4"), float(i + 1)) for i in range(CLIENTS)]
 CONTEXTS = [Context(11, 2, i, LAYOUT, size=SIZE) for i in range(CLIENTS)]
 
 
@@ -107,9 +105,7 @@ def test_a_pair_composes_or_is_refused_with_a_reason(first: Stage, second: Stage
     weights = [u.weight for u in UPDATES]
     wanted = np.average(np.array(alone, "f8"), axis=0, weights=weights)
     np.testing.assert_allclose(aggregated(chain(first, second, mean())), wanted, atol=2e-5)
-    np.testing.assert_allclose(
-        aggregated(chain(first, second, median())), np.median(alone, axis=0), atol=2e-5
-    )
+    np.testing.assert_allclose(aggregated(chain(first, second, median())), np.median(alone, axis=0), atol=2e-5)
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s.takes is Kind.REALS], ids=lambda s: s.label)
@@ -136,9 +132,7 @@ def test_longer_rows_compose_exactly_if_their_pairs_do(stages: list[Stage]) -> N
             chain(*stages, mean())
         return
     wanted = np.average(np.array(one_by_one(stages), "f8"), axis=0, weights=[u.weight for u in UPDATES])
-    np.testing.assert_allclose(
-        aggregated(chain(*stages, mean())), wanted, atol=1e-4 * max(1, np.abs(wanted).max())
-    )
+    np.testing.assert_allclose(aggregated(chain(*stages, mean())), wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
 
 
 # --- messages from outside ----------------------------------------------------------------------------------
@@ -158,9 +152,7 @@ def test_whatever_a_client_sends_is_a_finite_update_or_an_error_of_ours(
     message = dict(rule.encode(UPDATES[1], CONTEXTS[1]))
     name = data.draw(st.sampled_from(sorted(n for n in message if n != "weight")))
     array = message[name]
-    change = data.draw(
-        st.sampled_from(["drop", "cut", "long", "wide", "dtype", "text", "nan", "noise", "huge"])
-    )
+    change = data.draw(st.sampled_from(["drop", "cut", "long", "wide", "dtype", "text", "nan", "noise", "huge"]))
     if change == "drop":
         del message[name]
     elif change == "noise":
@@ -182,9 +174,7 @@ def test_whatever_a_client_sends_is_a_finite_update_or_an_error_of_ours(
         if checked:
             Gate().check_message(message, FORMS[rule.label], CONTEXTS[1])
         with np.errstate(all="ignore"):
-            total = rule.merge(
-                rule.admit(UPDATES_SENT[rule.label], CONTEXTS[0]), rule.admit(message, CONTEXTS[1])
-            )
+            total = rule.merge(rule.admit(UPDATES_SENT[rule.label], CONTEXTS[0]), rule.admit(message, CONTEXTS[1]))
             found, _ = rule.decode({}, total, CONTEXTS[0]._replace(client=-1))
     except FoedusError:
         return

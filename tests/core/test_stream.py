@@ -13,6 +13,7 @@ from hypothesis import given
 import foedus as fd
 from foedus.errors import ConfigurationError, DataError
 from foedus.record.folder import METRICS
+from foedus.sim.world import Device
 
 
 def numbered(sizes: list[int]) -> fd.Clients:
@@ -109,6 +110,25 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert run("cut", 6) == run("whole", 6)
 
 
+def test_a_stream_in_a_world_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+    clients, task = numbered([9, 5, 7]).arriving(1), fd.Task(fd.linear(2))
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.001, batch_size=2, epochs=3))
+    device = lambda draw: fd_device(speed=float(draw.uniform(1, 3)))  # noqa: E731
+
+    def run(folder: str, rounds: int) -> bytes:
+        world = fd.World(device=device, deadline=6.0, partial_work=True)
+        settings = fd.Settings(folder=tmp_path / folder, executor=fd.executors.debug(), progress=False, world=world)
+        return (fd.simulate(task, algorithm, clients, rounds=rounds, settings=settings).folder / METRICS).read_bytes()
+
+    for rounds in range(1, 7):
+        again = run("cut", rounds)
+    assert again == run("whole", 6)
+
+
+def fd_device(speed: float) -> Device:
+    return Device(speed=speed, download=1e9, upload=1e9)
+
+
 def test_what_cannot_stream_is_refused() -> None:
     streaming = numbered([4]).arriving(1)
     for change in (
@@ -132,3 +152,33 @@ def test_streams_differ_in_their_fingerprints() -> None:
         numbered([4]).arriving(2).fingerprint(),
     }
     assert len(prints) == 3
+
+
+def made_again(round: int) -> fd.Clients:
+    """A function whose pool is another object every time, as in another process."""
+    examples = np.arange(12.0).reshape(6, 2), np.arange(6)
+    return fd.Clients.pooled(fd.Examples((examples[0],), examples[1]), [[0, 1], [2 + round % 2]])
+
+
+def test_a_pool_that_is_made_again_is_the_same_pool() -> None:
+    clients = fd.Clients.streamed(made_again)
+    first, later = clients.pool, clients.at(2).pool
+    assert first is not None
+    assert later is not None
+    assert later[0] is first[0]
+    assert clients.at(2) is clients.at(2)
+    assert clients.at(2).train(1).targets.tolist() == [2]
+    with pytest.raises(DataError, match="another pool of examples in round 2"):
+        fd.Clients.streamed(lambda r: fd.Clients.of({"a": ([[float(r)]], [0])})).at(2)
+
+
+def test_functions_that_give_no_population_are_told() -> None:
+    with pytest.raises(ConfigurationError, match=r"takes a function from the round.*not 3"):
+        fd.Clients.streamed(3)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="gives None in round 1"):
+        fd.Clients.streamed(lambda r: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(DataError, match=r"failed in round 1: ZeroDivisionError"):
+        fd.Clients.streamed(lambda r: fd.Clients.of({"a": ([[r / 0]], [0])}))
+    assert fd.Clients.streamed(made_again).fingerprint() == fd.Clients.streamed(made_again).fingerprint()
+    one, two = (fd.Clients.streamed(lambda r, k=k: made_again(r + k - k)) for k in (2, 4))
+    assert one.fingerprint() != two.fingerprint()

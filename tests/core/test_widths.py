@@ -133,3 +133,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
             fd.heterofl(spec, lambda c: 0.5),
             clients,
         )
+    with pytest.raises(ConfigurationError, match=r"takes a function from a client's position.*not 0\.5"):
+        fd.heterofl(spec, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"different numbers in .*not 0\.5"):
+        fd.heterofl(spec, lambda client: 1.0, fractions=0.5)  # type: ignore[arg-type]
+
+
+def test_another_function_of_the_same_name_is_another_algorithm() -> None:
+    one, other = (fd.heterofl(fd.local_sgd(lr=0.1), f).label for f in (lambda c: 0.5, lambda c: 1.0))
+    assert one != other

@@ -152,6 +152,20 @@ def test_cifar_pictures_land_with_their_class(files):
     assert len(data.cifar10_jpeg(per_class=1).train) == 1
 
 
+@pytest.mark.parametrize("per_class", [0, -1, 2.5, True])
+def test_some_pictures_of_a_class_are_at_least_one(per_class):
+    with pytest.raises(ConfigurationError, match=f"per_class must be a whole number of at least 1.*not {per_class!r}"):
+        data.cifar10_jpeg(per_class=per_class)
+
+
+def test_another_archive_is_not_taken_for_the_pictures(files, monkeypatch):
+    files("cifar10/cifar10-jpeg.tar.xz", b"no archive")
+    wrong = Source("cifar10/cifar10-jpeg.tar.xz", "0" * 64)
+    monkeypatch.setattr(sources, "SOURCES", (wrong,))
+    with pytest.raises(DataCorrupt, match="is not the file it should be"):
+        data.cifar10_jpeg()
+
+
 def test_characters_are_predicted_exactly_once(files):
     said = [("R", ["To be", "or not"]), ("R", ["to be:", "that", "is"]), ("S", ["Alone"])]
     records = [json.dumps({"play": "p", "role": role, "lines": lines}) for role, lines in said]

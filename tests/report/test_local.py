@@ -115,7 +115,7 @@ def test_local_curves_need_something_to_evaluate_on(tmp_path: Path) -> None:
             task(), ALGORITHM, clients().with_test(None), rounds=1,
             settings=settings(tmp_path, local_curves=fd.LocalCurves()),
         )  # fmt: skip
-    with pytest.raises(ConfigurationError, match="from 1, not 0"):
+    with pytest.raises(ConfigurationError, match="at least 1 local step, not 0"):
         fd.LocalCurves(every=0)
 
 

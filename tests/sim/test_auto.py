@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,3 +190,22 @@ def test_a_fault_inside_a_fast_path_is_passed_by_if_another_can_run() -> None:
     with choose(Auto(candidates), job(), orders(job()), rounds=1, say=said.append) as session:
         assert session.name == "debug"
     assert "compiled passed by: MemoryError: XLA ran out of it" in said[0]
+
+
+def test_candidates_are_tried_with_all_that_a_method_sends_down(tmp_path: Path) -> None:
+    clients = fd.Clients.of({i: (np.ones((8, 3)), np.zeros(8, int)) for i in range(3)})
+    algorithm = fd.scaffold(fd.local_sgd(lr=0.1), personal=fd.fine_tune())
+    settings = fd.Settings(folder=tmp_path / "run", progress=False)
+    run = fd.simulate(fd.Task(fd.logistic(3, 2)), algorithm, clients, rounds=2, settings=settings)
+    assert [line["senders"] for line in run.metrics] == [3, 3]
+
+
+@pytest.mark.parametrize("sizes", [[0, 7, 7], None])
+def test_a_first_cohort_may_be_empty(sizes: list[int] | None) -> None:
+    this = job()
+    counts = sizes or [7, 7, 7]
+    clients = fd.Clients.generated(lambda i: (np.ones((counts[i], 4), "f4"), np.zeros(counts[i], int)), 3, sizes=sizes)
+    this = replace(this, clients=clients, algorithm=fd.fedavg(fd.local_sgd(lr=0.1, batch_size=None)))
+    asked = replace(orders(this), cohort=np.empty(0, np.int64))
+    with choose(Auto((Renamed("debug"),), lambda n, r: 1.0), this, asked, rounds=2, say=lambda text: None) as session:
+        assert session.name == "debug"

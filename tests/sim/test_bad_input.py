@@ -219,7 +219,7 @@ def test_rule_one_client_whose_numbers_are_not_finite_is_refused_counted_and_nam
     for line, plain in zip(with_bad.metrics, without.metrics, strict=True):
         (refusal,) = line["refused"]
         assert refusal["client"] == "bad"
-        assert "parameter 'weight' is nan" in refusal["reason"]
+        assert "has nan in parameter 'weight'" in refusal["reason"]
         assert line["train_loss"] == plain["train_loss"]
         assert line["central"] == plain["central"]
     assert "refused" not in without.metrics[0]

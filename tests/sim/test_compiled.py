@@ -14,11 +14,13 @@ import foedus as fd
 import foedus.core.batches
 from foedus.backends import open_trainer
 from foedus.core.client import LocalSGD
+from foedus.core.method import Contribution, Local, Method, Train, Visit
 from foedus.core.select import Population
 from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, TrainingError
 from foedus.sim.compiled import Compiled
 from foedus.sim.debug import Debug
+from foedus.sim.vectorised import Vectorised
 from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
 
 pytestmark = pytest.mark.slow
@@ -137,6 +139,67 @@ def test_batch_statistics_forbid_padding() -> None:
     task = fd.Task(normed, F.cross_entropy)
     with pytest.raises(ConfigurationError, match="BatchNorm"):
         outcome(Compiled(), Job(task, fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4)), population([8, 11]), seed=0))
+
+
+def normed() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+
+
+def test_batches_of_few_widths_are_not_padded() -> None:
+    task = fd.Task(normed, F.cross_entropy)
+    close(Job(task, fd.fedavg(fd.local_sgd(lr=0.1, batch_size=9)), population([9, 5, 18, 0, 5]), seed=0), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "known", "told"),
+    [
+        ([8, 11], True, r"last batch of client 'c1' is smaller than its others .11 examples in batches of 4"),
+        ([8, 12], False, r"is not known beforehand. Give Clients.generated\(..., sizes="),
+    ],
+)
+def test_a_spec_of_a_method_is_refused_at_its_first_use(sizes: list[int], known: bool, told: str) -> None:
+    whole = population(sizes)
+    clients = whole if known else fd.Clients.generated(partial(_of, whole), len(sizes))
+    steps = fd.local_sgd(lr=0.1, batch_size=None, steps=1)
+
+    def local(visit: Visit) -> Local:
+        return Contribution.of((yield Train(spec=fd.local_sgd(lr=0.1, batch_size=4))), visit)
+
+    algorithm = fd.Algorithm(client=steps, method=Method(local, "fours()"))
+    with pytest.raises(ConfigurationError, match=told):
+        outcome(Compiled(), Job(fd.Task(normed, F.cross_entropy), algorithm, clients, seed=0))
+
+
+def test_too_many_widths_are_refused() -> None:
+    job = Job(fd.Task(normed, F.cross_entropy), fd.fedsgd(lr=0.1), population(list(range(2, 40))), seed=0)
+    with pytest.raises(ConfigurationError, match="38 different widths"):
+        outcome(Compiled(), job)
+
+
+def test_specs_made_anew_in_every_visit_need_no_new_programs() -> None:
+    def local(visit: Visit) -> Local:
+        spec = fd.local_sgd(lr=lambda r: 0.1, batch_size=4, penalty=fd.proximal(0.1))
+        return Contribution.of((yield Train(spec=spec)), visit)
+
+    algorithm = fd.Algorithm(client=fd.local_sgd(lr=0.1, batch_size=4), method=Method(local, "anew()"))
+    job = Job(fd.Task(net, F.cross_entropy), algorithm, population([8, 4, 5]), seed=0)
+    start = open_trainer(job.task, seed=0).initial()
+    with Compiled().open(job) as fast, Vectorised(threads=1).open(job) as batched:
+        for number in range(1, 4):
+            for session in (fast, batched):
+                session.run(Orders(number, start, np.arange(3)))
+        assert (len(fast._programs), len(batched._others)) == (1, 1)
+
+
+def test_averaged_whole_numbers_among_buffers_agree(tmp_path: Path) -> None:
+    task, clients = fd.Task(normed, F.cross_entropy), population([8, 12, 4])
+    runs = []
+    for executor in (Debug(), Vectorised(threads=1), Compiled()):
+        settings = fd.Settings(executor=executor, folder=tmp_path / executor.name, progress=False)
+        algorithm = fd.fedavg(fd.local_sgd(lr=0.1, batch_size=4))
+        runs.append(fd.simulate(task, algorithm, clients, rounds=3, settings=settings).weights.buffers)
+    np.testing.assert_allclose(runs[1], runs[0], rtol=1e-4)
+    np.testing.assert_allclose(runs[2], runs[0], rtol=1e-4)
 
 
 def test_a_label_out_of_range_is_an_error_that_names_the_client() -> None:

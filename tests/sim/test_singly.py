@@ -199,3 +199,30 @@ def test_scores_are_drawn(tmp_path: Path) -> None:
     assert (done.folder / "figures" / "scores.png").stat().st_size > 5000
     with pytest.raises(ConfigurationError, match="no scores of 'loss'"):
         plot_scores(done.record, figure="loss")
+
+
+HELD = fd.heterofl(
+    LOCAL,
+    lambda client: 0.5 if client % 2 else 1.0,
+    fractions=(1.0, 0.5),
+    held=lambda layout, f: halves(layout.size, f),
+)
+KINDS = fd.fedavg(LOCAL, personal=fd.ifca(2))
+
+
+def halves(size: int, fraction: float) -> Any:
+    return np.arange(size) < fraction * size
+
+
+@pytest.mark.parametrize("algorithm", [HELD, KINDS])
+def test_updates_of_parts_pass_the_gate_and_are_attacked(tmp_path: Path, algorithm: fd.Algorithm) -> None:
+    honest = run(tmp_path / "honest", None, algorithm, rounds=2)
+    flipped = run(tmp_path / "flipped", fd.attacks.sign_flip(3.0), algorithm, rounds=2)
+    assert not np.array_equal(vector(honest), vector(flipped))
+    with pytest.raises(NothingToAggregate, match="at most 1e-06 passes"):
+        run(tmp_path / "gate", None, replace(algorithm, gate=fd.Gate(max_norm=1e-6)))
+
+
+def test_a_watch_needs_updates_of_one_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"clients of ifca\(2.* send updates of several models"):
+        run(tmp_path, None, KINDS, watch=fd.Watch())

@@ -44,6 +44,12 @@ def test_every_combination_is_run_and_the_best_comes_first(tmp_path: Path) -> No
         assert result.final == result.record.metrics[-1]["central"]["accuracy"]
 
 
+def test_a_result_is_shown_in_a_line(tmp_path: Path) -> None:
+    found = fd.sweep(variant, {"lr": [0.5]}, folder=tmp_path, progress=False)
+    assert repr(found.best).startswith("Result(lr=0.5: 0.")
+    assert len(repr(found.best)) < 200 + len(str(tmp_path))
+
+
 def test_a_loss_is_sorted_upwards(tmp_path: Path) -> None:
     losses = [r.final for r in swept(tmp_path, metric="loss").results]
     assert losses == sorted(losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ X = RNG.normal(size=(60, 4))
 Y = X @ np.array([1.0, -2.0, 0.5, 0.0]) + 0.1 * RNG.normal(size=60)
 SIZES = [12, 3, 9, 6, 10, 8, 7, 5]
 AT = np.cumsum([0, *SIZES])
-CLIENTS = fd.Clients.of({i: (X[a:b], Y[a:b]) for i, (a, b) in enumerate(itertools.pairwise(AT))}).with_test(
-    (X, Y)
-)
+PARTS = {i: (X[a:b], Y[a:b]) for i, (a, b) in enumerate(itertools.pairwise(AT))}
+CLIENTS = fd.Clients.of(PARTS).with_test((X, Y))
 TASK = fd.Task(fd.linear(4, dtype="float64"))
 CLIENT = fd.local_sgd(lr=0.05, epochs=2, batch_size=4)
 
@@ -180,10 +180,113 @@ def test_what_cannot_be_timed_is_refused(
         simulate(tmp_path, fd.fedavg(CLIENT, timing=timing), **how)
 
 
+def test_sums_of_updates_as_they_are_sent_are_refused_where_stale_ones_are_scaled() -> None:
+    method = fd.feddyn(CLIENT).method
+    with pytest.raises(ConfigurationError, match="scales stale ones down"):
+        fd.Algorithm(client=CLIENT, method=method, timing=fd.buffered(2))
+    even = fd.buffered(2, staleness=constant())
+    assert fd.Algorithm(client=CLIENT, method=method, timing=even).timing is even
+    assert fd.Algorithm(client=CLIENT, method=fd.scaffold(CLIENT).method, timing=fd.buffered(2)).method is not None
+
+
 def test_a_world_in_which_everybody_is_lost_ends_with_an_error(tmp_path: Path) -> None:
     world = fd.World(device=lambda draw: Device(1.0, 1.0, 1.0, dropout=1.0))
     with pytest.raises(NothingToAggregate, match="were lost in the simulated world"):
         simulate(tmp_path, fd.fedavg(CLIENT, timing=fd.buffered(2)), world=world)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", [0, 3, 7, 12])
+def test_a_round_that_is_broken_off_leaves_everybody_under_way(tmp_path: Path, moment: int) -> None:
+    """Ctrl-C while a step's updates are being made: what is saved then is the state before the round."""
+    calls = [0]
+
+    def data(i: int) -> tuple[np.ndarray, np.ndarray]:
+        calls[0] += 1
+        if calls[0] == moment + 12:
+            raise KeyboardInterrupt
+        return PARTS[i]
+
+    broken = fd.Clients.generated(data, len(PARTS), sizes=SIZES).with_test((X, Y))
+    algorithm = fd.fedavg(CLIENT, timing=fd.buffered(2))
+    how = {"rounds": 14, "cohort": 4, "seed": 3}
+
+    def settings(name: str) -> fd.Settings:
+        return fd.Settings(
+            folder=tmp_path / name, world=fd.World(device=uneven), executor=fd.executors.debug(), progress=False
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        fd.simulate(TASK, algorithm, broken, settings=settings("cut"), **how)  # type: ignore[arg-type]
+    again = fd.simulate(TASK, algorithm, broken, settings=settings("cut"), **how)  # type: ignore[arg-type]
+    whole = fd.simulate(TASK, algorithm, broken, settings=settings("whole"), **how)  # type: ignore[arg-type]
+    assert (again.folder / METRICS).read_bytes() == (whole.folder / METRICS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "timing", [fd.asynchronous(0.6), fd.semi_synchronous(3.0), fd.hierarchical(2, rounds=2)], ids=lambda t: t.label
+)
+def test_one_broken_client_stops_nobody_else(tmp_path: Path, timing: Any) -> None:
+    parts = dict(PARTS) | {2: (np.full((9, 4), np.nan), np.zeros(9))}
+    clients = fd.Clients.of(parts).with_test((X, Y))
+    settings = fd.Settings(
+        folder=tmp_path, world=fd.World(device=steady), executor=fd.executors.debug(), progress=False
+    )
+    run = fd.simulate(
+        TASK, fd.fedavg(CLIENT, timing=timing), clients, rounds=25, cohort=4, seed=3, settings=settings
+    )
+    assert {r["client"] for m in run.metrics for r in m.get("refused", [])} == {2}
+    assert np.isfinite(run.final["loss"])
+
+
+def test_mixing_models_is_the_same_whatever_a_method_makes_of_updates(tmp_path: Path) -> None:
+    """FedNova of one update is the update; with mixing, the model pulled towards is not scaled by it."""
+    timing = fd.asynchronous(1.0, staleness=constant())
+    plain = simulate(tmp_path / "a", fd.fedavg(CLIENT, timing=timing), rounds=9)
+    nova = simulate(tmp_path / "b", replace(fd.fednova(CLIENT), timing=timing), rounds=9)
+    np.testing.assert_allclose(nova.weights.vector, plain.weights.vector, rtol=1e-9)
+
+
+def test_models_that_travel_beside_the_update_are_scaled_like_it(tmp_path: Path) -> None:
+    """IFCA of one cluster is federated averaging, stale or not."""
+    timing = fd.buffered(2)
+    plain = simulate(tmp_path / "a", fd.fedavg(CLIENT, timing=timing), rounds=8)
+    one = simulate(tmp_path / "b", replace(fd.fedavg(CLIENT, personal=fd.ifca(1)), timing=timing), rounds=8)
+    np.testing.assert_allclose(one.weights.vector, plain.weights.vector, rtol=1e-9)
+
+
+@pytest.mark.parametrize("timing", [fd.buffered(1), fd.asynchronous(0.5)], ids=lambda t: t.label)
+def test_statistics_of_stale_clients_are_averaged_not_added_up(tmp_path: Path, timing: Any) -> None:
+    from torch import nn
+
+    make = lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))  # noqa: E731
+    task = fd.Task(make, nn.functional.mse_loss)
+    small = {i: (0.01 * x.astype("f4"), y[:, None].astype("f4")) for i, (x, y) in PARTS.items()}
+    settings = fd.Settings(
+        folder=tmp_path, world=fd.World(device=uneven), executor=fd.executors.debug(), progress=False
+    )
+    run = fd.simulate(
+        task, fd.fedavg(fd.local_sgd(lr=0.01, epochs=4, batch_size=None), timing=timing), fd.Clients.of(small), rounds=30,
+        cohort=6, seed=0, settings=settings,
+    )  # fmt: skip
+    assert (run.parameters["1.running_var"] > 0).all()
+
+
+def test_a_buffer_that_can_never_fill_ends_with_an_error(tmp_path: Path) -> None:
+    world = fd.World(device=lambda draw: Device(1.0, 1e9, 1e9, dropout=1.0 if draw.random() < 0.9 else 0.0))
+    with pytest.raises(NothingToAggregate, match="give a smaller buffer"):
+        simulate(tmp_path, fd.fedavg(CLIENT, timing=fd.buffered(7)), world=world, rounds=3)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"deadline": 9.0}, {"over_selection": 1.5}, {"minimum": 2}], ids=lambda rule: next(iter(rule))
+)
+def test_rules_of_rounds_are_refused_where_nobody_waits(tmp_path: Path, rule: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="is about rounds that wait for a cohort"):
+        simulate(tmp_path, fd.fedavg(CLIENT, timing=fd.buffered(2)), world=fd.World(device=steady, **rule))
 
 
 # --- by edges ---------------------------------------------------------------------------------------------------
@@ -217,6 +320,45 @@ def test_edges_average_on_their_own_in_between(tmp_path: Path) -> None:
         mean += alone.weights.vector * sum(SIZES[i] for i in own) / sum(SIZES)
     np.testing.assert_allclose(run.weights.vector, mean, rtol=1e-12)
     assert run.metrics[0]["edges"]["bytes_up"] == 2 * (5 * 8 + 8)
+
+
+@pytest.mark.parametrize("server", [fd.sgd(0.5), fd.adam(0.1), fd.momentum()], ids=lambda s: s.label)
+def test_the_server_takes_its_step_once_after_the_edges(tmp_path: Path, server: Any) -> None:
+    """One edge and two rounds of it: averaging twice, then one step of the server along the sum."""
+    client = fd.local_sgd(lr=0.05, steps=1, batch_size=None)
+    how: dict[str, Any] = {"world": None, "cohort": None}
+    algorithm = fd.fedavg(client, server=server, timing=fd.hierarchical(1, rounds=2))
+    run = simulate(tmp_path / "a", algorithm, rounds=1, **how)
+    twice = simulate(tmp_path / "b", fd.fedavg(client), rounds=2, **how).weights.vector
+    start = simulate(tmp_path / "c", fd.fedavg(client), rounds=0, **how).weights.vector
+    wanted, _ = server.step(server.init(start), start, twice - start, 1)
+    np.testing.assert_allclose(run.weights.vector, wanted, rtol=1e-9)
+
+
+def test_what_clients_keep_goes_on_between_rounds_of_the_edges(tmp_path: Path) -> None:
+    from torch import nn
+
+    make = lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))  # noqa: E731
+    task = fd.Task(make, nn.functional.mse_loss, average_buffers=False)
+    data = {i: (x.astype("f4"), y[:, None].astype("f4")) for i, (x, y) in PARTS.items()}
+    settings = fd.Settings(folder=tmp_path, executor=fd.executors.debug(), progress=False, checkpoint_seconds=0)
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.01, steps=3), timing=fd.hierarchical(2, rounds=4))
+    fd.simulate(task, algorithm, fd.Clients.of(data), rounds=1, seed=0, settings=settings)
+    from foedus.record.folder import KEPT
+    from foedus.record.kept import Kept
+
+    kept = Kept(tmp_path / KEPT).read(range(len(PARTS)))
+    assert {int(k["buffers"][-1]) for k in kept.values()} == {12}
+
+
+def test_an_edge_whose_update_is_refused_is_named(tmp_path: Path) -> None:
+    algorithm = fd.fedavg(CLIENT, timing=fd.hierarchical(2, rounds=4), gate=fd.Gate(max_norm=0.4))
+    try:
+        run = simulate(tmp_path, algorithm, world=None, cohort=None, rounds=3)
+        told = str([m.get("refused") for m in run.metrics])
+    except NothingToAggregate as error:
+        told = str(error)
+    assert "edge" in told
 
 
 def test_an_edge_function_that_names_no_edges_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from hypothesis import given
 import foedus as fd
 from foedus.backends import Weights
 from foedus.core.linear import logistic
-from foedus.core.method import Contribution
-from foedus.core.values import SERVER, Context
-from foedus.errors import ConfigurationError, DataError
+from foedus.core.method import Contribution, averaging
+from foedus.core.values import SERVER, Context, Update
+from foedus.errors import ConfigurationError, DataError, UpdateRefused
 from foedus.sim.state import COSTS, RunState
 from foedus.sim.work import BUFFERS, Collector, Gained, Job, Orders, Outcome, read, shards, union
 from foedus.tree import Layout
@@ -48,9 +50,7 @@ def collected(this: Job, given: list[np.ndarray], slots: list[int], *, at_once: 
     if at_once:
         count = len(slots)
         vectors = [given[s] for s in slots]
-        collector.add_all(
-            slots, Gained(vectors, [NOTHING] * count, [s + 1 for s in slots], [2] * count, [0.5] * count)
-        )
+        collector.add_all(slots, Gained(vectors, [NOTHING] * count, [s + 1 for s in slots], [2] * count, [0.5] * count))
     else:
         for slot in slots:
             collector.contribute(slot, Contribution(given[slot], steps=2, loss=0.5), slot + 1)
@@ -100,9 +100,7 @@ def test_only_what_is_finite_and_in_range_is_let_in(seed: int) -> None:
     found = collected(this, given_, list(range(7)))
     good = [i for i, v in enumerate(given_) if np.isfinite(v).all() and np.abs(v).max() < 2.0**42]
     cohort = orders().cohort
-    assert sorted(r.client for r in found.refused) == sorted(
-        int(cohort[i]) for i in range(7) if i not in good
-    )
+    assert sorted(r.client for r in found.refused) == sorted(int(cohort[i]) for i in range(7) if i not in good)
     if good:
         assert found.message is not None
         wanted = np.mean([given_[i].astype(np.float64) for i in good], axis=0)
@@ -115,8 +113,8 @@ def test_only_what_is_finite_and_in_range_is_let_in(seed: int) -> None:
 @pytest.mark.parametrize(
     ("vector", "buffers", "reason"),
     [
-        ([0, 0, 0, np.nan, np.nan], [0, 0], r"parameter 'v' is nan (2 values not finite)"),
-        ([0, -np.inf, 0, 0, 0], [0, 0], r"parameter 'w' is -inf (1 values not finite)"),
+        ([0, 0, 0, np.nan, np.nan], [0, 0], r"the update of client 5 has nan in parameter 'v' (2 values not finite)"),
+        ([0, -np.inf, 0, 0, 0], [0, 0], r"the update of client 5 has -inf in parameter 'w' (1 values not finite)"),
         ([0] * 5, [0, np.inf], r"buffer 'mean' is inf (1 values not finite)"),
     ],
 )
@@ -127,6 +125,78 @@ def test_a_refusal_names_the_array(vector: list[float], buffers: list[float], re
     assert collector.outcome.refused == [(5, reason)]
     assert collector.outcome.message is None
     assert collector.outcome.kept == {}
+
+
+@pytest.mark.parametrize(
+    ("brought", "reason"),
+    [
+        (Contribution(np.ones(4, np.float32)), "has the shape (4,), and the model has 5 parameters"),
+        (Contribution(np.ones((1, 5), np.float32)), "has the shape (1, 5), and the model has 5 parameters"),
+        (Contribution(np.ones(5, np.int64)), "has the dtype int64, and updates are floating-point numbers"),
+        (Contribution(np.ones(5, np.float32), weight=float("nan")), "claims the weight nan"),
+        (Contribution(np.ones(5, np.float32), weight=0.0), "claims the weight 0.0"),
+        (Contribution(np.ones(5, np.float32), weight=-3.0), "claims the weight -3.0"),
+        (Contribution(np.ones(5, np.float32), weight=1e-9), "a client's weight must lie in"),
+        (Contribution(np.ones(5, np.float32), buffers=np.ones(3, np.float32)), "has buffers of shape (3,)"),
+        (Contribution(np.ones(5, np.float32), sides={"more": np.ones((2, 2))}), "has 'more' of shape (2, 2)"),
+        (Contribution(np.ones(5, np.float32), sides={"more": np.array(["a"])}), "has 'more' of dtype <U1"),
+        (Contribution(None, weight=-1.0, sides={"more": np.ones(2)}), "claims the weight -1.0"),
+    ],
+)
+def test_what_is_malformed_is_refused_and_others_count(brought: Contribution, reason: str) -> None:
+    aside = averaging()._replace(sides={"more": fd.mean()})
+    this = job()
+    collector = Collector(replace(this, algorithm=replace(this.algorithm, method=aside)), orders(2), WITH_BUFFERS)
+    collector.contribute(0, Contribution(np.ones(5, np.float32), buffers=np.ones(2, np.float32)), 3)
+    collector.contribute(2, brought, 3)
+    assert [r.client for r in collector.outcome.refused] == [5]
+    assert reason in collector.outcome.refused[0].reason
+    assert collector.outcome.message is not None
+    assert collector.outcome.senders == 1
+    assert collector.outcome.sides == {}
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_client_counts_once_in_a_round(single: bool, at_once: bool) -> None:
+    twice = replace(orders(), cohort=np.array([3, 8, 3]), single=single)
+    vectors = [np.full(5, v, np.float32) for v in (1.0, 2.0, 4.0)]
+    collector = Collector(job(), twice, LAYOUTS)
+    if at_once:
+        collector.add_all(range(3), Gained(vectors, [NOTHING] * 3, [1] * 3, [1] * 3, [0.5] * 3))
+    else:
+        for slot, vector in enumerate(vectors):
+            collector.contribute(slot, Contribution(vector), 1)
+    found = collector.outcome
+    assert [(r.client, "counted already" in r.reason) for r in found.refused] == [(3, True)]
+    if single:
+        assert found.given[3].contribution.update is not None
+        assert found.given[3].contribution.update[0] == 1.0
+    else:
+        assert found.message is not None
+        mean, _ = fd.mean().decode({}, found.message, Context(0, 1, SERVER))
+        np.testing.assert_array_equal(mean, np.full(5, 1.5))
+
+
+def test_sums_in_which_a_client_is_twice_are_not_merged() -> None:
+    parts = [collected(job(), [np.ones(5, np.float32)] * 7, list(range(2))) for _ in range(2)]
+    with pytest.raises(UpdateRefused, match=r"client 2 was trained in two parts of one round"):
+        union(job(), parts)
+
+
+@pytest.mark.parametrize(("size", "names"), [(5, ("w", "v")), (3, ("more",))])
+def test_stages_of_a_methods_own_channels_know_the_layout(size: int, names: tuple[str, ...]) -> None:
+    seen, rule = [], fd.mean()
+
+    def encode(update: Update, context: Context) -> dict[str, np.ndarray]:
+        seen.append(context.layout and context.layout.names)
+        return rule.encode(update, context)
+
+    aside = averaging()._replace(sides={"more": rule._replace(encode=encode)})
+    this = job()
+    collector = Collector(replace(this, algorithm=replace(this.algorithm, method=aside)), orders(), LAYOUTS)
+    collector.contribute(0, Contribution(None, sides={"more": np.ones(size)}), 3)
+    assert seen == [names]
 
 
 def test_numbers_whose_sum_overflows_are_finite_all_the_same() -> None:
