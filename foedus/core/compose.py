@@ -126,8 +126,8 @@ class Algorithm:
             )
         if downlink.event is not None or downlink.tell is not None:
             raise ConfigurationError(
-                f"downlink={downlink.label} adds noise for privacy, or tells clients something; what the model says was "
-                "made private when it was made. Write stages and a mean: "
+                f"downlink={downlink.label} adds noise for privacy, or tells clients something; the model was made "
+                "private, if at all, before it is sent. Write stages and a mean: "
                 "foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
         if self.method is not None and self.method.home is not None:

@@ -178,9 +178,7 @@ class Ground:
         layout = self.server.layout if part is None else part.layout
         noise = generator(job.seed, "foretold").standard_normal(layout.size).astype(layout.dtype)
         told = self.server.told(state).get(UPDATE, NOTHING)
-        context = Context(
-            job.seed, 0, 0, layout, layout.size, told=told, secret=known_to_all_who_know_the_seed
-        )
+        context = Context(job.seed, 0, 0, layout, layout.size, told=told, secret=known_to_all_who_know_the_seed)
         averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
         return averaged + message_bytes(job.algorithm.aggregator.encode(Update(noise, 1.0), context))
 
