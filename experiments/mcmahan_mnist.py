@@ -194,12 +194,8 @@ def draw(found: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", action="append", default=[], help='rows whose name holds this, e.g. "cnn iid"'
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help='rows whose name holds this, e.g. "cnn iid"')
     parser.add_argument("--rounds", type=int, help="at most so many rounds a run; 0 reports what there is")
     parser.add_argument("--executor", default="auto", help="auto, debug, processes, ...")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -214,9 +210,7 @@ def main() -> None:
     header = ("row", "learning rate", "rounds here", "published", "× FedSGD here", "× FedSGD published", "")
     missing = [row for row in ROWS if row.name not in {f["row"] for f in found}]
     document("mcmahan", table(header, [*lines(found), *unrun(missing)]))
-    store(
-        "mcmahan_mnist", {"clients": CLIENTS, "cohort": COHORT, "seed": SEED, "target": TARGET, "rows": found}
-    )
+    store("mcmahan_mnist", {"clients": CLIENTS, "cohort": COHORT, "seed": SEED, "target": TARGET, "rows": found})
     draw(found)
 
 
