@@ -260,10 +260,8 @@ def test_statistics_of_stale_clients_are_averaged_not_added_up(tmp_path: Path, t
     settings = fd.Settings(
         folder=tmp_path, world=fd.World(device=uneven), executor=fd.executors.debug(), progress=False
     )
-    run = fd.simulate(
-        task, fd.fedavg(fd.local_sgd(lr=0.01, epochs=4, batch_size=None), timing=timing), fd.Clients.of(small), rounds=30,
-        cohort=6, seed=0, settings=settings,
-    )  # fmt: skip
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.01, epochs=4, batch_size=None), timing=timing)
+    run = fd.simulate(task, algorithm, fd.Clients.of(small), rounds=30, cohort=6, seed=0, settings=settings)
     assert (run.parameters["1.running_var"] > 0).all()
 
 
