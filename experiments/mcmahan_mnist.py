@@ -94,15 +94,16 @@ def folder(row: Row, lr: float) -> Path:
 
 
 def run(row: Row, clients: fd.Clients, lr: float, rounds: int, options: argparse.Namespace) -> fd.Run:
-    """One run of a row at one learning rate; an unfinished one goes on."""
+    """One run of a row at one learning rate; an unfinished one goes on, and one that is longer is read."""
+    there = folder(row, lr)
+    if (there / "run.json").exists() and len((read := fd.read_run(there)).metrics) >= rounds:
+        return read
     client = fd.local_sgd(lr=lr, epochs=row.epochs, batch_size=row.batch)
     algorithm = fd.fedsgd(lr=lr) if row.batch is None else fd.fedavg(client)
     return fd.simulate(
         TASKS[row.model], algorithm, clients, cohort=COHORT, rounds=rounds, seed=SEED,
         evaluation=fd.Evaluation(every=row.every, stop_at={"accuracy": TARGET[row.model]}),
-        settings=fd.Settings(
-            executor=fd.executors.by_name(options.executor), folder=folder(row, lr), progress=not options.quiet
-        ),
+        settings=fd.Settings(executor=fd.executors.by_name(options.executor), folder=there, progress=not options.quiet),
     )  # fmt: skip
 
 
