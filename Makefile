@@ -40,6 +40,7 @@ pytest: $(VENV)/.developer  ## all tests
 
 lint: $(VENV)/.developer  ## style (ruff), and which layer imports which (import-linter)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.developer  ## types (mypy, strict)

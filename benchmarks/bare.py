@@ -113,9 +113,7 @@ def follow(rank: int, chosen: workloads.Workload, world: World, step: Callable[[
         world.barrier.wait()
 
 
-def run(
-    chosen: workloads.Workload, *, processes: int, count: int, step: Callable[[nn.Module], Step]
-) -> Rounds:
+def run(chosen: workloads.Workload, *, processes: int, count: int, step: Callable[[nn.Module], Step]) -> Rounds:
     """`count` rounds of federated averaging; this process is the first of the `processes`."""
     rounds, sample = Rounds(), np.random.default_rng(0)
     start = parameters_to_vector(models.NETWORKS[chosen.network]().parameters()).detach()
@@ -126,8 +124,7 @@ def run(
         barrier=mp.get_context("spawn").Barrier(processes),
     )
     crowd = [
-        mp.get_context("spawn").Process(target=follow, args=(rank, chosen, world, step))
-        for rank in range(1, processes)
+        mp.get_context("spawn").Process(target=follow, args=(rank, chosen, world, step)) for rank in range(1, processes)
     ]
     for process in crowd:
         process.start()
@@ -147,9 +144,7 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=list(workloads.WORKLOADS))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--by-hand", action="store_true", help="write the update out, without torch.optim")

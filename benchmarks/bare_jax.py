@@ -84,9 +84,7 @@ def run(chosen: workloads.Workload, count: int) -> Rounds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=["W1", "W3"])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--skip", type=int, default=2, help="first rounds left out of the median (default 2)")

@@ -92,9 +92,7 @@ class Book:
 
     def ratios(self, name: str, other: str, workload: str, figure: str = "seconds_per_round") -> list[float]:
         """`name` over `other`, repeat by repeat."""
-        pairs = zip(
-            self.figures.get((name, workload), []), self.figures.get((other, workload), []), strict=False
-        )
+        pairs = zip(self.figures.get((name, workload), []), self.figures.get((other, workload), []), strict=False)
         return [a[figure] / b[figure] for a, b in pairs if a is not None and b is not None]
 
 
@@ -184,9 +182,7 @@ TARGETS = [
         lambda book: book.highest("foedus, 1,000,000 clients", "W4", "rss_mb"),
         " MB",
     ),
-    Target(
-        "W2: speed-up by a second process, relative to the bare loop's", "W2", 0.9, scaling, at_least=True
-    ),
+    Target("W2: speed-up by a second process, relative to the bare loop's", "W2", 0.9, scaling, at_least=True),
     Target(
         "W1: Ray on a local two-node cluster, relative to processes",
         "W1",
@@ -222,8 +218,7 @@ def jobs(workload: str, peers: Iterable[str], *, first: bool) -> list[Job]:
         ]
     if workload == "W4":
         made += [
-            Job(f"foedus, {count:,} clients", workload, ours, ("--clients", str(count)))
-            for count in (FEW, MILLION)
+            Job(f"foedus, {count:,} clients", workload, ours, ("--clients", str(count))) for count in (FEW, MILLION)
         ]
     if first:
         made += [peer_job(peer, workload) for peer in peers]
@@ -377,9 +372,7 @@ def _row(book: Book, name: str, workload: str, heads: tuple[str, ...]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="W1,W2,W3,W4", help="workloads, e.g. W1,W3")
     parser.add_argument("--repeats", type=int, default=3, help="how often all is repeated (default 3)")
     parser.add_argument("--no-peers", action="store_true", help="without Flower, pfl and FedJAX")
@@ -394,9 +387,7 @@ def arguments() -> argparse.Namespace:
     unknown = [name for name in asked.only if name not in workloads.WORKLOADS]
     unknown += [name for name in asked.peers if name not in PEER_SCRIPTS]
     if unknown:
-        parser.error(
-            f"unknown: {', '.join(unknown)}; there are {', '.join([*workloads.WORKLOADS, *PEER_SCRIPTS])}"
-        )
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join([*workloads.WORKLOADS, *PEER_SCRIPTS])}")
     return asked
 
 
@@ -405,9 +396,7 @@ def measure_all(asked: argparse.Namespace, laboratory: Laboratory) -> Book:
     for repeat in range(asked.repeats):
         for workload in asked.only:
             for job in jobs(workload, asked.peers, first=repeat == 0):
-                print(
-                    f"  repeat {repeat + 1}, {workload}, {job.name} ... ", end="", file=sys.stderr, flush=True
-                )
+                print(f"  repeat {repeat + 1}, {workload}, {job.name} ... ", end="", file=sys.stderr, flush=True)
                 found = laboratory.measure(job)
                 if isinstance(found, str):
                     print("failed", file=sys.stderr)

@@ -1,7 +1,7 @@
 """How docstrings are read for the reference: what our sources write is turned into what mkdocstrings knows.
 
-    Example:                          →  Examples: (else doctests would be shown as quotations)
-    :class:`~foedus.core.task.Task`   →  `Task`
+Example:                          →  Examples: (else doctests would be shown as quotations)
+:class:`~foedus.core.task.Task`   →  `Task`
 """
 
 import re

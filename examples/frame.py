@@ -30,9 +30,7 @@ tumours = fd.data.breast_cancer()
 train, test = table(tumours.train, tumours.columns), table(tumours.test, tumours.columns)
 frame = clinics(train)
 
-clients = fd.data.from_frame(
-    frame, target="benign", client="clinic", test=test.assign(clinic="north")
-).clients()
+clients = fd.data.from_frame(frame, target="benign", client="clinic", test=test.assign(clinic="north")).clients()
 scaling = fd.data.federated_scaling(clients)  # from sums of statistics: nobody shows a row
 clients = clients.map(scaling.apply)
 

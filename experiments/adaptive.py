@@ -58,9 +58,7 @@ def net() -> nn.Module:
 TASK = fd.Task(net, nn.functional.cross_entropy, metrics=[fd.accuracy])
 
 
-def simulate(
-    name: str, rates: tuple[float, float], data: Any, *, rounds: int, seed: int, options: Any
-) -> fd.Run:
+def simulate(name: str, rates: tuple[float, float], data: Any, *, rounds: int, seed: int, options: Any) -> fd.Run:
     """One run of an algorithm with (client, server) learning rates; an unfinished one goes on."""
     local, server = rates
     client = fd.local_sgd(lr=local, epochs=1, batch_size=BATCH)
@@ -90,9 +88,7 @@ def tune(name: str, data: Any, options: Any) -> dict[tuple[float, float], float]
 def measure(name: str, tuned: Any, final: Any, options: Any) -> dict[str, Any]:
     grid = tune(name, tuned, options)
     rates = max(grid, key=lambda r: grid[r])
-    print(
-        f"{name}: learning rates (client, server) {rates}, {grid[rates]:.4f} on held-out pictures", flush=True
-    )
+    print(f"{name}: learning rates (client, server) {rates}, {grid[rates]:.4f} on held-out pictures", flush=True)
     seeds = SEEDS[: options.seeds]
     runs = [simulate(name, rates, final, rounds=options.rounds, seed=s, options=options) for s in seeds]
     ends = [last(r, LAST) for r in runs]
@@ -127,9 +123,7 @@ def draw(found: dict[str, Any]) -> None:
     for name, f in found.items():
         at = EVERY * np.arange(1, len(f["curve"]) + 1)
         axis.plot(at, f["curve"], label=name, lw=1.4)
-    axis.set(
-        xlabel="communication round", ylabel=f"test accuracy, mean of {len(SEEDS)} seeds", ylim=(0.4, None)
-    )
+    axis.set(xlabel="communication round", ylabel=f"test accuracy, mean of {len(SEEDS)} seeds", ylim=(0.4, None))
     axis.set(title=f"Fashion-MNIST, Dirichlet({ALPHA}) over {CLIENTS} clients, {COHORT} a round")
     axis.legend()
     figure.tight_layout()
@@ -137,9 +131,7 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help=f"some of {', '.join(SERVERS)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of the final runs")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds")

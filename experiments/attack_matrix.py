@@ -197,10 +197,13 @@ def text_of(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help='parts of "partition attack defence"')
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="0: no training, the page from what is stored")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--executor", default="compiled", help="auto, debug, processes, ...")
     options = parser.parse_args()
+    if not options.rounds:
+        document("attack_matrix", text_of(stored("attack_matrix")["found"]))
+        return
     whole = options.rounds == ROUNDS and options.seed == 0
     kept = stored("attack_matrix") if whole else {}
     found, radii = kept.get("found", {}), kept.get("radii", {})

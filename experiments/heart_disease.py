@@ -47,16 +47,12 @@ class Model(NamedTuple):
 
 MODELS = {
     "logistic": Model(lambda: nn.Linear(INPUTS, 1), lr=0.05, weight_decay=0.01),
-    "mlp": Model(
-        lambda: nn.Sequential(nn.Linear(INPUTS, 16), nn.ReLU(), nn.Linear(16, 1)), lr=0.05, weight_decay=0.01
-    ),
+    "mlp": Model(lambda: nn.Sequential(nn.Linear(INPUTS, 16), nn.ReLU(), nn.Linear(16, 1)), lr=0.05, weight_decay=0.01),
 }
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(
-        output.reshape(target.shape), target.to(output.dtype)
-    )
+    return nn.functional.binary_cross_entropy_with_logits(output.reshape(target.shape), target.to(output.dtype))
 
 
 def spread(data: fd.data.Dataset) -> fd.Clients:
@@ -144,10 +140,7 @@ def tables(found: dict[str, Any]) -> str:
     texts = []
     for name, ways in found.items():
         places = list(next(iter(ways.values())))
-        rows = [
-            [way.replace(" - ", " − "), *(cell(way, values[p]) for p in places)]
-            for way, values in ways.items()
-        ]
+        rows = [[way.replace(" - ", " − "), *(cell(way, values[p]) for p in places)] for way, values in ways.items()]
         texts.append(f"{TITLES[name]}:\n\n{table(['', *places], rows)}")
     return "\n\n".join(texts)
 
@@ -176,13 +169,9 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="logistic or mlp")
-    parser.add_argument(
-        "--splits", type=int, default=SPLITS, help="repetitions with another split and other weights"
-    )
+    parser.add_argument("--splits", type=int, default=SPLITS, help="repetitions with another split and other weights")
     options = parser.parse_args()
     data = fd.data.heart_disease()
     hospitals, found = spread(data), {}

@@ -94,15 +94,16 @@ def folder(row: Row, lr: float) -> Path:
 
 
 def run(row: Row, clients: fd.Clients, lr: float, rounds: int, options: argparse.Namespace) -> fd.Run:
-    """One run of a row at one learning rate; an unfinished one goes on."""
+    """One run of a row at one learning rate; an unfinished one goes on, and one that is longer is read."""
+    there = folder(row, lr)
+    if (there / "run.json").exists() and len((read := fd.read_run(there)).metrics) >= rounds:
+        return read
     client = fd.local_sgd(lr=lr, epochs=row.epochs, batch_size=row.batch)
     algorithm = fd.fedsgd(lr=lr) if row.batch is None else fd.fedavg(client)
     return fd.simulate(
         TASKS[row.model], algorithm, clients, cohort=COHORT, rounds=rounds, seed=SEED,
         evaluation=fd.Evaluation(every=row.every, stop_at={"accuracy": TARGET[row.model]}),
-        settings=fd.Settings(
-            executor=fd.executors.by_name(options.executor), folder=folder(row, lr), progress=not options.quiet
-        ),
+        settings=fd.Settings(executor=fd.executors.by_name(options.executor), folder=there, progress=not options.quiet),
     )  # fmt: skip
 
 
@@ -194,12 +195,8 @@ def draw(found: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", action="append", default=[], help='rows whose name holds this, e.g. "cnn iid"'
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help='rows whose name holds this, e.g. "cnn iid"')
     parser.add_argument("--rounds", type=int, help="at most so many rounds a run; 0 reports what there is")
     parser.add_argument("--executor", default="auto", help="auto, debug, processes, ...")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -214,9 +211,7 @@ def main() -> None:
     header = ("row", "learning rate", "rounds here", "published", "× FedSGD here", "× FedSGD published", "")
     missing = [row for row in ROWS if row.name not in {f["row"] for f in found}]
     document("mcmahan", table(header, [*lines(found), *unrun(missing)]))
-    store(
-        "mcmahan_mnist", {"clients": CLIENTS, "cohort": COHORT, "seed": SEED, "target": TARGET, "rows": found}
-    )
+    store("mcmahan_mnist", {"clients": CLIENTS, "cohort": COHORT, "seed": SEED, "target": TARGET, "rows": found})
     draw(found)
 
 

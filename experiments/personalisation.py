@@ -13,7 +13,7 @@ with batch norms. All clients take part in every round and the learning rate of 
 what a way has of its own was set beforehand (``ARMS``) and not tuned.
 
     python experiments/personalisation.py --only heart        # a minute
-    python experiments/personalisation.py                     # about six minutes of one core
+    python experiments/personalisation.py                     # about ten minutes of one core
     python experiments/personalisation.py --report            # no training: tables and figure of what there is
 """
 

@@ -76,25 +76,18 @@ def figure_two(data: Any, rounds: int) -> dict[str, Any]:
     deals = {name: data.partition(rule, seed=SEED) for name, rule in PARTITIONS.items()}
     everything = fd.Clients.of({"everybody": deals["uniform"].pooled_examples()}, central_test=data.test)
     client = fd.local_sgd(lr=TWO["lr"], epochs=1, batch_size=BATCH)
-    runs = {
-        n: simulate(f"two {n}", c, client, rounds) for n, c in ({"non-federated": everything} | deals).items()
-    }
+    runs = {n: simulate(f"two {n}", c, client, rounds) for n, c in ({"non-federated": everything} | deals).items()}
     picture = plot_accuracy_by_partition({n: r.record for n, r in runs.items()})
     picture.savefig(figure_path("talk_two"), dpi=85)
     curves = {n: [round(m["central"]["accuracy"], 4) for m in r.metrics] for n, r in runs.items()}
-    rows = [
-        [n, *(f"{100 * a:.1f} %" for a in (c[0], c[min(4, len(c) - 1)], c[-1], max(c)))]
-        for n, c in curves.items()
-    ]
+    rows = [[n, *(f"{100 * a:.1f} %" for a in (c[0], c[min(4, len(c) - 1)], c[-1], max(c)))] for n, c in curves.items()]
     text = table(("test accuracy", "round 1", "round 5", f"round {rounds}", "best"), rows)
     document("talk", text) if rounds == TWO["rounds"] else print(text)
     return {"settings": TWO, "accuracy": curves}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="one or two")
     parser.add_argument("--rounds", type=int, help="rounds, instead of those at the top of the script")
     options = parser.parse_args()

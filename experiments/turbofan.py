@@ -127,9 +127,7 @@ def together(parts: list[fd.Clients]) -> fd.Clients:
     """The clients of several sub-sets in one population."""
     if len(parts) == 1:
         return parts[0]
-    named: dict[int | str, Any] = {
-        f"{i}/{c.ids[k]}": c.train(k) for i, c in enumerate(parts) for k in range(len(c))
-    }
+    named: dict[int | str, Any] = {f"{i}/{c.ids[k]}": c.train(k) for i, c in enumerate(parts) for k in range(len(c))}
     return fd.Clients.of(named)
 
 
@@ -205,9 +203,7 @@ def summary(jobs: list[Job]) -> dict[str, Any]:
         if (folder(job) / "errors.json").exists():
             for subset, values in measure(job, "").items():
                 found.setdefault(f"{job.name} | {subset}", []).append(values)
-    return {
-        name: {"runs": len(v)} | {k: spread([e[k] for e in v]) for k in v[0]} for name, v in found.items()
-    }
+    return {name: {"runs": len(v)} | {k: spread([e[k] for e in v]) for k in v[0]} for name, v in found.items()}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -278,15 +274,9 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", action="append", default=[], help='jobs whose name holds this, e.g. "FD001 pooled"'
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="at most so many seeds (engines, of those alone: ten)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help='jobs whose name holds this, e.g. "FD001 pooled"')
+    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds (engines, of those alone: ten)")
     parser.add_argument("--executor", default="auto", help="auto, debug, processes, ...")
     parser.add_argument("--report", action="store_true", help="train nothing")
     options = parser.parse_args()

@@ -63,9 +63,7 @@ SCENES = {
 FIRST_ROUNDS = 10
 
 
-def demo(
-    folder: str | Path = "runs/demo", data: str | None = None, *, progress: bool = True
-) -> dict[str, Path]:
+def demo(folder: str | Path = "runs/demo", data: str | None = None, *, progress: bool = True) -> dict[str, Path]:
     """Train, draw both figures and print a table.
 
     Args:
@@ -108,9 +106,7 @@ def demo(
 def first_figure(task: fd.Task, data: Dataset, scene: Scene, folder: Path, *, progress: bool) -> Path:
     """The loss of every node's own model, of a node alone, and of the federated model; the figure's path."""
     assert data.test is not None
-    clients = data.partition(fd.data.by_class(NODES, share=0.9), seed=SEED).with_test(
-        data.test.take(slice(WATCHED))
-    )
+    clients = data.partition(fd.data.by_class(NODES, share=0.9), seed=SEED).with_test(data.test.take(slice(WATCHED)))
     algorithm = fd.fedavg(scene.first)
 
     def run(name: str, clients: fd.Clients) -> Record:
@@ -126,9 +122,7 @@ def first_figure(task: fd.Task, data: Dataset, scene: Scene, folder: Path, *, pr
     return path
 
 
-def second_figure(
-    task: fd.Task, data: Dataset, scene: Scene, folder: Path, *, progress: bool
-) -> dict[str, Record]:
+def second_figure(task: fd.Task, data: Dataset, scene: Scene, folder: Path, *, progress: bool) -> dict[str, Record]:
     """The runs of the second figure, by the name of their curve, from the easiest to the hardest."""
     partitions = {
         "non-federated": fd.data.iid(1),

@@ -138,9 +138,7 @@ class Layout:
         found = dict(leaves(tree))
         if set(found) != set(self.names):
             missing, extra = sorted(set(self.names) - set(found)), sorted(set(found) - set(self.names))
-            raise ConfigurationError(
-                f"the arrays differ from the layout: missing {missing}, not expected {extra}"
-            )
+            raise ConfigurationError(f"the arrays differ from the layout: missing {missing}, not expected {extra}")
         vector = np.empty(self.size, self.dtype)
         for name, shape, at, size in zip(self.names, self.shapes, self.offsets, self.sizes, strict=True):
             array = np.asarray(found[name])
@@ -155,9 +153,7 @@ class Layout:
         if flat.shape != (self.size,):
             raise ConfigurationError(f"a vector of shape ({self.size},) is needed, not {flat.shape}")
         parts = zip(self.names, self.shapes, self.offsets, self.sizes, self.dtypes, strict=True)
-        return {
-            name: _cast(flat[at : at + size], dtype).reshape(shape) for name, shape, at, size, dtype in parts
-        }
+        return {name: _cast(flat[at : at + size], dtype).reshape(shape) for name, shape, at, size, dtype in parts}
 
     def digest(self) -> str:
         """A short fingerprint of names, shapes and dtypes."""

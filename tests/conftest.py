@@ -27,9 +27,7 @@ hypothesis.settings.register_profile(
     "ci", deadline=None, max_examples=40, derandomize=True, print_blob=True, database=None
 )
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
-hypothesis.settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
-)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +77,7 @@ class Decorate(ast.NodeTransformer):
         return self._inside(node, method=True)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        parts = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg) and a.annotation] + [
-            node.returns
-        ]
+        parts = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg) and a.annotation] + [node.returns]
         names = {n.id for part in parts if part for n in ast.walk(part) if isinstance(n, ast.Name)}
         wrapper = "__check__" if self.method else "__checked__"
         self._inside(node, method=False)

@@ -372,14 +372,10 @@ def test_an_aggregator_of_ones_own_runs_and_survives_a_poisoner(tmp_path: Path) 
     clients = fd.Clients.of(shares, central_test=(x, y))
     found = {}
     for aggregator in (fd.mean(), trimmed_mean(0.2)):
-        settings = fd.Settings(
-            folder=tmp_path / aggregator.label, progress=False, executor=fd.executors.debug()
-        )
+        settings = fd.Settings(folder=tmp_path / aggregator.label, progress=False, executor=fd.executors.debug())
         algorithm = fd.fedavg(fd.local_sgd(lr=0.1), aggregator=aggregator)
         task = fd.Task(logistic(4, 2), metrics=[fd.accuracy])
-        found[aggregator.label] = fd.simulate(task, algorithm, clients, rounds=15, settings=settings).final[
-            "accuracy"
-        ]
+        found[aggregator.label] = fd.simulate(task, algorithm, clients, rounds=15, settings=settings).final["accuracy"]
     assert found["mean()"] < 0.6
     assert found["trimmed_mean(0.2)"] > 0.95
 
@@ -432,9 +428,7 @@ def arguments(function: Function) -> list[str]:
 def imports() -> Iterator[tuple[str, str]]:
     """(module, what it imports) for the package's own modules, imports inside functions included."""
     for path in SOURCES:
-        name = ".".join(("foedus", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
-            ".__init__"
-        )
+        name = ".".join(("foedus", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         if name == "foedus":
             continue  # the table of public names
         for node in ast.walk(parsed(path)):

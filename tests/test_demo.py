@@ -56,9 +56,7 @@ def test_the_more_skewed_the_slower(shown: Path) -> None:
     assert final[3] < final[2] - 0.03
 
 
-def test_called_again_it_shows_the_same_and_trains_nothing(
-    shown: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_called_again_it_shows_the_same_and_trains_nothing(shown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in shown.rglob("timings.jsonl")}
     demo(shown.parent, "digits", progress=False)
     assert {path: path.read_bytes() for path in shown.rglob("timings.jsonl")} == before

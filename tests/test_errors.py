@@ -50,9 +50,7 @@ def test_the_tree_at_the_head_of_the_file_is_the_tree() -> None:
             depth = len(found[1]) // 4
             path = [*path[:depth], found[2]]
             drawn.append((found[2], path[-2] if depth else ""))
-    real = [
-        (k.__name__, next((b.__name__ for b in k.__bases__ if issubclass(b, FoedusError)), "")) for k in KINDS
-    ]
+    real = [(k.__name__, next((b.__name__ for b in k.__bases__ if issubclass(b, FoedusError)), "")) for k in KINDS]
     assert sorted(drawn) == sorted(real)
 
 

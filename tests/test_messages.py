@@ -199,5 +199,8 @@ def test_real_messages_of_torch_are_known(tmp_path, monkeypatch):
 
 def _device_told(torch):
     with pytest.raises(ConfigurationError) as caught:
-        run(fd.Task(lambda: torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy), settings=fd.Settings(device="gpu0"))
+        run(
+            fd.Task(lambda: torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy),
+            settings=fd.Settings(device="gpu0"),
+        )
     return str(caught.value)

@@ -39,9 +39,7 @@ class Guides(NamedTuple):
 
     def of(self, slots: NDArray[np.integer]) -> Guides:
         """Those of some clients."""
-        start, anchor, shift = (
-            None if v is None else v[slots] for v in (self.start, self.anchor, self.shift)
-        )
+        start, anchor, shift = (None if v is None else v[slots] for v in (self.start, self.anchor, self.shift))
         return Guides(start, anchor, shift, self.mask)
 
 

@@ -162,9 +162,7 @@ class CohortProgram:
             )
         return _unpacked(answer, deal, plan.steps)
 
-    def _guided(
-        self, guides: Guides, deal: Sequence[NDArray[np.int64]]
-    ) -> tuple[dict[str, Vector], dict[str, Vector]]:
+    def _guided(self, guides: Guides, deal: Sequence[NDArray[np.int64]]) -> tuple[dict[str, Vector], dict[str, Vector]]:
         """Each device's rows of what clients have of their own, [D, S, P]; and what all have in common, [P]."""
         own = {"start": guides.start, "anchor": guides.anchor, "shift": guides.shift}
         found = {}
@@ -257,9 +255,7 @@ def _client(recipe: Recipe, *, frozen: Any, pool: Pool, lr: Array) -> Callable[.
             )
             # By name: jax hands dicts back in the order of their keys, not in the layout's.
             mine, theirs, slopes = ([d[n] for n in names] for d in (params, guide["anchor"], grads))
-            new, memory = descend(
-                recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr, steering=steering
-            )
+            new, memory = descend(recipe.spec, mine, slopes, memory=memory, received=theirs, lr=lr, steering=steering)
             params = dict(zip(recipe.layout.names, new, strict=True))
             return params, memory, dict(buffers), total + loss.astype(total.dtype)
 

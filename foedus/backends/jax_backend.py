@@ -141,9 +141,7 @@ class JaxTrainer:
         count = len(few)
         params = self._named(self.leaves(self._initial + _jitter(self._initial)))
         words = np.array([1, 2], np.uint32)
-        output = jax.eval_shape(
-            partial(self._net.apply, train=True), self._tree(params), *few.inputs, key=_key(words)
-        )
+        output = jax.eval_shape(partial(self._net.apply, train=True), self._tree(params), *few.inputs, key=_key(words))
         value = jax.eval_shape(self._loss, output, few.targets)
         if not value.ndim:
             return "the loss gives the mean of a batch; give one that returns a value per example to allow padding"
@@ -231,14 +229,10 @@ def build(task: Task, *, seed: int, device: str | None = None) -> JaxTrainer:
     except RuntimeError as error:
         raise ConfigurationError(f"jax has no device {device!r}: {error}") from error
     word = key(seed, "weights")
-    return JaxTrainer(
-        task, model, model.init(_key(np.array([word >> 32, word & 0xFFFFFFFF], np.uint32))), place
-    )
+    return JaxTrainer(task, model, model.init(_key(np.array([word >> 32, word & 0xFFFFFFFF], np.uint32))), place)
 
 
-def recipe(
-    trainer: Any, task: Task, spec: LocalSGD, *, width: int, examples: Examples
-) -> tuple[Recipe, str | None]:
+def recipe(trainer: Any, task: Task, spec: LocalSGD, *, width: int, examples: Examples) -> tuple[Recipe, str | None]:
     """What the compiled executor runs for a jax model, and why its batches may not be padded."""
     from foedus.backends.compiled import Recipe, tainted
 
@@ -261,9 +255,7 @@ def recipe(
 def _step(task: Task, model: JaxModel, tree: Callable[[dict[str, Array]], Tree]) -> Callable[..., Any]:
     """See :class:`Step`."""
 
-    def objective(
-        params: dict[str, Array], inputs: Any, target: Array, mask: Array | None, words: Array
-    ) -> Array:
+    def objective(params: dict[str, Array], inputs: Any, target: Array, mask: Array | None, words: Array) -> Array:
         output = model.apply(tree(params), *inputs, train=True, key=_key(words))
         value = _compared(task, output, target)
         if mask is None or not value.ndim:

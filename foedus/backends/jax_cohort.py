@@ -135,15 +135,11 @@ def _together(
     *inputs, target = (x[rows] for x in pool)  # [k, width, ...]
     mask = None if real is None else jnp.arange(rows.shape[1]) < real[:, None]
 
-    def one(
-        params: list[Array], memory: list[Array], anchor: list[Array], shift: list[Array], batch: Any
-    ) -> Any:
+    def one(params: list[Array], memory: list[Array], anchor: list[Array], shift: list[Array], batch: Any) -> Any:
         guide = (anchor or towards.received, Steering(shift, towards.mask))
         return advanced(step, spec, params, memory, guide, batch, lr)
 
-    own, kept, anchor, shift = (
-        [w[members] for w in part] for part in (*state, towards.anchor, towards.shift)
-    )
+    own, kept, anchor, shift = ([w[members] for w in part] for part in (*state, towards.anchor, towards.shift))
     new, moved, losses = jax.vmap(one)(own, kept, anchor, shift, (tuple(inputs), target, mask, keys))
     parameters, memory = (
         [w.at[members].set(n) for w, n in zip(part, values, strict=True)]

@@ -12,9 +12,7 @@ from foedus.backends.trainer import Assignment
 from foedus.errors import FoedusError, TrainingError
 
 
-def located(
-    error: Exception, work: Assignment, step: int | None, batch: Sequence[Any], target: Any
-) -> TrainingError:
+def located(error: Exception, work: Assignment, step: int | None, batch: Sequence[Any], target: Any) -> TrainingError:
     """A TrainingError with client, round, step, and the batch as numpy arrays.
 
     Args:

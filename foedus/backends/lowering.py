@@ -252,9 +252,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = self.known(result)
         dtypes = {self._places[id(t)].number: _name(t.dtype) for t in tensors}
         shape = tuple(tensors[0].shape) if tensors else ()
-        self.instructions.append(
-            Instruction(name, self._within or name, positional, named, results, shape, dtypes)
-        )
+        self.instructions.append(Instruction(name, self._within or name, positional, named, results, shape, dtypes))
         return result
 
     def _parts(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -128,9 +128,7 @@ def select_backward(out: Out, grad: Array, sizes: Sequence[int], dim: int, place
     return select_scatter(out, jnp.zeros(sizes, grad.dtype), grad, dim, place)
 
 
-def slice_backward(
-    out: Out, grad: Array, sizes: Sequence[int], dim: int, start: int, end: int, step: int
-) -> Array:
+def slice_backward(out: Out, grad: Array, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Array:
     return slice_scatter(out, jnp.zeros(sizes, grad.dtype), grad, dim, start, end, step)
 
 

@@ -208,9 +208,7 @@ def place_of(function: Rule) -> Rule:
     return rule
 
 
-def vector_norm(
-    out: Out, x: Array, order: float = 2, dim: Any = None, keepdim: bool = False, **_: Any
-) -> Array:
+def vector_norm(out: Out, x: Array, order: float = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Array:
     axes, size = axes_of(x, dim), jnp.abs(x)
     if order == 2:
         return jnp.sqrt(jnp.sum(size * size, axis=axes, keepdims=keepdim))

@@ -298,9 +298,7 @@ def _masks(target: Tensor) -> Iterator[Tensor]:
         yield real.float()
 
 
-def _harmless(
-    module: torch.nn.Module, exact: Loss, masked: MaskedLoss, batch: tuple[Sequence[Tensor], Tensor]
-) -> bool:
+def _harmless(module: torch.nn.Module, exact: Loss, masked: MaskedLoss, batch: tuple[Sequence[Tensor], Tensor]) -> bool:
     """Whether loss, gradients and buffers of a step stay the same when the batch is padded."""
     inputs, target = batch
     rows = torch.tensor([*range(len(target)), *[0] * _PADDING], device=target.device)
@@ -313,9 +311,7 @@ def _harmless(
     return all(_close(a, b) for a, b in zip(padded, plain, strict=True))
 
 
-def _step(
-    module: torch.nn.Module, inputs: Sequence[Tensor], loss: Callable[[Any], Tensor]
-) -> tuple[Tensor, ...]:
+def _step(module: torch.nn.Module, inputs: Sequence[Tensor], loss: Callable[[Any], Tensor]) -> tuple[Tensor, ...]:
     """Loss, gradient [parameter] and buffers [buffer] of one training step."""
     module = copy.deepcopy(module)
     with counted(_key(inputs[0])):
@@ -339,9 +335,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _interacts(module: torch.nn.Module) -> str | None:
     """Names a layer that is known to mix the examples of a batch."""
     for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and (
-            layer.training or layer.running_mean is None
-        ):
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             return f"{type(layer).__name__} {name!r} uses statistics of the whole batch"
     return None
 

@@ -66,9 +66,7 @@ class NumpyTrainer:
                 loss, grads = self._gradient(leaves, part)
             except Exception as error:
                 raise located(error, work, step, part.inputs, part.targets) from error
-            leaves, memory = descend(
-                spec, leaves, grads, memory=memory, received=received, lr=rate, steering=steering
-            )
+            leaves, memory = descend(spec, leaves, grads, memory=memory, received=received, lr=rate, steering=steering)
             losses.append(float(loss))
             if work.observe:
                 work.observe(step + 1, Weights(self._flat(leaves), _nothing()))

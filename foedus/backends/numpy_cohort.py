@@ -98,9 +98,7 @@ class NumpyCohort:
                     steering=Steering([s[i] for s in shift], mask))
             for i in range(len(leaves[0]))
         ]  # fmt: skip
-        new, kept = (
-            [np.stack(parts) for parts in zip(*lists, strict=True)] for lists in zip(*each, strict=True)
-        )
+        new, kept = ([np.stack(parts) for parts in zip(*lists, strict=True)] for lists in zip(*each, strict=True))
         return new, kept
 
     def _gradients(self, leaves: list[Array], part: Examples) -> tuple[Array, list[Array]]:

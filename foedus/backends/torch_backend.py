@@ -330,9 +330,7 @@ def _by_descent(spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float,
     return advance
 
 
-def _by_optimiser(
-    spec: LocalTraining, parameters: list[torch.nn.Parameter], lr: float, steering: Steering
-) -> Advance:
+def _by_optimiser(spec: LocalTraining, parameters: list[torch.nn.Parameter], lr: float, steering: Steering) -> Advance:
     assert spec.optimiser is not None
     optimiser = spec.optimiser(parameters)
     if spec.lr is not None:

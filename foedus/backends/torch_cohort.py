@@ -101,9 +101,7 @@ class TorchCohort:
             fallback._set_vmap_fallback_enabled(True)
 
     def copy(self) -> TorchCohort:
-        return TorchCohort(
-            self._trainer, self._spec, self._objective, size=self.size, recorder=self._recorder
-        )
+        return TorchCohort(self._trainer, self._spec, self._objective, size=self.size, recorder=self._recorder)
 
     def resident(self, pool: Examples) -> Pool:
         inputs, targets = self._trainer.tensors(pool)
@@ -146,9 +144,7 @@ class TorchCohort:
             part = block.buffers[:, layout.slice(name)].reshape(clients, *layout.shapes[at])
             like = own.buffers[name]
             whole = not like.is_floating_point()
-            buffers[name] = torch.tensor(
-                np.rint(part) if whole else part, device=self.device, dtype=like.dtype
-            )
+            buffers[name] = torch.tensor(np.rint(part) if whole else part, device=self.device, dtype=like.dtype)
         return _State(parameters, memory, buffers, towards)
 
     def _arrays(self, arrays: list[NDArray[Any]]) -> list[Tensor]:
@@ -175,9 +171,7 @@ class TorchCohort:
                     old.copy_(new)
             if isinstance(members, Tensor):  # copies were made: put them back
                 parts = (*parameters, *memory, *buffers)
-                for whole, part in zip(
-                    (*state.parameters, *state.memory, *state.buffers.values()), parts, strict=True
-                ):
+                for whole, part in zip((*state.parameters, *state.memory, *state.buffers.values()), parts, strict=True):
                     whole.index_copy_(0, members, part)
         return losses
 
@@ -228,9 +222,7 @@ class TorchCohort:
         # Norms, and what a penalty may compute, are each client's own; all else is the same with one more axis.
         dims = (0, 0, 0, 0 if towards.own else None, 0)
         together = torch.vmap(one, dims) if spec.clip_norm or spec.penalty else one
-        new, kept = together(
-            [p.detach() for p in parameters], list(grads), memory, towards.received, towards.shift
-        )
+        new, kept = together([p.detach() for p in parameters], list(grads), memory, towards.received, towards.shift)
         torch._foreach_copy_(parameters, new)
         if memory:
             torch._foreach_copy_(memory, kept)

@@ -118,9 +118,7 @@ def _conv2d_plain(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any)
     return torch.conv2d(x, weight, bias, *settings)
 
 
-def _conv2d_batched(
-    clients: int, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any
-) -> Tensor:
+def _conv2d_batched(clients: int, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any) -> Tensor:
     x = _front(x, dims[0], clients)  # [client, B, channel, row, column]
     if dims[1] is None and dims[2] is None:
         output = torch.conv2d(x.flatten(0, 1), weight, bias, *settings)
@@ -245,9 +243,7 @@ def _fused_plain(name: str, biased: bool, batch_first: bool, x: Tensor, *parts: 
     return result
 
 
-def _fused_batched(
-    clients: int, dims: Any, name: str, biased: bool, batch_first: bool, *parts: Tensor
-) -> State:
+def _fused_batched(clients: int, dims: Any, name: str, biased: bool, batch_first: bool, *parts: Tensor) -> State:
     own = [_front(p, d, clients).unbind(0) for p, d in zip(parts, dims[3:], strict=True)]
     each = [_fused_plain(name, biased, batch_first, *p) for p in zip(*own, strict=True)]
     return tuple(torch.stack(outs) for outs in zip(*each, strict=True))

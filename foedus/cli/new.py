@@ -53,4 +53,4 @@ def make(folder: Path) -> None:
 
 def _shown(name: str) -> str:
     """A name that may stand in a docstring: without what would end it."""
-    return "".join(c if c.isprintable() and c not in "\"\\" else "_" for c in name)
+    return "".join(c if c.isprintable() and c not in '"\\' else "_" for c in name)

@@ -19,9 +19,7 @@ from foedus.cli.verb import Flags, Verb, load, with_target
     ),
 )
 @with_target
-@click.option(
-    "--stop-at", metavar="METRIC=VALUE", multiple=True, help="Stop when reached, e.g. accuracy=0.97."
-)
+@click.option("--stop-at", metavar="METRIC=VALUE", multiple=True, help="Stop when reached, e.g. accuracy=0.97.")
 def command(target: str, stop_at: tuple[str, ...], **flags: Any) -> None:
     """Run a federation on this machine.
 
@@ -47,6 +45,4 @@ def _goal(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise click.BadParameter(
-            f"--stop-at takes METRIC=VALUE, such as accuracy=0.97; not {text!r}"
-        ) from None
+        raise click.BadParameter(f"--stop-at takes METRIC=VALUE, such as accuracy=0.97; not {text!r}") from None

@@ -38,9 +38,7 @@ class Verb(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = examples
         self.params.append(
-            click.Option(
-                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks."
-            )
+            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks.")
         )
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -69,14 +67,10 @@ _FLAGS = (
     click.option("--cohort", type=click.IntRange(1), help="Clients per round, drawn uniformly."),
     click.option("--seed", type=int, help="Everything random is a function of it."),
     click.option("--every", type=click.IntRange(0), help="Evaluate after each so many rounds."),
-    click.option(
-        "--folder", type=click.Path(path_type=Path), help="Run folder; resumed if it has been used."
-    ),
+    click.option("--folder", type=click.Path(path_type=Path), help="Run folder; resumed if it has been used."),
     click.option("--executor", help="auto, debug, processes, ...; see `foedus doctor`."),
     click.option("--device", help="E.g. cpu or cuda."),
-    click.option(
-        "--start", type=click.Path(exists=True, dir_okay=False), help="First weights (safetensors)."
-    ),
+    click.option("--start", type=click.Path(exists=True, dir_okay=False), help="First weights (safetensors)."),
     click.option("--no-resume", is_flag=True, help="A folder with a run in it is an error."),
     click.option("--no-progress", is_flag=True, help="Show nothing while running."),
 )
@@ -190,11 +184,7 @@ def _others(module: ModuleType, place: str) -> str:
     from foedus.sim.federation import Federation
 
     names = [name for name, value in vars(module).items() if isinstance(value, Federation)]
-    return (
-        f"; it has: {', '.join(f'{place}:{name}' for name in names)}"
-        if names
-        else ", and no Federation at all"
-    )
+    return f"; it has: {', '.join(f'{place}:{name}' for name in names)}" if names else ", and no Federation at all"
 
 
 def _module_of_file(path: Path) -> ModuleType:

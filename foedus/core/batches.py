@@ -99,9 +99,7 @@ def plan(
     number = _ranges(np.zeros(count, np.int64), steps)
     hashed = bits(fold(own[slot], 1 << 62), number)
     keys = np.stack([hashed >> np.uint64(32), hashed & np.uint64(0xFFFFFFFF)], -1).astype(np.uint32)
-    return Plan(
-        rows[at], filled[at], slot, number == 0, number == steps[slot] - 1, keys, steps.astype(np.int32)
-    )
+    return Plan(rows[at], filled[at], slot, number == 0, number == steps[slot] - 1, keys, steps.astype(np.int32))
 
 
 def processed(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64[NDArray[np.int64], " client"]:
@@ -119,9 +117,7 @@ def processed(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64
     return np.where(sizes > 0, epochs * full + rest * batch, 0).astype(np.int64)  # the rest is of whole batches
 
 
-def uniform_widths(
-    spec: Client, sizes: Int64[NDArray[np.int64], " client"]
-) -> Int64[NDArray[np.int64], " client"]:
+def uniform_widths(spec: Client, sizes: Int64[NDArray[np.int64], " client"]) -> Int64[NDArray[np.int64], " client"]:
     """How wide each client's batches are, int64 [C]; 0 where they are not all of one width, or there are none.
 
     Example:

@@ -78,7 +78,8 @@ def scaffold(
         if whole is not None:
             new = visit.received - whole.vector
         elif visit.rate:
-            new = own - common - moved / (visit.rate * stretch(visit.spec, trained.steps, visit.rate))
+            spec = _check_steps("scaffold", visit.spec)
+            new = own - common - moved / (visit.rate * stretch(spec, trained.steps, visit.rate))
         weight, sizes = share(visit, weighted, first="control" not in visit.kept)
         sides = {"control": new - own, "sizes": sizes}
         return Contribution.of(trained, visit)._replace(weight=weight, sides=sides, kept={"control": new})
@@ -193,7 +194,7 @@ def fednova(
 
     def local(visit: Visit) -> Local:
         trained = yield Train()
-        length = stretch(visit.spec, trained.steps, visit.rate)
+        length = stretch(_check_steps("fednova", visit.spec), trained.steps, visit.rate)
         return Contribution.of(trained, visit)._replace(
             update=(trained.vector - visit.received) / length,
             weight=_weight(visit, weighted),

@@ -145,9 +145,7 @@ class Examples:
         yield "targets", self.targets
 
 
-def check_targets(
-    targets: Array, classes: int, *, ignore: int | None = None, where: str = "the targets"
-) -> None:
+def check_targets(targets: Array, classes: int, *, ignore: int | None = None, where: str = "the targets") -> None:
     """Check that class labels are whole numbers from 0 to ``classes - 1``.
 
     Args:
@@ -163,9 +161,7 @@ def check_targets(
         >>> check_targets(np.array([0, 2, 1]), 3)
     """
     if targets.dtype.kind not in "iub":
-        raise DataError(
-            f"Class labels are whole numbers, and {where} are {targets.dtype}. Write y.astype(int)."
-        )
+        raise DataError(f"Class labels are whole numbers, and {where} are {targets.dtype}. Write y.astype(int).")
     wrong = (targets < 0) | (targets >= classes)
     if ignore is not None:
         wrong &= targets != ignore
@@ -191,9 +187,7 @@ def _array(name: str, values: Any, keep_dtype: bool) -> Array:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise DataError(
-            f"The {name} cannot be read as one array ({error}). Are all examples of one shape?"
-        ) from None
+        raise DataError(f"The {name} cannot be read as one array ({error}). Are all examples of one shape?") from None
     _check_numbers(name, array)
     if array.dtype.kind == "f" and not keep_dtype:
         try:

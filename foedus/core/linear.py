@@ -134,8 +134,7 @@ def _rows(parameters: Parameters, inputs: tuple[Array, ...]) -> Array:
     lead = x.shape[: weight.ndim - 1]  # [B], or [client, B]
     if math.prod(x.shape[len(lead) :]) != weight.shape[-2]:
         raise ConfigurationError(
-            f"the model was made for {weight.shape[-2]} features, and an example has the shape "
-            f"{x.shape[len(lead) :]}"
+            f"the model was made for {weight.shape[-2]} features, and an example has the shape {x.shape[len(lead) :]}"
         )
     return x.reshape(*lead, weight.shape[-2]).astype(weight.dtype, copy=False)
 

@@ -58,9 +58,7 @@ class Dataset:
             for name, values in groups.items():
                 rows = 0 if examples is None else len(examples)
                 if values.shape != (rows,):
-                    raise DataError(
-                        f"The group {name!r} needs one value per row: {rows}, not {list(values.shape)}."
-                    )
+                    raise DataError(f"The group {name!r} needs one value per row: {rows}, not {list(values.shape)}.")
 
     def partition(self, rule: Partition, *, seed: int = 0) -> Clients:
         """Deal the training rows out to clients; the test examples become the central test.

@@ -66,9 +66,7 @@ def turbofan(
         Clients(100 clients, 17,731 examples, resident)
     """
     if subset not in (1, 2, 3, 4):
-        raise ConfigurationError(
-            f"The turbofan sub-sets are numbered 1 to 4 (FD001 to FD004), not {subset!r}."
-        )
+        raise ConfigurationError(f"The turbofan sub-sets are numbered 1 to 4 (FD001 to FD004), not {subset!r}.")
     if window < 1 or stride < 1 or not cap > 0:
         raise ConfigurationError(f"window, stride and cap must be positive: {window}, {stride}, {cap}.")
     runs = _engines(f"turbofan/train_FD00{subset}.txt.gz")

@@ -95,9 +95,7 @@ def _entries(folder: Path) -> Entries:
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         client = path.name if path.is_dir() else path.stem
         if client in entries:
-            raise DataError(
-                f"Two entries of {folder} are for the client {client!r}; one of them is {path.name}."
-            )
+            raise DataError(f"Two entries of {folder} are for the client {client!r}; one of them is {path.name}.")
         entries[client] = _parts(path)
     if not any(files for parts in entries.values() for files in parts.values()):
         raise DataNotFound(f"The folder {folder} has no files of clients ({', '.join(_ENDINGS)}).")
@@ -108,9 +106,7 @@ def _parts(path: Path) -> dict[str, list[Path]]:
     files = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else [path]
     for file in files:
         if file.suffix not in _ENDINGS or not file.is_file():
-            raise DataError(
-                f"{file} is not a file that can be read ({', '.join(_ENDINGS)}). Move it elsewhere."
-            )
+            raise DataError(f"{file} is not a file that can be read ({', '.join(_ENDINGS)}). Move it elsewhere.")
     parts = {part: [f for f in files if path.is_dir() and f.stem == part] for part in _HELD_OUT}
     return {"train": [f for f in files if not any(f in held for held in parts.values())], **parts}
 
@@ -124,9 +120,7 @@ def _read_part(entries: Entries, reader: Callable[[Path], Examples], part: str, 
     return reader(some).take(slice(0, 0))
 
 
-def _read_file(
-    file: Path, *, target: str, inputs: Sequence[str] | None, categories: Categories | None
-) -> Examples:
+def _read_file(file: Path, *, target: str, inputs: Sequence[str] | None, categories: Categories | None) -> Examples:
     if file.suffix == ".npz":
         return _sound(file, lambda: _read_npz(file, target, inputs))
     table = _sound(file, lambda: _table(file))

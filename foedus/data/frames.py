@@ -63,9 +63,7 @@ def from_frame(
     """
     table = _wrapped(frame)
     chosen = _chosen(table, target, client, inputs)
-    words = {
-        n: v if isinstance(v, Vocabulary) else Vocabulary(tuple(v)) for n, v in (categories or {}).items()
-    }
+    words = {n: v if isinstance(v, Vocabulary) else Vocabulary(tuple(v)) for n, v in (categories or {}).items()}
     names = [label for column in chosen for label in _labels(column, words)]
     tests, test_groups = None, {}
     if test is not None:
@@ -132,9 +130,7 @@ def _chosen(table: Any, target: str, client: str | None, inputs: Sequence[str] |
 
 def _check_columns(table: Any, names: Sequence[str]) -> None:
     if missing := [n for n in names if n not in table.columns]:
-        raise DataError(
-            f"There is no column {missing[0]!r}; there are: {', '.join(map(repr, table.columns))}."
-        )
+        raise DataError(f"There is no column {missing[0]!r}; there are: {', '.join(map(repr, table.columns))}.")
 
 
 def _labels(column: str, words: Mapping[str, Vocabulary]) -> list[str]:
@@ -162,9 +158,7 @@ def _targets(series: Any, words: Vocabulary | None) -> NDArray[Any]:
     codes = words.codes(_values(series))
     if (codes == len(words.words)).any():
         other = series.to_list()[int(np.argmax(codes == len(words.words)))]
-        raise DataError(
-            f"The target {series.name!r} has the value {other!r}, which is not among {words.words}."
-        )
+        raise DataError(f"The target {series.name!r} has the value {other!r}, which is not among {words.words}.")
     return codes
 
 

@@ -59,9 +59,7 @@ def fashion_mnist() -> Dataset:
         >>> fashion_mnist().classes[0]  # doctest: +SKIP
         'T-shirt/top'
     """
-    return _idx_dataset(
-        "fashion_mnist", _CLOTHES, "Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
-    )
+    return _idx_dataset("fashion_mnist", _CLOTHES, "Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017")
 
 
 def cifar10_jpeg(*, per_class: int | None = None) -> Dataset:
@@ -96,9 +94,7 @@ def cifar10_jpeg(*, per_class: int | None = None) -> Dataset:
             images[part].append(_pixels(jpeg))
             labels[part].append(label)
     train, test = (_image_examples(np.stack(images[p]), np.array(labels[p])) for p in ("train", "test"))
-    return Dataset(
-        "cifar10_jpeg", train, test, _OBJECTS, about="Krizhevsky, Tiny images, 2009; JPEG copy, lossy"
-    )
+    return Dataset("cifar10_jpeg", train, test, _OBJECTS, about="Krizhevsky, Tiny images, 2009; JPEG copy, lossy")
 
 
 def _idx_dataset(folder: str, classes: tuple[str, ...], about: str) -> Dataset:

@@ -103,9 +103,7 @@ def _collected(dataset: MapStyle, argument: str) -> Examples:
     for i in range(count):
         item = dataset[i]
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise DataError(
-                f"{argument}[{i}] must be (x, y), or (x1, x2, ..., y), and is a {type(item).__name__}."
-            )
+            raise DataError(f"{argument}[{i}] must be (x, y), or (x1, x2, ..., y), and is a {type(item).__name__}.")
         values = [np.asarray(value) for value in item]
         if not columns:
             columns = [np.empty((count, *value.shape), value.dtype) for value in values]
@@ -121,6 +119,4 @@ def _check_item(name: str, values: list[Any], columns: list[Any]) -> None:
         raise DataError(f"{name} has shapes {shapes}, and the items before it {wanted}. Make them alike.")
     for value in values:
         if value.dtype.kind not in "fiub":
-            raise DataError(
-                f"{name} holds {value.dtype}, not numbers. Convert it, e.g. with transforms.ToTensor()."
-            )
+            raise DataError(f"{name} holds {value.dtype}, not numbers. Convert it, e.g. with transforms.ToTensor().")

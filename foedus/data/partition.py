@@ -174,8 +174,7 @@ def by_class(nodes: int, *, share: float) -> Partition:
         counts = _class_counts(nodes, np.array([len(rows) for rows in classes]), share)
         ends = np.cumsum(counts, axis=0)
         pieces = [
-            [rows[ends[k, c] - counts[k, c] : ends[k, c]] for c, rows in enumerate(classes)]
-            for k in range(nodes)
+            [rows[ends[k, c] - counts[k, c] : ends[k, c]] for c, rows in enumerate(classes)] for k in range(nodes)
         ]
         return _numbered([generator.permutation(np.concatenate(own)) for own in pieces])
 

@@ -98,9 +98,7 @@ def encode(text: str) -> NDArray[np.int64]:
 
 def decode(numbers: ArrayLike) -> str:
     """The text of these numbers; `PADDING` and what lies outside the vocabulary is left out."""
-    return "".join(
-        CHARACTERS[n - 1] for n in np.asarray(numbers).ravel().tolist() if 0 < n <= len(CHARACTERS)
-    )
+    return "".join(CHARACTERS[n - 1] for n in np.asarray(numbers).ravel().tolist() if 0 < n <= len(CHARACTERS))
 
 
 def _dataset(name: str, lines: dict[str, list[str]], window: int, minimum_lines: int) -> Dataset:

@@ -310,9 +310,7 @@ class _Columns(NamedTuple):
     def last(self, examples: Examples) -> NDArray[Any]:
         """The input with its columns on the last axis."""
         if not -len(examples.inputs) <= self.input < len(examples.inputs):
-            raise ConfigurationError(
-                f"input={self.input}, and the examples have {len(examples.inputs)} inputs."
-            )
+            raise ConfigurationError(f"input={self.input}, and the examples have {len(examples.inputs)} inputs.")
         return np.moveaxis(examples.inputs[self.input], self.axis, -1)
 
 
@@ -354,9 +352,7 @@ def _exponents(columns: _Columns, centre: Floats | None, examples: Examples) -> 
         largest = np.nan_to_num(np.abs(rows if centre is None else rows - centre[regime])).max(axis=0)
         step = -(-(np.frexp(largest)[1] - _LOWEST) // _STEP)
         if step.max(initial=0) >= _SCALES:
-            raise DataError(
-                f"An input has a value of magnitude {largest.max():.3g}; above 1e38 nothing is summed."
-            )
+            raise DataError(f"An input has a value of magnitude {largest.max():.3g}; above 1e38 nothing is summed.")
         seen[np.maximum(step, 0)[known], regime, np.flatnonzero(known)] = 1
     return seen.ravel()
 

@@ -192,9 +192,7 @@ _MNIST: Final = (
     "https://storage.googleapis.com/cvdf-datasets/mnist",
 )
 _FASHION: Final = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",)
-_NASA: Final = (
-    "https://phm-datasets.s3.amazonaws.com/NASA/6.+Turbofan+Engine+Degradation+Simulation+Data+Set.zip"
-)
+_NASA: Final = "https://phm-datasets.s3.amazonaws.com/NASA/6.+Turbofan+Engine+Degradation+Simulation+Data+Set.zip"
 _NASA_INNER: Final = "6. Turbofan Engine Degradation Simulation Data Set/CMAPSSData.zip"
 
 

@@ -138,9 +138,7 @@ def parkinsons(*, target: str = "motor_UPDRS") -> Dataset:
 def _cells(content: bytes) -> Text:
     """The cells of a file of comma-separated values, [row, column]; empty and comment lines left out."""
     lines = content.decode("latin-1").splitlines()
-    return np.array(
-        [[c.strip() for c in line.split(",")] for line in lines if line.strip() and line[0] != "|"]
-    )
+    return np.array([[c.strip() for c in line.split(",")] for line in lines if line.strip() and line[0] != "|"])
 
 
 def _numbers(cells: Text) -> NDArray[np.float64]:

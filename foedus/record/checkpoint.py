@@ -47,9 +47,7 @@ def load(path: Path) -> Checkpoint:
     """
     arrays, told = unpacked(path)
     if told.get("foedus", "").isdecimal() and told["foedus"] != str(VERSION):
-        raise CheckpointError(
-            f"{path} has checkpoint version {told['foedus']}; this foedus reads version {VERSION}"
-        )
+        raise CheckpointError(f"{path} has checkpoint version {told['foedus']}; this foedus reads version {VERSION}")
     if told.get("foedus") != str(VERSION) or told.get("digest") != _digest(arrays, told.get("values", "")):
         raise CheckpointError(_advice(path, "its digest does not match its content"))
     return Checkpoint(arrays, json.loads(told["values"]))

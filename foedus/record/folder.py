@@ -235,9 +235,7 @@ def read(path: str | Path) -> Record:
     folder = Path(path)
     if not (folder / CONFIGURATION).exists():
         raise ConfigurationError(f"{folder} is no run folder: it has no {CONFIGURATION}")
-    return Record(
-        folder, _read_json(folder / CONFIGURATION), lines(folder / METRICS), lines(folder / TIMINGS)
-    )
+    return Record(folder, _read_json(folder / CONFIGURATION), lines(folder / METRICS), lines(folder / TIMINGS))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -48,9 +48,7 @@ class Name(NamedTuple):
     colour: str
 
 
-def picture(
-    panels: int = 1, *, size: tuple[float, float] | None = None, title: str = ""
-) -> tuple[Picture, list[Any]]:
+def picture(panels: int = 1, *, size: tuple[float, float] | None = None, title: str = "") -> tuple[Picture, list[Any]]:
     """An empty figure and its axes, at most four in a row; ``size`` in inches."""
     columns = min(panels, 4)
     rows = -(-panels // columns)

@@ -152,9 +152,7 @@ def _shared(runs: Sequence[Curve]) -> NDArray[np.float64]:
 
 def _metrics(arms: Sequence[Arm]) -> list[str]:
     """The figures that were evaluated, in order; a run that diverged at once has none."""
-    lines = (
-        line["central"] for arm in arms for run in arm.records for line in run.metrics if "central" in line
-    )
+    lines = (line["central"] for arm in arms for run in arm.records for line in run.metrics if "central" in line)
     return list(next(lines, {}))
 
 

@@ -115,9 +115,7 @@ def plot_run(record: Record, path: str | Path | None = None) -> Picture:
     return figure
 
 
-def plot_runs(
-    runs: Mapping[str, Record], metric: str | None = None, path: str | Path | None = None
-) -> Picture:
+def plot_runs(runs: Mapping[str, Record], metric: str | None = None, path: str | Path | None = None) -> Picture:
     """One central metric of several runs, in one picture.
 
     Args:
@@ -210,9 +208,7 @@ def _draw_loss(axes: Any, metrics: Sequence[Mapping[str, Any]], canvas: Any) -> 
 
 def _draw_metric(axes: Any, metrics: Sequence[Mapping[str, Any]], name: str, canvas: Any) -> None:
     central = curve(metrics, "central", name)
-    mean, spread, worst = (
-        curve(metrics, "clients", name, part) for part in ("mean", "spread", "worst_decile")
-    )
+    mean, spread, worst = (curve(metrics, "clients", name, part) for part in ("mean", "spread", "worst_decile"))
     lines = [
         ("test", central, canvas.GREEN),
         ("mean client", mean, canvas.BLUE),
@@ -228,9 +224,7 @@ def _draw_metric(axes: Any, metrics: Sequence[Mapping[str, Any]], name: str, can
 
 
 def _draw_bytes(axes: Any, metrics: Sequence[Mapping[str, Any]], canvas: Any) -> None:
-    sums = {
-        way: np.cumsum([line[f"bytes_{way}"] for line in metrics], dtype=np.float64) for way in ("down", "up")
-    }
+    sums = {way: np.cumsum([line[f"bytes_{way}"] for line in metrics], dtype=np.float64) for way in ("down", "up")}
     rounds = np.array([line["round"] for line in metrics], np.float64)
     unit, size = _unit(max(float(s[-1]) for s in sums.values()))
     lines = [

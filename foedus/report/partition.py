@@ -150,11 +150,7 @@ def _bars(figure: Figure, counts: NDArray[np.int64], labels: Sequence[str]) -> N
     sizes = counts.sum(axis=1)
     share = counts / np.maximum(sizes, 1)[:, None]
     skewed = share.max(axis=1)[sizes > 0].mean() > 0.4
-    ranked = (
-        np.argsort(-share, axis=1, kind="stable")
-        if skewed
-        else np.tile(np.arange(len(labels)), (len(share), 1))
-    )
+    ranked = np.argsort(-share, axis=1, kind="stable") if skewed else np.tile(np.arange(len(labels)), (len(share), 1))
     main, second = ranked[:, 0], ranked[:, min(1, len(labels) - 1)]
     order = np.lexsort((-share.max(axis=1), second, main)) if skewed else np.argsort(-sizes, kind="stable")
     figure.set_size_inches(10, 5.4)

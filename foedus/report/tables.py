@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 LONG = 24  # characters; columns of such texts may be wrapped
 
 
-def table(
-    rows: Sequence[Mapping[str, Any]], *, title: str = "", best: int | None = None, notes: str = ""
-) -> Table:
+def table(rows: Sequence[Mapping[str, Any]], *, title: str = "", best: int | None = None, notes: str = "") -> Table:
     """A rich table of dicts; columns in the order in which they first occur, numbers to the right.
 
     Args:

@@ -204,9 +204,7 @@ class _Study(NamedTuple):
             for position in chosen:
                 client = clients.ids[position]
                 record = study.run(f"alone/{position}", own, clients.subset([position]), rounds=rounds)
-                if isinstance(
-                    study.settings.executor, Auto
-                ):  # what it measured for the first is right for all
+                if isinstance(study.settings.executor, Auto):  # what it measured for the first is right for all
                     chose = by_name(record.configuration["executor"])
                     study = study._replace(settings=replace(study.settings, executor=chose))
                 done(f"client {client!r} alone: {_told(record)}")
@@ -277,7 +275,5 @@ def _test(clients: Clients) -> Examples:
 
 
 def _told(record: Record) -> str:
-    final: dict[str, Any] = next(
-        (line["central"] for line in reversed(record.metrics) if "central" in line), {}
-    )
+    final: dict[str, Any] = next((line["central"] for line in reversed(record.metrics) if "central" in line), {})
     return ", ".join(f"{name} {value:.4g}" for name, value in final.items() if value is not None)

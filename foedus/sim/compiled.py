@@ -46,17 +46,11 @@ class Compiled:
 
     def open(self, job: Job) -> CompiledSession:
         if not isinstance(job.algorithm.client, LocalSGD):
-            raise ConfigurationError(
-                "compiled runs local_sgd(); a training loop or optimiser of your own needs debug"
-            )
+            raise ConfigurationError("compiled runs local_sgd(); a training loop or optimiser of your own needs debug")
         if isinstance(job.task.model, NumpyModel):
-            raise ConfigurationError(
-                "compiled runs torch and jax models; a NumpyModel brings no graph to compile"
-            )
+            raise ConfigurationError("compiled runs torch and jax models; a NumpyModel brings no graph to compile")
         devices = compiled().devices(job.device)
-        trainer = open_trainer(
-            job.task, seed=job.seed, device="cpu" if isinstance(job.task.model, JaxModel) else None
-        )
+        trainer = open_trainer(job.task, seed=job.seed, device="cpu" if isinstance(job.task.model, JaxModel) else None)
         return CompiledSession(job, trainer, devices)
 
 
@@ -99,9 +93,7 @@ class CompiledSession(Session):
             return Outcome()
         self._check_range(gathered)
         parts = alike(spec, gathered.sizes, limit=orders.limit)
-        return union(
-            job, [self._part(gathered.only(slots) if len(parts) > 1 else gathered) for slots in parts]
-        )
+        return union(job, [self._part(gathered.only(slots) if len(parts) > 1 else gathered) for slots in parts])
 
     def _part(self, gathered: Gathered) -> Outcome:
         """The clients that one plan holds."""
@@ -163,10 +155,7 @@ class CompiledSession(Session):
         def train(group: Group) -> list[Trained]:
             results, steps = self._together(gathered, group)
             begun = group.guides.start
-            vectors = [
-                u + (orders.start.vector if begun is None else begun[i])
-                for i, u in enumerate(results.updates)
-            ]
+            vectors = [u + (orders.start.vector if begun is None else begun[i]) for i, u in enumerate(results.updates)]
             after = [before + change for before, change in zip(group.buffers, results.buffers, strict=True)]
             rows = zip(vectors, after, steps.tolist(), results.losses.tolist(), strict=True)
             return [Trained(*row) for row in rows]

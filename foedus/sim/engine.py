@@ -162,8 +162,7 @@ class _Plan(NamedTuple):
             "backend": self.trainer.backend,
             "device": self.trainer.device,
             "metrics": [m.name for m in job.task.metrics],
-            "better": {"loss": "min"}
-            | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
+            "better": {"loss": "min"} | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
             **{
                 name: value.label
                 for name, value in (
@@ -295,8 +294,7 @@ class _Engine:
         ids = self.plan.job.clients.ids
         costs = self.state.costs
         self.folder.save_costs(
-            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))}
-            for c in self.state.paid().tolist()
+            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))} for c in self.state.paid().tolist()
         )
         self._configure(executor, "finished")
 
@@ -422,9 +420,7 @@ class _Engine:
         found = evaluate.evaluate(plan.job, plan.trainer, self.state, self._models if asked.clients else None)
         for client, (examples, figures, personal) in found.clients.items():
             mine = {} if personal is None else {"personal": personal}
-            self.folder.append(
-                CLIENTS, {"round": number, "client": client, "examples": examples} | figures | mine
-            )
+            self.folder.append(CLIENTS, {"round": number, "client": client, "examples": examples} | figures | mine)
         central = found.figures.get("central", {})
         self.state.stopped = evaluate.reached(central, asked.stop_at, plan.job.task.metrics)
         return found.figures
@@ -500,9 +496,7 @@ def _check_minimum(settings: Settings, *, most: int) -> None:
 def _check_how(evaluation: Any, settings: Any) -> None:
     for name, value, kind in (("evaluation", evaluation, Evaluation), ("settings", settings, Settings)):
         if not isinstance(value, kind):
-            raise ConfigurationError(
-                f"simulate({name}=...) takes foedus.{kind.__name__}(...), and was given {value!r}"
-            )
+            raise ConfigurationError(f"simulate({name}=...) takes foedus.{kind.__name__}(...), and was given {value!r}")
 
 
 _HINTS = {
@@ -529,9 +523,7 @@ def _train_loss(outcome: Outcome) -> float | None:
     return sum(n * loss for n, loss in known) / total if total else None
 
 
-def _sampler(
-    cohort: int | Sampler | None, clients: Clients, settings: Settings
-) -> tuple[Sampler, int | None]:
+def _sampler(cohort: int | Sampler | None, clients: Clients, settings: Settings) -> tuple[Sampler, int | None]:
     """Who is asked, and how many answers are wanted, if that is a number."""
     if cohort is None:
         return everybody(), None

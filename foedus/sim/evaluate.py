@@ -134,9 +134,7 @@ def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> di
         if better.get(name, min) is min:
             known = known[::-1]
         worst = known[: max(1, int(np.ceil(WORST * len(known))))]
-        figure: dict[str, Any] = (
-            {"undefined": int(np.isnan(values).sum())} if len(known) < len(values) else {}
-        )
+        figure: dict[str, Any] = {"undefined": int(np.isnan(values).sum())} if len(known) < len(values) else {}
         if len(known):
             with np.errstate(invalid="ignore"):  # a client's loss may be infinite
                 of = {"mean": known.mean(), "spread": known.std(), "worst_decile": worst.mean()}
@@ -145,9 +143,7 @@ def spread(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric]) -> di
     return found
 
 
-def reached(
-    central: Mapping[str, float], targets: Mapping[str, float] | None, metrics: Sequence[Metric]
-) -> str | None:
+def reached(central: Mapping[str, float], targets: Mapping[str, float] | None, metrics: Sequence[Metric]) -> str | None:
     """Why a run may stop; ``None`` if it goes on."""
     better = {"loss": min} | {m.name: m.better for m in metrics}
     for name, target in (targets or {}).items():

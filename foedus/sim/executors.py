@@ -107,7 +107,5 @@ def open_session(
         assert not isinstance(executor, Auto)
         return executor.open(job)
     if again is not None and again != executor.name:
-        say(
-            f"this run was begun with the executor {again}; going on with {executor.name}, which agrees to rounding"
-        )
+        say(f"this run was begun with the executor {again}; going on with {executor.name}, which agrees to rounding")
     return executor.open(job)

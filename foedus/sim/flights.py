@@ -205,9 +205,7 @@ class AsTheyCome:
             cohort: Ints = np.sort(arrived[arrived[:, 2] == version, 1].astype(np.int64))
             weights, down = air.models[version]
             scale = self._timing.staleness.weight(now - version) * (1.0 if mixing is None else mixing)
-            orders = replace(
-                ground.orders(version + 1, state, cohort), start=weights, down=down, scale=scale, part=0
-            )
+            orders = replace(ground.orders(version + 1, state, cohort), start=weights, down=down, scale=scale, part=0)
             found = ground.bring(session, orders, state)
             refused = {r.client for r in found.refused}
             weight = sum(n for c, n in zip(found.clients, found.examples, strict=True) if c not in refused)

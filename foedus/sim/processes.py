@@ -160,9 +160,7 @@ def _spawn(connection: Line, job: IO[bytes]) -> subprocess.Popen[bytes]:
 
 if sys.platform == "win32":
 
-    def _inheriting(
-        command: list[str], connection: Line, job: IO[bytes]
-    ) -> tuple[subprocess.Popen[bytes], list[int]]:
+    def _inheriting(command: list[str], connection: Line, job: IO[bytes]) -> tuple[subprocess.Popen[bytes], list[int]]:
         import msvcrt
 
         handles = [connection.fileno(), msvcrt.get_osfhandle(job.fileno())]
@@ -180,9 +178,7 @@ if sys.platform == "win32":
 
 else:
 
-    def _inheriting(
-        command: list[str], connection: Line, job: IO[bytes]
-    ) -> tuple[subprocess.Popen[bytes], list[int]]:
+    def _inheriting(command: list[str], connection: Line, job: IO[bytes]) -> tuple[subprocess.Popen[bytes], list[int]]:
         handles = [connection.fileno(), job.fileno()]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, env={**_ONE_THREAD, **os.environ}, pass_fds=handles,

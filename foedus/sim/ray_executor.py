@@ -176,9 +176,7 @@ class Remote:
         self._trainee: Trainee | Failure | None = None
 
     def open(self, job: Parcel, path: list[str]) -> Parcel:
-        sys.path += [
-            p for p in path if p not in sys.path and os.path.exists(p)
-        ]  # Ray takes the script's only
+        sys.path += [p for p in path if p not in sys.path and os.path.exists(p)]  # Ray takes the script's only
         self._trainee = caught(lambda parcel: Trainee(unpack(*parcel)), job)
         return _parcel(self._trainee if isinstance(self._trainee, Failure) else Word.READY)
 
@@ -221,9 +219,7 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of its own change of mind
-    ray.init(
-        address="local", num_cpus=workers or cores(), include_dashboard=False, logging_level=logging.ERROR
-    )
+    ray.init(address="local", num_cpus=workers or cores(), include_dashboard=False, logging_level=logging.ERROR)
 
 
 def _knock(address: str) -> None:
@@ -248,9 +244,7 @@ def _count(ray: Any, workers: int | None) -> int:
 
 def _missing(ray: Any, workers: int) -> str:
     total, free = (int(r.get("CPU", 0)) for r in (ray.cluster_resources(), ray.available_resources()))
-    gpus = (
-        f" and {ray.available_resources().get('GPU', 0):g} GPUs" if ray.cluster_resources().get("GPU") else ""
-    )
+    gpus = f" and {ray.available_resources().get('GPU', 0):g} GPUs" if ray.cluster_resources().get("GPU") else ""
     return (
         f"{workers} workers need a core each, and of the Ray cluster's {total} cores {free} are free{gpus}. Write "
         f"executor=foedus.executors.ray(workers={max(1, free)}), or free some: `ray status` shows what holds them"

@@ -42,9 +42,7 @@ def read_run(path: str | Path, task: Task | None = None) -> Run:
     if task is None:
         return Run(record)
     parameters = record.parameters
-    trainer = open_trainer(
-        task, seed=record.configuration["seed"]
-    )  # of what is frozen, and so not in the folder
+    trainer = open_trainer(task, seed=record.configuration["seed"])  # of what is frozen, and so not in the folder
     try:
         return Run(record, start.weights(parameters, trainer), trainer)
     except ConfigurationError as error:
@@ -62,9 +60,7 @@ class Run:
         0.97
     """
 
-    def __init__(
-        self, record: Record, weights: Weights | None = None, trainer: Trainer | None = None
-    ) -> None:
+    def __init__(self, record: Record, weights: Weights | None = None, trainer: Trainer | None = None) -> None:
         self.record, self._weights, self._trainer = record, weights, trainer
 
     # --- figures

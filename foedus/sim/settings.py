@@ -132,9 +132,7 @@ class Settings:
             ("adversary", Adversary, "foedus.Adversary(clients=[0], attack=foedus.attacks.sign_flip())"),
         ):
             if (value := getattr(self, name)) is not None and not isinstance(value, kind):
-                raise ConfigurationError(
-                    f"Settings({name}=...) takes e.g. {example}, and was given {value!r}"
-                )
+                raise ConfigurationError(f"Settings({name}=...) takes e.g. {example}, and was given {value!r}")
         if not isinstance(self.sinks, Sequence):
             raise ConfigurationError(f"sinks is a list; write sinks=[{self.sinks!r}]")
 

@@ -41,9 +41,7 @@ def _filled(layout: Layout, named: Mapping[str, Any], default: Vector | None) ->
     missing = [n for n in layout.names if n not in named]
     if missing and default is None:
         there = ", ".join(list(named)[:8])
-        raise ConfigurationError(
-            f"the weights to start from lack {', '.join(missing[:5])}; they have: {there}"
-        )
+        raise ConfigurationError(f"the weights to start from lack {', '.join(missing[:5])}; they have: {there}")
     values = {} if default is None else layout.unflatten(default)
     return layout.flatten({n: named[n] if n in named else values[n] for n in layout.names})
 

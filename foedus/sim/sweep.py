@@ -90,17 +90,11 @@ class Sweep(NamedTuple):
 
     def table(self) -> Any:
         """A rich table, best first."""
-        return table(
-            [self._row(r) for r in self.results], best=None if math.isnan(self.results[0].final) else 0
-        )
+        return table([self._row(r) for r in self.results], best=None if math.isnan(self.results[0].final) else 0)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """The metric over rounds, of every combination; saved as ``figures/sweep.png`` in the folder."""
-        runs = {
-            r.name: r.record
-            for r in self.results
-            if len(curve(r.record.metrics, "central", self.metric).rounds)
-        }
+        runs = {r.name: r.record for r in self.results if len(curve(r.record.metrics, "central", self.metric).rounds)}
         return plot_runs(runs, self.metric, path or self.folder / "figures" / "sweep.png")
 
     def _row(self, result: Result) -> dict[str, Any]:
@@ -196,9 +190,7 @@ def _run(variant: Callable[..., Federation], values: dict[str, Any], place: Path
 
 
 def _check_evaluated(record: Record, metric: str) -> None:
-    finished = (
-        record.configuration.get("status") == "finished"
-    )  # if not, it diverged, perhaps before the first time
+    finished = record.configuration.get("status") == "finished"  # if not, it diverged, perhaps before the first time
     if finished and record.metrics and not any("central" in line for line in record.metrics):
         raise ConfigurationError(
             "sweep() sorts by a central figure, and nothing was evaluated centrally: give the clients a test set, "
@@ -275,9 +267,7 @@ def _label(value: Any) -> str:
 
 def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
     plain_kinds = int | float | str | bool | None
-    return {
-        name: value if isinstance(value, plain_kinds) else _label(value) for name, value in values.items()
-    }
+    return {name: value if isinstance(value, plain_kinds) else _label(value) for name, value in values.items()}
 
 
 def _value(figure: float) -> str:

@@ -75,9 +75,7 @@ class World:
             )
         check_number("over_selection", self.over_selection)
         if self.over_selection < 1:
-            raise ConfigurationError(
-                f"over_selection must be a number of at least 1, not {self.over_selection}"
-            )
+            raise ConfigurationError(f"over_selection must be a number of at least 1, not {self.over_selection}")
         if self.deadline is not None:
             check_number("deadline", self.deadline, also=", in seconds, or None", above=True)
         if self.partial_work and self.deadline is None:

@@ -41,9 +41,7 @@ def perceptron(dtype: str = "float64", *, dropout: float = 0.0, centred: bool = 
             x = x - x.mean(0)
         hidden = jax.nn.relu(x @ p["zeroth"]["weight"] + p["zeroth"]["bias"])
         if train and dropout:
-            hidden = jnp.where(
-                jax.random.bernoulli(key, 1 - dropout, hidden.shape), hidden / (1 - dropout), 0
-            )
+            hidden = jnp.where(jax.random.bernoulli(key, 1 - dropout, hidden.shape), hidden / (1 - dropout), 0)
         return hidden @ p["last"][0]
 
     return JaxModel(init, apply)
@@ -59,9 +57,7 @@ def mean_cross_entropy(output: Any, target: Any) -> Any:
 
 def examples(count: int = 21, dtype: str = "float64") -> Examples:
     rng = np.random.default_rng(count)
-    return Examples.of(
-        rng.normal(size=(count, 8, 8)).astype(dtype), np.arange(count) % CLASSES, keep_dtype=True
-    )
+    return Examples.of(rng.normal(size=(count, 8, 8)).astype(dtype), np.arange(count) % CLASSES, keep_dtype=True)
 
 
 def assignment(spec: LocalSGD, own: Examples, **changes: Any) -> Assignment:
@@ -194,9 +190,7 @@ def test_every_step_is_observed_and_the_start_is_not_changed() -> None:
     own, seen = trainer(perceptron("float32")), []
     start = own.initial()
     before = start.vector.copy()
-    work = assignment(
-        local_sgd(lr=0.1, batch_size=8), examples(), observe=lambda t, w: seen.append(w.vector.copy())
-    )
+    work = assignment(local_sgd(lr=0.1, batch_size=8), examples(), observe=lambda t, w: seen.append(w.vector.copy()))
     trained = own.train(start, work)
     assert np.array_equal(start.vector, before)
     assert len(seen) == 4
@@ -208,9 +202,7 @@ def test_evaluation_over_batches() -> None:
     own, many = trainer(perceptron("float32")), examples(1203, "float32")
     figures, scores = own.evaluate(own.initial(), many), own.predict(own.initial(), many)
     assert figures["accuracy"] == pytest.approx((scores.argmax(1) == many.targets).mean())
-    assert figures["loss"] == pytest.approx(
-        float(mean_cross_entropy(jnp.asarray(scores), many.targets)), rel=1e-5
-    )
+    assert figures["loss"] == pytest.approx(float(mean_cross_entropy(jnp.asarray(scores), many.targets)), rel=1e-5)
     assert own.predict(own.initial(), examples(0)).shape == (0,)
 
 

@@ -94,9 +94,7 @@ def test_ignored_tokens_keep_their_denominator(real: int, seed: int) -> None:
     target = torch.randint(CLASSES, (8, 6), generator=generator)
     target[torch.rand(8, 6, generator=generator) < 0.4] = -100
     output = torch.randn(8, CLASSES, 6, generator=generator)
-    found = objective(
-        F.cross_entropy, nn.Conv1d(WIDTH, CLASSES, 1), inputs=[torch.randn(8, WIDTH, 6)], target=target
-    )
+    found = objective(F.cross_entropy, nn.Conv1d(WIDTH, CLASSES, 1), inputs=[torch.randn(8, WIDTH, 6)], target=target)
     if (target[:real] != -100).any():
         check(found, output, target, real)
 

@@ -30,9 +30,7 @@ def trainer(dtype: str = "float64") -> NumpyTrainer:
     return opened
 
 
-def by_hand(
-    start: Weights, work: Assignment, *, clip: float, momentum: float, decay: float, mu: float
-) -> np.ndarray:
+def by_hand(start: Weights, work: Assignment, *, clip: float, momentum: float, decay: float, mu: float) -> np.ndarray:
     """Local SGD with everything on, over the flat vector."""
     model, layout = trainer().net, trainer().layout
     w, m = start.vector, np.zeros_like(start.vector)
@@ -128,9 +126,7 @@ WHOLE = NumpyModel(lambda g: {"w": np.zeros(3, int)}, lambda p, x: x, lambda p, 
         (lambda: open_trainer(Task(EMPTY), seed=0), "at least one; it gave an empty"),
         (lambda: open_trainer(Task(WHOLE), seed=0), "not so: w"),
         (
-            lambda: trainer().train(
-                trainer().initial(), assignment(local_training(optimiser=lambda p: None))
-            ),
+            lambda: trainer().train(trainer().initial(), assignment(local_training(optimiser=lambda p: None))),
             "no torch module",
         ),
     ],
@@ -142,7 +138,5 @@ def test_what_cannot_be_trained_is_refused(wrong: Callable[[], object], words: s
 
 def test_a_metric_of_the_users_own_sees_numpy_arrays() -> None:
     own = Metric("spread", lambda output, target: np.ptp(output, axis=1))
-    figures = open_trainer(Task(logistic(4, 3), metrics=[own]), seed=0).evaluate(
-        trainer().initial(), EXAMPLES
-    )
+    figures = open_trainer(Task(logistic(4, 3), metrics=[own]), seed=0).evaluate(trainer().initial(), EXAMPLES)
     assert figures["spread"] == 0.0

@@ -123,9 +123,7 @@ def trainer(model: Callable[[], nn.Module]) -> Trainer:
     return open_trainer(Task(model=model, loss=nn.functional.cross_entropy), seed=0, device="cpu")
 
 
-def train(
-    with_: Trainer, client: int = 0, *, peak: float = 1.0, spec: LocalTraining | None = None
-) -> Trained:
+def train(with_: Trainer, client: int = 0, *, peak: float = 1.0, spec: LocalTraining | None = None) -> Trained:
     values = np.random.default_rng(client)
     x = values.random((20, 3), dtype=np.float32)
     own = plan(spec or local_sgd(0.5, batch_size=4), np.array([20]), np.array([client]), seed=0, round=1)

@@ -31,23 +31,17 @@ def check(layer: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int | No
             return layer(*parts)
 
     together = torch.vmap(inside, in_dims=dims)(*own)
-    parts = [
-        [a if d is None else a.select(d, i) for a, d in zip(own, dims, strict=True)] for i in range(CLIENTS)
-    ]
+    parts = [[a if d is None else a.select(d, i) for a, d in zip(own, dims, strict=True)] for i in range(CLIENTS)]
     apart = torch.stack([layer(*p) for p in parts])
     torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
     weight = random(*together.shape)
-    grads = (
-        torch.autograd.grad((out * weight).sum(), own, materialize_grads=True) for out in (together, apart)
-    )
+    grads = (torch.autograd.grad((out * weight).sum(), own, materialize_grads=True) for out in (together, apart))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (5,), (2, 4, 5)])
-@pytest.mark.parametrize(
-    "dims", [(0, 0, 0), (1, 0, 0), (None, 0, 0), (0, None, None), (0, 0, None), (0, None, 0)]
-)
+@pytest.mark.parametrize("dims", [(0, 0, 0), (1, 0, 0), (None, 0, 0), (0, None, None), (0, 0, None), (0, None, 0)])
 def test_linear(shape: tuple[int, ...], dims: tuple[int | None, ...]) -> None:
     x, weight, bias = random(*shape), random(6, 5), random(6)
     shared = [a if d is None else torch.stack([a + i for i in range(CLIENTS)], d) for a, d in
@@ -111,9 +105,7 @@ def test_what_cannot_be_batched_is_named() -> None:
 
     def packed(x: Tensor) -> Any:
         with stacked(KEY):
-            return torch.lstm(x, torch.tensor([2, 1]), [x, x], own._flat_weights, True, 1, 0.0, True, False)[
-                0
-            ]
+            return torch.lstm(x, torch.tensor([2, 1]), [x, x], own._flat_weights, True, 1, 0.0, True, False)[0]
 
     with pytest.raises(UnsupportedOperator, match=r"torch\.lstm on packed sequences"):
         torch.vmap(packed)(random(CLIENTS, 3, 3))

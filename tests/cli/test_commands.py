@@ -57,9 +57,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def test_simulate_runs_and_tells_where_everything_is(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_simulate_runs_and_tells_where_everything_is(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", "own.py", "--folder", "here"]) == 0
     told = capsys.readouterr().out
     metrics = [json.loads(line) for line in (project / "here" / "metrics.jsonl").read_text().splitlines()]
@@ -68,17 +66,13 @@ def test_simulate_runs_and_tells_where_everything_is(
     assert "run folder: here" in told
 
 
-@pytest.mark.parametrize(
-    "target", ["own.py", "own.py:federation", "own:federation", "own:made", "./own.py:made"]
-)
+@pytest.mark.parametrize("target", ["own.py", "own.py:federation", "own:federation", "own:made", "./own.py:made"])
 def test_targets(project: Path, target: str) -> None:
     assert load(target).rounds == 3
 
 
 def test_flags_replace_one_field_each() -> None:
-    federation = fd.Federation(
-        task=task(), algorithm=fd.fedavg(fd.local_sgd(0.3)), clients=clients(), rounds=3
-    )
+    federation = fd.Federation(task=task(), algorithm=fd.fedavg(fd.local_sgd(0.3)), clients=clients(), rounds=3)
     none = dict.fromkeys(("rounds", "cohort", "seed", "every", "folder", "executor", "device", "start"))
     assert Flags(**none, no_resume=False, no_progress=False).over(federation) == federation
     given = {
@@ -281,9 +275,7 @@ def test_new_then_simulate_as_a_newcomer_would(tmp_path: Path) -> None:
         cwd=folder, check=True, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert "after round 5" in made.stdout
-    accuracy = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])["central"][
-        "accuracy"
-    ]
+    accuracy = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])["central"]["accuracy"]
     assert accuracy > 0.7
     script = subprocess.run(
         [sys.executable, "federation.py"],

@@ -70,9 +70,7 @@ def test_the_whole_examination(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, told
     for name in set(BY_NAME) - {"auto"}:
         rest = told.partition("Executors")[2]
-        assert next(line for line in rest.splitlines() if line.split()[:1] == [name]).split()[1] == "works", (
-            told
-        )
+        assert next(line for line in rest.splitlines() if line.split()[:1] == [name]).split()[1] == "works", told
     assert "another: set FOEDUS_DATA" in told
 
 

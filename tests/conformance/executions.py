@@ -12,7 +12,7 @@ import foedus as fd
 from foedus.backends import open_trainer
 from foedus.core.client import LocalSGD
 from foedus.core.values import Message
-from foedus.sim.work import Executor, Job, Orders, Outcome
+from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
 
 WORDS, CLASSES = 11, 5  # what sequences are made of, and what there is to choose among
 
@@ -97,7 +97,7 @@ def everyone() -> fd.Aggregator:
         init=lambda layout: {},
         encode=lambda update, context: {"values": update.vector[None], "client": np.array([context.client])},
         merge=merge,
-        decode=lambda state, message: (message["values"], state),
+        decode=lambda state, message, context: (message["values"], state),
         additive=False,
         label="everyone()",
     )
@@ -125,4 +125,4 @@ def assert_alike(found: Outcome, wanted: Outcome, tolerance: float) -> None:
             assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
     assert found.kept.keys() == wanted.kept.keys()
     for client, own in found.kept.items():
-        np.testing.assert_allclose(own, wanted.kept[client], rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(own[BUFFERS], wanted.kept[client][BUFFERS], rtol=tolerance, atol=tolerance)

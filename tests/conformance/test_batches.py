@@ -35,9 +35,7 @@ def batches_of(made: Plan, slot: int) -> list[list[int]]:
 
 
 @given(cohorts(), batches, st.integers(1, 3), seeds)
-def test_every_example_comes_exactly_once_an_epoch(
-    cohort: tuple, batch: int | None, epochs: int, seed: int
-) -> None:
+def test_every_example_comes_exactly_once_an_epoch(cohort: tuple, batch: int | None, epochs: int, seed: int) -> None:
     sizes, clients = cohort
     made = plan(local_sgd(0.1, epochs=epochs, batch_size=batch), sizes, clients, seed=seed, round=2)
     for slot, size in enumerate(sizes.tolist()):
@@ -52,9 +50,7 @@ def test_every_example_comes_exactly_once_an_epoch(
 
 
 @given(cohorts(), batches, st.integers(1, 12), seeds)
-def test_a_number_of_steps_cuts_the_epochs_short(
-    cohort: tuple, batch: int | None, steps: int, seed: int
-) -> None:
+def test_a_number_of_steps_cuts_the_epochs_short(cohort: tuple, batch: int | None, steps: int, seed: int) -> None:
     sizes, clients = cohort
     made = plan(local_sgd(0.1, steps=steps, batch_size=batch), sizes, clients, seed=seed, round=1)
     many = plan(local_sgd(0.1, epochs=steps, batch_size=batch), sizes, clients, seed=seed, round=1)
@@ -64,9 +60,7 @@ def test_a_number_of_steps_cuts_the_epochs_short(
 
 
 @given(cohorts(), batches, st.integers(1, 3), seeds, st.integers(1, 4))
-def test_a_limit_gives_the_first_steps(
-    cohort: tuple, batch: int | None, epochs: int, seed: int, limit: int
-) -> None:
+def test_a_limit_gives_the_first_steps(cohort: tuple, batch: int | None, epochs: int, seed: int, limit: int) -> None:
     sizes, clients = cohort
     spec = local_sgd(0.1, epochs=epochs, batch_size=batch)
     whole = plan(spec, sizes, clients, seed=seed, round=1)
@@ -119,9 +113,7 @@ def test_the_fields_agree_with_one_another(cohort: tuple, batch: int | None, epo
 
 
 @given(cohorts(), batches, st.one_of(st.none(), st.integers(1, 40)), st.integers(1, 3))
-def test_what_is_processed_is_what_is_planned(
-    cohort: tuple, batch: int | None, steps: int | None, epochs: int
-) -> None:
+def test_what_is_processed_is_what_is_planned(cohort: tuple, batch: int | None, steps: int | None, epochs: int) -> None:
     sizes, clients = cohort
     amounts = {"steps": steps} if steps else {"epochs": epochs}
     spec = local_sgd(0.1, batch_size=batch, **amounts)
@@ -169,9 +161,7 @@ def test_orders_differ_between_rounds_epochs_clients_and_seeds() -> None:
         return [tuple(row) for row in made.rows.tolist()]
 
     spec = local_sgd(0.1, epochs=2, batch_size=None)
-    found = [
-        o for c in (0, 1) for seed in (0, 1) for r in (1, 2) for o in orders(spec, c, seed=seed, round=r)
-    ]
+    found = [o for c in (0, 1) for seed in (0, 1) for r in (1, 2) for o in orders(spec, c, seed=seed, round=r)]
     assert len(set(found)) == len(found) == 16
 
 

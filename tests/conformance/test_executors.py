@@ -155,9 +155,7 @@ def test_a_step_in_float32(executor: str, name: str) -> None:
     start = open_trainer(task, seed=3).initial().vector
     for a, b in zip(rows(found.message), rows(wanted.message), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(start + b)
-        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b), (
-            "an update that is not there is no agreement"
-        )
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b), "an update that is not there is no agreement"
 
 
 @pytest.mark.parametrize("executor", FAST)
@@ -220,9 +218,7 @@ CORES = """
 def test_any_number_of_cores_gives_the_same_bits(executor: str) -> None:
     scripts = [textwrap.dedent(CORES).format(cores=n, executor=executor) for n in (1, 2)]
     told = [
-        subprocess.run(
-            [sys.executable, "-c", s], capture_output=True, text=True, check=True, timeout=200
-        ).stdout
+        subprocess.run([sys.executable, "-c", s], capture_output=True, text=True, check=True, timeout=200).stdout
         for s in scripts
     ]
     assert len(told[0]) > 1000
@@ -236,9 +232,7 @@ def test_any_number_of_cores_gives_the_same_bits(executor: str) -> None:
 def test_clients_that_are_generated_are_trained_like_resident_ones(executor: str) -> None:
     resident, task = population("mlp", "float64", RAGGED), task_of("mlp", "float64")
     generated = fd.Clients.generated(resident.train, len(resident))
-    assert_alike(
-        *(ran(e(), task, c, ROUND) for e, c in ((EVERY[executor], generated), (Debug, resident))), 1e-10
-    )
+    assert_alike(*(ran(e(), task, c, ROUND) for e, c in ((EVERY[executor], generated), (Debug, resident))), 1e-10)
 
 
 @pytest.mark.parametrize("executor", EVERY)
@@ -258,9 +252,7 @@ def test_a_client_whose_training_leaves_the_numbers_is_refused_and_named(executo
     pool, own = clients.pool
     pool.inputs[0][own[1][2]] = np.nan
     found = ran(EVERY[executor](), task, clients, ROUND)
-    assert [(r.client, "not finite" in r.reason, "nan" in r.reason) for r in found.refused] == [
-        (1, True, True)
-    ]
+    assert [(r.client, "not finite" in r.reason, "nan" in r.reason) for r in found.refused] == [(1, True, True)]
     assert found.clients == [0, 1, 2]
     assert found.message is not None
     assert found.message["client"].tolist() == [0, 2]

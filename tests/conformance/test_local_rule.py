@@ -70,9 +70,7 @@ def test_one_client_alone_is_the_plain_torch_loop(spec: LocalSGD, seed: int) -> 
     ours = walk(spec, params, grads, np.zeros_like)
     theirs = by_torch(spec, params, grads)
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(
-            a, b, rtol=2e-5 if spec.clip_norm else 1e-12, atol=1e-6 if spec.clip_norm else 1e-12
-        )
+        np.testing.assert_allclose(a, b, rtol=2e-5 if spec.clip_norm else 1e-12, atol=1e-6 if spec.clip_norm else 1e-12)
 
 
 @pytest.mark.slow
@@ -113,9 +111,7 @@ def test_it_can_be_traced_and_batched(spec: LocalSGD) -> None:
 
     wanted = step(params, grads[0])
     with jax.enable_x64(True):
-        both = jax.jit(jax.vmap(step))(
-            [np.stack([p, p]) for p in params], [np.stack([g, g]) for g in grads[0]]
-        )
+        both = jax.jit(jax.vmap(step))([np.stack([p, p]) for p in params], [np.stack([g, g]) for g in grads[0]])
     stacked = torch.func.vmap(lambda *leaves: step(list(leaves[:4]), list(leaves[4:])))(
         *(torch.tensor(np.stack([a, a])) for a in [*params, *grads[0]])
     )
@@ -140,16 +136,16 @@ def test_clipping_bounds_the_whole_gradient_and_leaves_shorter_ones_alone(seed: 
     step = np.concatenate([(p - m).reshape(-1) for p, m in zip(params, moved, strict=True)])
     full = np.concatenate([g.reshape(-1) for g in grads])
     assert np.linalg.norm(step) <= norm * (1 + 1e-9)
-    np.testing.assert_allclose(
-        step, full * min(1, norm / max(np.linalg.norm(full), 1e-300)), rtol=1e-6, atol=1e-9
-    )
+    np.testing.assert_allclose(step, full * min(1, norm / max(np.linalg.norm(full), 1e-300)), rtol=1e-6, atol=1e-9)
 
 
 def test_a_gradient_of_zero_can_be_clipped() -> None:
     zero = [np.zeros(3, np.float32)]
-    assert descend(local_sgd(0.1, clip_norm=1.0), zero, zero, memory=[], received=zero, lr=0.1)[0][
-        0
-    ].tolist() == [0, 0, 0]
+    assert descend(local_sgd(0.1, clip_norm=1.0), zero, zero, memory=[], received=zero, lr=0.1)[0][0].tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 # --- values as the user writes them -------------------------------------------------------------------------

@@ -74,9 +74,7 @@ def numbers(seed: int, rounds: int, size: int) -> tuple[NDArray[np.float64], NDA
 def test_it_is_the_algorithm_of_the_paper(member: ServerOptimiser, seed: int, rounds: int, size: int) -> None:
     vector, updates = numbers(seed, rounds, size)
     found, _ = walk(member, vector, updates)
-    np.testing.assert_allclose(
-        found, by_hand(member.label, vector.tolist(), updates.tolist()), rtol=1e-12, atol=1e-14
-    )
+    np.testing.assert_allclose(found, by_hand(member.label, vector.tolist(), updates.tolist()), rtol=1e-12, atol=1e-14)
 
 
 @every
@@ -105,9 +103,7 @@ def test_the_model_keeps_its_dtype_and_the_state_does_not_grow(member: ServerOpt
 
 
 @every
-def test_a_run_saved_and_restored_half_way_ends_with_the_same_bits(
-    member: ServerOptimiser, tmp_path: Path
-) -> None:
+def test_a_run_saved_and_restored_half_way_ends_with_the_same_bits(member: ServerOptimiser, tmp_path: Path) -> None:
     vector, updates = numbers(1, 8, 50)
     start = vector.astype(np.float32)
     whole, _ = walk(member, start, updates)

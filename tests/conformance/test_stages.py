@@ -197,7 +197,9 @@ def test_the_mean_behind_it_is_the_mean_of_what_is_left(member: Member, cohort: 
     assert total is not None
     wanted = np.mean([member.left(u.vector.astype(np.float64)) for u in cohort], axis=0)
     slack = max(tolerance(member, u.vector) for u in cohort)
-    np.testing.assert_allclose(rule.decode({}, total, CONTEXT._replace(size=len(wanted)))[0], wanted, rtol=1e-12, atol=slack + 2.0**-57)
+    np.testing.assert_allclose(
+        rule.decode({}, total, CONTEXT._replace(size=len(wanted)))[0], wanted, rtol=1e-12, atol=slack + 2.0**-57
+    )
 
 
 @every

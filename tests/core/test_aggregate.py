@@ -13,9 +13,7 @@ from foedus.core.aggregate import _limbs
 
 LIMIT = 2.0**51 - 1
 HALVES = st.integers(-(2**51) + 2, 2**51 - 2).map(lambda twice: twice / 2)  # ties, to the even number
-VALUES = hnp.arrays(
-    np.float64, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-LIMIT, LIMIT) | HALVES
-)
+VALUES = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-LIMIT, LIMIT) | HALVES)
 
 
 @given(VALUES)

@@ -32,9 +32,7 @@ def test_gradients_are_finite_differences(name: str, seed: int, count: int) -> N
     _, gradients = model.gradient(parameters, (x,), y)
     for name, array in parameters.items():
         direction = rng.normal(size=array.shape)
-        ends = [
-            model.gradient({**parameters, name: array + h * direction}, (x,), y)[0] for h in (1e-5, -1e-5)
-        ]
+        ends = [model.gradient({**parameters, name: array + h * direction}, (x,), y)[0] for h in (1e-5, -1e-5)]
         slope = float((gradients[name] * direction).sum())
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-7)
 

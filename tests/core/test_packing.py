@@ -30,9 +30,7 @@ def counts(sizes: list[int], *, epochs: int = 2, batch: int | None = 10) -> tupl
 
 
 @given(sizes=sizes_of, batch=st.sampled_from([1, 4, 10, 32, None]), share=st.sampled_from([0.0, 0.1, 0.5]))
-def test_every_step_is_taken_once_in_its_clients_order(
-    sizes: list[int], batch: int | None, share: float
-) -> None:
+def test_every_step_is_taken_once_in_its_clients_order(sizes: list[int], batch: int | None, share: float) -> None:
     count, steps = counts(sizes, batch=batch)
     taken: list[list[int]] = [[] for _ in sizes]
     for call in calls(count, steps, padding=share):

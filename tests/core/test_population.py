@@ -222,9 +222,7 @@ def test_map_sees_one_client_at_a_time(rows):
         wanted = np.array(own, np.float32) - np.float32(np.mean(own, dtype=np.float32) if own else 0)
         assert np.allclose(values(mapped.train(i)), wanted, atol=1e-5)
     if all(rows):
-        assert all(
-            values(twin(clients).map(centred).train(i)) == values(mapped.train(i)) for i in range(len(rows))
-        )
+        assert all(values(twin(clients).map(centred).train(i)) == values(mapped.train(i)) for i in range(len(rows)))
 
 
 def test_map_reaches_every_part_and_may_change_lengths():
@@ -242,9 +240,7 @@ def test_empty_clients_are_not_shown_to_the_function():
 
 
 def test_map_fitted_fits_to_training_examples_only():
-    clients = Clients.of(
-        {"a": ([[1.0], [3.0]], [0, 0])}, test={"a": ([[10.0]], [0])}, central_test=([[5.0]], [0])
-    )
+    clients = Clients.of({"a": ([[1.0], [3.0]], [0, 0])}, test={"a": ([[10.0]], [0])}, central_test=([[5.0]], [0]))
 
     def fit(train):
         shift = train.inputs[0].mean()
@@ -267,9 +263,7 @@ def test_subset_keeps_ids_and_data(rows, data):
     for population in (clients, twin(clients)):
         part = population.subset(chosen)
         assert list(part.ids) == [f"c{i}" for i in chosen]
-        assert [values(part.train(k)) for k in range(len(chosen))] == [
-            values(clients.train(i)) for i in chosen
-        ]
+        assert [values(part.train(k)) for k in range(len(chosen))] == [values(clients.train(i)) for i in chosen]
 
 
 @pytest.mark.parametrize(

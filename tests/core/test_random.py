@@ -116,12 +116,8 @@ def test_neighbouring_keys_are_not_correlated():
 
 
 def test_generators_of_one_path_agree_and_of_two_do_not():
-    assert (
-        generator(0, "a").integers(0, 2**32, 4).tolist() == generator(0, "a").integers(0, 2**32, 4).tolist()
-    )
-    assert (
-        generator(0, "a").integers(0, 2**32, 4).tolist() != generator(0, "b").integers(0, 2**32, 4).tolist()
-    )
+    assert generator(0, "a").integers(0, 2**32, 4).tolist() == generator(0, "a").integers(0, 2**32, 4).tolist()
+    assert generator(0, "a").integers(0, 2**32, 4).tolist() != generator(0, "b").integers(0, 2**32, 4).tolist()
 
 
 @pytest.mark.parametrize("wrong", [2**64, -(2**63) - 1, 0.5, None, ("a",)])

@@ -21,9 +21,7 @@ arrays = hnp.arrays(
 )
 trees = st.dictionaries(
     names,
-    st.recursive(
-        arrays, lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=3)
-    ),
+    st.recursive(arrays, lambda inner: st.dictionaries(names, inner, max_size=3) | st.lists(inner, max_size=3)),
 )
 
 
@@ -76,10 +74,7 @@ def test_order_is_that_of_the_tree_and_names_are_joined_by_dots() -> None:
     ],
 )
 def test_the_vector_is_double_where_the_model_is(dtypes: list[str], wanted: str) -> None:
-    assert (
-        Layout(tuple(f"p{i}" for i in range(len(dtypes))), ((1,),) * len(dtypes), tuple(dtypes)).dtype
-        == wanted
-    )
+    assert Layout(tuple(f"p{i}" for i in range(len(dtypes))), ((1,),) * len(dtypes), tuple(dtypes)).dtype == wanted
 
 
 def test_averaged_counters_become_whole_numbers_again() -> None:

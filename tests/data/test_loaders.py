@@ -199,8 +199,7 @@ def test_windows_end_at_the_last_cycle():
 def test_turbofan_from_text(files):
     def rows(engine, cycles):
         return "".join(
-            f"{engine} {c} {' '.join(str(engine * 100 + c) for _ in range(24))}  \n"
-            for c in range(1, cycles + 1)
+            f"{engine} {c} {' '.join(str(engine * 100 + c) for _ in range(24))}  \n" for c in range(1, cycles + 1)
         )
 
     files("turbofan/train_FD001.txt.gz", gzip.compress((rows(1, 5) + rows(2, 3)).encode()))

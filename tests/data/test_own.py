@@ -97,9 +97,7 @@ class TestFrames:
             assert data.columns == ("age", "smokes", "kind=a", "kind=b")
             wanted = [[[30, 1, 1, 0], [np.nan, 1, 0, 0]], [[40, 0, 0, 1], [60, 1, 1, 0]]]
             for i in range(2):
-                assert np.array_equal(
-                    clients.train(i).inputs[0], np.array(wanted[i], np.float32), equal_nan=True
-                )
+                assert np.array_equal(clients.train(i).inputs[0], np.array(wanted[i], np.float32), equal_nan=True)
             assert data.train.targets.tolist() == [0, 1, 1, 0]
             assert data.train.targets.dtype == np.int64
 
@@ -113,9 +111,7 @@ class TestFrames:
 
     def test_a_target_of_categories_and_a_test_frame(self):
         frame = frames()[0].dropna()
-        data = from_frame(
-            frame, target="kind", inputs=["age"], categories={"kind": Vocabulary(("a", "b"))}, test=frame
-        )
+        data = from_frame(frame, target="kind", inputs=["age"], categories={"kind": Vocabulary(("a", "b"))}, test=frame)
         assert data.train.targets.tolist() == [0, 1, 0]
         assert data.classes == ("a", "b")
         assert len(data.test) == 3
@@ -201,9 +197,7 @@ class TestFolders:
 
     def test_npz_of_several_inputs(self, tmp_path):
         for name in ("a", "b"):
-            np.savez(
-                tmp_path / f"{name}.npz", image=np.ones((2, 3, 3)), code=np.array([1, 2]), y=np.array([0, 1])
-            )
+            np.savez(tmp_path / f"{name}.npz", image=np.ones((2, 3, 3)), code=np.array([1, 2]), y=np.array([0, 1]))
         clients = from_folder(tmp_path, target="y")
         assert [a.shape for a in clients.train(1).inputs] == [(2, 3, 3), (2,)]
         assert from_folder(tmp_path, target="y", inputs=["code"]).train(0).inputs[0].tolist() == [1, 2]

@@ -56,9 +56,7 @@ def test_small_alpha_is_more_skewed_than_large():
     targets = np.arange(5000) % 10
 
     def skew(alpha):
-        counts = [
-            np.bincount(targets[r], minlength=10) for r in deal(dirichlet(10, alpha=alpha), targets).values()
-        ]
+        counts = [np.bincount(targets[r], minlength=10) for r in deal(dirichlet(10, alpha=alpha), targets).values()]
         return np.mean([c.max() / c.sum() for c in counts])
 
     assert skew(0.1) > 0.35 > 0.2 > skew(100.0)

@@ -21,9 +21,7 @@ from foedus.errors import ConfigurationError, DataError, SumOverflow
 
 
 def population(tables, **more):
-    return Clients.of(
-        {i: Examples.of(t, np.zeros(len(t), int), keep_dtype=True) for i, t in enumerate(tables)}, **more
-    )
+    return Clients.of({i: Examples.of(t, np.zeros(len(t), int), keep_dtype=True) for i, t in enumerate(tables)}, **more)
 
 
 @st.composite
@@ -81,9 +79,7 @@ class TestScaling:
         assert np.allclose(scaling.mean[0], images.mean(axis=(0, 2, 3)), rtol=1e-12)
         assert np.allclose(scaling.std[0], images.std(axis=(0, 2, 3)), rtol=1e-12)
         whole = Examples.of(images, np.zeros(6), keep_dtype=True)
-        wanted = (images - images.mean(axis=(0, 2, 3), keepdims=True)) / images.std(
-            axis=(0, 2, 3), keepdims=True
-        )
+        wanted = (images - images.mean(axis=(0, 2, 3), keepdims=True)) / images.std(axis=(0, 2, 3), keepdims=True)
         assert np.allclose(scaling.apply(whole).inputs[0], wanted)
 
     def test_another_input_is_left_alone(self):
@@ -95,9 +91,7 @@ class TestScaling:
     def test_regimes_are_scaled_apart(self):
         generator = np.random.default_rng(1)
         regime = generator.integers(0, 3, 90)
-        series = np.stack([regime, generator.normal(size=90) * 10.0**regime + regime], axis=1).reshape(
-            15, 6, 2
-        )
+        series = np.stack([regime, generator.normal(size=90) * 10.0**regime + regime], axis=1).reshape(15, 6, 2)
         clients = population([series[:4], series[4:]])
         scaling = federated_scaling(clients, regime=lambda x: x[..., 0].astype(np.int64), regimes=3)
         values = clients.map(scaling.apply).pooled_examples().inputs[0][..., 1].ravel()
@@ -107,9 +101,7 @@ class TestScaling:
 
     def test_a_wrong_regime_is_refused(self):
         with pytest.raises(ConfigurationError, match="from 5 to 5, and regimes=2"):
-            federated_scaling(
-                population([np.ones((2, 1))]), regime=lambda x: np.full(x.shape[:-1], 5), regimes=2
-            )
+            federated_scaling(population([np.ones((2, 1))]), regime=lambda x: np.full(x.shape[:-1], 5), regimes=2)
 
     def test_infinite_and_absurd_values_are_refused(self):
         with pytest.raises(DataError, match=r"client .*: An input has infinite"):
@@ -186,9 +178,7 @@ class TestFilling:
 
 class TestOwn:
     def test_every_client_by_its_own_figures(self):
-        clients = population(
-            [np.array([[1.0], [3.0]]), np.array([[100.0], [300.0], [np.nan]]), np.empty((0, 1))]
-        )
+        clients = population([np.array([[1.0], [3.0]]), np.array([[100.0], [300.0], [np.nan]]), np.empty((0, 1))])
         scaled = clients.map_fitted(own_scaling())
         assert scaled.train(0).inputs[0].ravel().tolist() == [-1, 1]
         assert np.array_equal(scaled.train(1).inputs[0].ravel(), [-1, 1, np.nan], equal_nan=True)
@@ -198,8 +188,7 @@ class TestOwn:
     def test_constant_and_unknown_columns(self):
         clients = population([np.array([[5.0, np.nan], [5.0, np.nan]])])
         assert (
-            clients.map_fitted(own_mean_filling()).map_fitted(own_scaling()).train(0).inputs[0].tolist()
-            == [[0, 0]] * 2
+            clients.map_fitted(own_mean_filling()).map_fitted(own_scaling()).train(0).inputs[0].tolist() == [[0, 0]] * 2
         )
 
 

@@ -52,9 +52,7 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 @given(arrays, values)
-def test_what_was_saved_comes_back(
-    tmp_path_factory: Any, arrays: dict[str, Any], values: dict[str, Any]
-) -> None:
+def test_what_was_saved_comes_back(tmp_path_factory: Any, arrays: dict[str, Any], values: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("c") / "checkpoint"
     checkpoint.save(path, Checkpoint(arrays, values))
     assert same(checkpoint.load(path), Checkpoint(arrays, values))
@@ -79,9 +77,7 @@ def survives(content: bytes, folder: Path) -> bool:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_flipped_bits_anywhere_are_found_out(
-    written: bytes, tmp_path_factory: Any, data: st.DataObject
-) -> None:
+def test_flipped_bits_anywhere_are_found_out(written: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
     damaged = bytearray(written)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, len(written) - 1))] ^= 1 << data.draw(st.integers(0, 7))

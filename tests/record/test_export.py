@@ -39,9 +39,7 @@ def mlflow_runs(folder: Path) -> list[Any]:
 
 @pytest.mark.slow
 def test_mlflow_has_parameters_metrics_by_round_and_the_model(tmp_path: Path) -> None:
-    made = fd.simulate(
-        task(), fd.fedavg(fd.local_sgd(0.3)), clients(), rounds=3, settings=settings(tmp_path / "first")
-    )
+    made = fd.simulate(task(), fd.fedavg(fd.local_sgd(0.3)), clients(), rounds=3, settings=settings(tmp_path / "first"))
     export(made.record, MLflow(tmp_path / "mlruns", "tests"))
     ((client, found),) = mlflow_runs(tmp_path / "mlruns")
     assert found.info.run_name == "first"

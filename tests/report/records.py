@@ -11,9 +11,7 @@ import foedus as fd
 from foedus.record import Record
 
 
-def record(
-    values: list[float | None], *, metric: str = "accuracy", folder: str = "run", **told: Any
-) -> Record:
+def record(values: list[float | None], *, metric: str = "accuracy", folder: str = "run", **told: Any) -> Record:
     """A record whose central metric took these values; None where a round was not evaluated."""
     lines = []
     for number, value in enumerate(values, 1):

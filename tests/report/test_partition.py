@@ -16,9 +16,7 @@ pytestmark = pytest.mark.slow  # loads matplotlib
 def clients_of(targets, **more):
     pool = Examples.of(np.zeros((sum(map(len, targets)), 1)), np.concatenate([np.array(t) for t in targets]))
     ends = np.cumsum([len(t) for t in targets])
-    return Clients.pooled(
-        pool, [np.arange(e - len(t), e) for e, t in zip(ends, targets, strict=True)], **more
-    )
+    return Clients.pooled(pool, [np.arange(e - len(t), e) for e, t in zip(ends, targets, strict=True)], **more)
 
 
 def test_bubbles_have_areas_in_proportion_to_counts():

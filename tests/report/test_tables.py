@@ -16,9 +16,7 @@ def test_values_as_cells(value: object, text: str) -> None:
     assert shown(value) == text
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1e6, "1 MB"), (2.5e15, "2.5e+03 TB")]
-)
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1e6, "1 MB"), (2.5e15, "2.5e+03 TB")])
 def test_bytes(count: float, text: str) -> None:
     assert bytes_shown(count) == text
 

@@ -33,9 +33,7 @@ LOCAL = fd.local_sgd(lr=0.1, batch_size=4)
 CROWDED = fd.Settings(world=fd.World(device=phone, minimum=3))
 
 
-def simulate(
-    folder: Path, clients: fd.Clients, task: fd.Task = TASK, *, local: Any = LOCAL, **more: Any
-) -> fd.Run:
+def simulate(folder: Path, clients: fd.Clients, task: fd.Task = TASK, *, local: Any = LOCAL, **more: Any) -> fd.Run:
     aggregator = more.pop("aggregator", None)
     settings = fd.Settings(
         folder=folder / "run",
@@ -94,9 +92,7 @@ def test_duplicate_ids_are_refused() -> None:
 
 @pytest.mark.parametrize("cohort", [4, 1000])
 def test_a_cohort_larger_than_the_population_is_refused(tmp_path: Path, cohort: int) -> None:
-    with pytest.raises(
-        ConfigurationError, match=rf"cohort of {cohort} clients does not fit .* of 3; write cohort=3"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"cohort of {cohort} clients does not fit .* of 3; write cohort=3"):
         simulate(tmp_path, three(), cohort=cohort)
     assert not (tmp_path / "run").exists(), "nothing is left behind"
 
@@ -170,9 +166,7 @@ def test_more_inputs_than_targets_are_refused_by_client() -> None:
 
 def test_generated_clients_of_another_shape_are_named_when_they_train(tmp_path: Path) -> None:
     clients = fd.Clients.generated(lambda i: (X[:, : 4 - (i == 2)], Y), 3)
-    with pytest.raises(
-        TrainingError, match=r"client 2 in round 1, step 0: .*made for 4 features.*\(3,\)"
-    ) as caught:
+    with pytest.raises(TrainingError, match=r"client 2 in round 1, step 0: .*made for 4 features.*\(3,\)") as caught:
         simulate(tmp_path, clients)
     assert (caught.value.client, caught.value.round, caught.value.step) == (2, 1, 0)
     inputs, targets = caught.value.batch
@@ -230,9 +224,7 @@ def test_an_update_that_has_run_away_is_refused_too(tmp_path: Path) -> None:
     task = fd.Task(linear(4), metrics=[fd.rmse])
     y = X.sum(1)
     data = {"a": (X, y), "b": (X * 0.5, y), "wild": (X * 1e4, y)}
-    done = simulate(
-        tmp_path, fd.Clients.of(data, central_test=(X, y)), task, local=fd.local_sgd(lr=0.1, steps=3)
-    )
+    done = simulate(tmp_path, fd.Clients.of(data, central_test=(X, y)), task, local=fd.local_sgd(lr=0.1, steps=3))
     assert [r["client"] for m in done.metrics for r in m["refused"]] == ["wild"] * 3
     assert "has diverged" in done.metrics[0]["refused"][0]["reason"]
     assert done.final["rmse"] < 2.5
@@ -340,9 +332,7 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: Any, 
 
 
 def test_stopping_at_a_figure_that_will_never_be_there_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match="stop_at names 'f1'; central evaluation gives loss, accuracy"
-    ):
+    with pytest.raises(ConfigurationError, match="stop_at names 'f1'; central evaluation gives loss, accuracy"):
         simulate(tmp_path, three(), evaluation=fd.Evaluation(stop_at={"f1": 0.5}))
     with pytest.raises(ConfigurationError, match="there is no test set"):
         simulate(tmp_path, three().with_test(None), evaluation=fd.Evaluation(stop_at={"accuracy": 0.5}))
@@ -538,9 +528,7 @@ def test_a_loss_that_is_none_names_client_and_step(tmp_path: Path, loss: Any, to
 def test_a_module_instead_of_its_maker_is_refused_with_the_reason() -> None:
     import torch
 
-    with pytest.raises(
-        ConfigurationError, match=r"give the function that makes it.*Settings\(start=module\)"
-    ):
+    with pytest.raises(ConfigurationError, match=r"give the function that makes it.*Settings\(start=module\)"):
         torch_task(torch.nn.Linear(4, 2))
     with pytest.raises(ConfigurationError, match=r"made int, where a torch\.nn\.Module is needed"):
         simulate(Path(), three(), torch_task(lambda: 7))

@@ -65,7 +65,9 @@ def test_eight_bits_take_a_third_of_the_bytes_and_cost_little(tmp_path: Path) ->
     assert fewer.weights.vector.tobytes() != plain.weights.vector.tobytes()
 
 
-@pytest.mark.parametrize("timing", [None, fd.buffered(2), fd.hierarchical(2, rounds=2)], ids=str)
+@pytest.mark.parametrize(
+    "timing", [None, fd.buffered(2), fd.hierarchical(2, rounds=2)], ids=["in step", "buffered", "edges"]
+)
 def test_it_goes_with_every_pace_and_is_resumed_to_the_byte(tmp_path: Path, timing: Any) -> None:
     algorithm = fd.fedavg(CLIENT, downlink=EIGHT, timing=timing)
     world = fd.World(device=phone)

@@ -137,9 +137,9 @@ def test_evaluation_every_few_rounds_and_after_the_last(tmp_path: Path) -> None:
 
 
 def test_every_client_is_evaluated_on_its_own_data(tmp_path: Path) -> None:
-    found = run(tmp_path, clients=CLIENTS.split(test=0.25), evaluation=fd.Evaluation(clients=True)).metrics[
-        -1
-    ]["clients"]
+    found = run(tmp_path, clients=CLIENTS.split(test=0.25), evaluation=fd.Evaluation(clients=True)).metrics[-1][
+        "clients"
+    ]
     assert set(found) == {"loss", "accuracy"}
     assert found["accuracy"]["worst_decile"] <= found["accuracy"]["mean"] <= 1
     assert found["loss"]["worst_decile"] >= found["loss"]["mean"]
@@ -457,9 +457,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "rounds", "kills"), [("numpy", 60, 6), ("debug", 30, 3), ("processes", 8, 2)]
-)
+@pytest.mark.parametrize(("kind", "rounds", "kills"), [("numpy", 60, 6), ("debug", 30, 3), ("processes", 8, 2)])
 def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, kind: str, rounds: int, kills: int) -> None:
     if kind != "numpy":
         pytest.importorskip("torch")
@@ -490,9 +488,7 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, kind: str, rounds:
 
     models = [load_file(tmp_path / name / MODEL) for name in ("whole", "killed")]
     assert {n: a.tobytes() for n, a in models[0].items()} == {n: a.tobytes() for n, a in models[1].items()}
-    assert (tmp_path / "killed" / "costs.jsonl").read_bytes() == (
-        tmp_path / "whole" / "costs.jsonl"
-    ).read_bytes()
+    assert (tmp_path / "killed" / "costs.jsonl").read_bytes() == (tmp_path / "whole" / "costs.jsonl").read_bytes()
     assert json.loads((tmp_path / "killed" / "run.json").read_text())["status"] == "finished"
 
 
@@ -531,9 +527,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.skipif(
-    sys.platform == "win32" or not hasattr(os, "geteuid") or not os.geteuid(), reason="root may write"
-)
+@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or not os.geteuid(), reason="root may write")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="Permission denied"):

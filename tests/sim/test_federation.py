@@ -35,7 +35,5 @@ def test_it_can_be_taken_apart(tmp_path: Path) -> None:
 
 
 def test_swapped_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"Federation\(task=\.\.\.\) takes a foedus\.Task, .* Algorithm"
-    ):
+    with pytest.raises(ConfigurationError, match=r"Federation\(task=\.\.\.\) takes a foedus\.Task, .* Algorithm"):
         fd.Federation(task=fd.fedavg(fd.local_sgd(0.1)), algorithm=task(), clients=clients(), rounds=1)

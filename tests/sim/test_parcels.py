@@ -123,9 +123,7 @@ def astray(tmp_path: Path) -> Iterator[ModuleType]:
 def elsewhere(body: bytes) -> str:
     """What a fresh process makes of a pickled function's result."""
     code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)())"
-    return subprocess.run(
-        [sys.executable, "-c", code], input=body, capture_output=True, check=True
-    ).stdout.decode()
+    return subprocess.run([sys.executable, "-c", code], input=body, capture_output=True, check=True).stdout.decode()
 
 
 @pytest.mark.slow

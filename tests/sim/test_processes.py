@@ -36,9 +36,7 @@ COHORTS = [[0, 1, 3, 4, 5, 6, 7, 8], [8, 3], [1], [], [7, 4, 0, 5]]
 
 
 @pytest.mark.parametrize(("average", "counts"), [(True, (1, 2, 3)), (False, (2,))])
-def test_any_number_of_workers_gives_the_bits_of_the_plain_loop(
-    average: bool, counts: tuple[int, ...]
-) -> None:
+def test_any_number_of_workers_gives_the_bits_of_the_plain_loop(average: bool, counts: tuple[int, ...]) -> None:
     this = torch_job(pooled(), average_buffers=average)
     expected = [bits(o) for o in rounds(Debug(), this, COHORTS)]
     assert any(kept for _, _, _, kept in expected) is not average
@@ -125,9 +123,7 @@ def test_what_a_dead_worker_had_not_delivered_is_done_again(
     ("how", "told"),
     [(by_signal(signal.SIGKILL), "by the signal SIGKILL"), (partial(os._exit, 3), "with exit code 3")],
 )
-def test_a_share_that_ends_three_workers_is_given_up(
-    how: Callable[[], None], told: str, tmp_path: Path
-) -> None:
+def test_a_share_that_ends_three_workers_is_given_up(how: Callable[[], None], told: str, tmp_path: Path) -> None:
     this = numpy_job(dying(how, tmp_path, often=9))
     with Processes(2).open(this) as session:
         with pytest.raises(WorkerDied, match=rf"\b4\b.* in round 1, the last {told}.*processes\(workers=1\)"):
@@ -254,9 +250,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path, environment: dict[str, str
         assert all(np.array_equal(a, b) for a, b in zip(*(f.message.values() for f in found)))
         print("equal", len(found[1].clients))
     """
-    done = subprocess.run(
-        script(tmp_path, text), env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(script(tmp_path, text), env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("begun\nequal 6\n", "")
 
 

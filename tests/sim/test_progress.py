@@ -33,9 +33,7 @@ def test_a_pipe_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> 
     assert told[-1] == "foedus: done"
 
 
-def test_a_terminal_gets_a_bar_and_a_table(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_a_bar_and_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch), progress(True, 12, 0) as shown:
         assert isinstance(shown, Live)
         for line in record([0.25] * 12).metrics:

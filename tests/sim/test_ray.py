@@ -84,9 +84,7 @@ def dying(folder: Path, often: int) -> Clients:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_killed_actor_had_not_delivered_is_done_again(
-    cluster: str, workers: int, tmp_path: Path
-) -> None:
+def test_what_a_killed_actor_had_not_delivered_is_done_again(cluster: str, workers: int, tmp_path: Path) -> None:
     found = rounds(Ray(cluster, workers), numpy_job(dying(tmp_path, often=2)), [EVERYONE, EVERYONE])
     assert len(list(tmp_path.iterdir())) == 2  # it was killed twice
     expected = rounds(Debug(), numpy_job(dying(tmp_path, often=0)), [EVERYONE, EVERYONE])
@@ -96,9 +94,7 @@ def test_what_a_killed_actor_had_not_delivered_is_done_again(
 def test_a_share_that_ends_three_actors_is_given_up(cluster: str, tmp_path: Path) -> None:
     this = numpy_job(dying(tmp_path, often=9))
     with Ray(cluster, workers=2).open(this) as session:
-        with pytest.raises(
-            WorkerDied, match=r"\b4\b.* in round 1, the last with Ray's words: .*ray\(workers=1\)"
-        ):
+        with pytest.raises(WorkerDied, match=r"\b4\b.* in round 1, the last with Ray's words: .*ray\(workers=1\)"):
             session.run(orders(this, EVERYONE))
         assert len(list(tmp_path.iterdir())) == 3
         session.run(orders(this, [1, 2], 2))  # the session is still of use
@@ -117,15 +113,11 @@ def test_a_failed_training_comes_back_with_its_client_round_step_and_batch(clust
 
 
 def test_more_workers_than_cores_are_refused_at_once(cluster: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"3 workers need a core each, and of the Ray cluster's 2 cores"
-    ):
+    with pytest.raises(ConfigurationError, match=r"3 workers need a core each, and of the Ray cluster's 2 cores"):
         Ray(cluster, workers=3).open(numpy_job(pooled()))
 
 
-def test_cores_that_others_hold_are_not_waited_for_without_end(
-    cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_that_others_hold_are_not_waited_for_without_end(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foedus.sim.ray_executor.PATIENCE", 1)
     this = numpy_job(pooled())
     with Ray(cluster, workers=2).open(this) as holder:

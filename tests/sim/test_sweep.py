@@ -26,9 +26,7 @@ def variant(lr: float, epochs: int = 1) -> fd.Federation:
 
 
 def swept(folder: Path, grid: dict[str, object] | None = None, **more: object) -> fd.Sweep:
-    return fd.sweep(
-        variant, grid or {"lr": [0.001, 0.3], "epochs": [1, 2]}, folder=folder, progress=False, **more
-    )
+    return fd.sweep(variant, grid or {"lr": [0.001, 0.3], "epochs": [1, 2]}, folder=folder, progress=False, **more)
 
 
 def test_every_combination_is_run_and_the_best_comes_first(tmp_path: Path) -> None:

@@ -78,10 +78,7 @@ def test_several_inputs(tmp_path: Path, kind: Any) -> None:
     y = (x[:, 0] + word > 2).astype(int)
     inputs = (x, word) if kind is tuple else {"x": x, "word": word}
     task = fd.Task(Both, F.cross_entropy, metrics=[fd.accuracy])
-    assert (
-        run(tmp_path, task, inputs, y, local=fd.local_sgd(lr=0.5, epochs=3, batch_size=10)).final["accuracy"]
-        > 0.9
-    )
+    assert run(tmp_path, task, inputs, y, local=fd.local_sgd(lr=0.5, epochs=3, batch_size=10)).final["accuracy"] > 0.9
 
 
 class Echo(nn.Module):
@@ -103,9 +100,7 @@ def test_sequences(tmp_path: Path) -> None:
     x = RNG.integers(4, size=(240, 8))
     y = np.concatenate([np.zeros((240, 1), int), x[:, :-1]], 1)
     task = fd.Task(Echo, F.cross_entropy, metrics=[fd.accuracy])
-    done = run(
-        tmp_path, task, x, y, local=fd.local_sgd(lr=1.0, epochs=5, batch_size=8, clip_norm=1.0), rounds=20
-    )
+    done = run(tmp_path, task, x, y, local=fd.local_sgd(lr=1.0, epochs=5, batch_size=8, clip_norm=1.0), rounds=20)
     assert done.final["accuracy"] > 0.9
 
 
@@ -125,9 +120,7 @@ def test_an_optimiser_and_a_loop_of_ones_own(tmp_path: Path) -> None:
             optimiser.step()
         return float(loss.detach())
 
-    for i, local in enumerate(
-        [adamw, fd.local_training(loop=loop, lr=lambda r: 0.2 / r, epochs=2, batch_size=20)]
-    ):
+    for i, local in enumerate([adamw, fd.local_training(loop=loop, lr=lambda r: 0.2 / r, epochs=2, batch_size=20)]):
         done = run(tmp_path / str(i), task, x, y, local=local)
         assert done.final["accuracy"] > 0.95
         assert done.metrics[-1]["train_loss"] < done.metrics[0]["train_loss"]
@@ -156,9 +149,7 @@ def test_frozen_parameters_stay_as_they_are_and_are_not_sent(tmp_path: Path) -> 
             return self.above(torch.tanh(self.below(x)))
 
     x = RNG.normal(size=(120, 3))
-    done = run(
-        tmp_path, fd.Task(Half, F.cross_entropy), x, (x.sum(1) > 0).astype(int), local=fd.local_sgd(lr=0.1)
-    )
+    done = run(tmp_path, fd.Task(Half, F.cross_entropy), x, (x.sum(1) > 0).astype(int), local=fd.local_sgd(lr=0.1))
     assert set(done.parameters) == {"above.weight", "above.bias"}
     assert done.record.configuration["parameters"] == 10
     again = run(tmp_path / "again", fd.Task(Half, F.cross_entropy), x, (x.sum(1) > 0).astype(int),

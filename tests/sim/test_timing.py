@@ -73,9 +73,7 @@ def brute_force(timing: Buffered, at_once: int, steps: int) -> list[np.ndarray]:
     for step in range(steps):
         versions[step] = model
         buffer: list[tuple[int, int]] = []
-        tick = (
-            np.inf if timing.seconds is None else (np.floor(now / timing.seconds + 1e-9) + 1) * timing.seconds
-        )
+        tick = np.inf if timing.seconds is None else (np.floor(now / timing.seconds + 1e-9) + 1) * timing.seconds
         while timing.size is None or len(buffer) < timing.size:
             while len(under_way) < at_once and len(under_way) + len(buffer) < len(CLIENTS):
                 draw = generator(3, "set out", serial)
@@ -156,9 +154,7 @@ def test_the_record_tells_time_and_staleness(tmp_path: Path) -> None:
 
 
 def test_slow_clients_hold_up_rounds_but_not_buffers(tmp_path: Path) -> None:
-    world = fd.World(
-        device=lambda draw: Device(speed=float(draw.pareto(0.8) + 0.01), download=1e9, upload=1e9)
-    )
+    world = fd.World(device=lambda draw: Device(speed=float(draw.pareto(0.8) + 0.01), download=1e9, upload=1e9))
     buffered = simulate(tmp_path / "a", fd.fedavg(CLIENT, timing=fd.buffered(4)), world=world, rounds=30)
     in_step = simulate(tmp_path / "b", fd.fedavg(CLIENT), world=world, rounds=30)
     spent = [r.metrics[-1]["simulated"]["elapsed_seconds"] for r in (buffered, in_step)]
@@ -173,9 +169,7 @@ def test_slow_clients_hold_up_rounds_but_not_buffers(tmp_path: Path) -> None:
         (fd.buffered(9), {}, "waits for 9 updates from different clients, and there are 8"),
     ],
 )
-def test_what_cannot_be_timed_is_refused(
-    tmp_path: Path, timing: Buffered, how: dict[str, Any], told: str
-) -> None:
+def test_what_cannot_be_timed_is_refused(tmp_path: Path, timing: Buffered, how: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         simulate(tmp_path, fd.fedavg(CLIENT, timing=timing), **how)
 
@@ -235,9 +229,7 @@ def test_one_broken_client_stops_nobody_else(tmp_path: Path, timing: Any) -> Non
     settings = fd.Settings(
         folder=tmp_path, world=fd.World(device=steady), executor=fd.executors.debug(), progress=False
     )
-    run = fd.simulate(
-        TASK, fd.fedavg(CLIENT, timing=timing), clients, rounds=25, cohort=4, seed=3, settings=settings
-    )
+    run = fd.simulate(TASK, fd.fedavg(CLIENT, timing=timing), clients, rounds=25, cohort=4, seed=3, settings=settings)
     assert {r["client"] for m in run.metrics for r in m.get("refused", [])} == {2}
     assert np.isfinite(run.final["loss"])
 
@@ -268,10 +260,8 @@ def test_statistics_of_stale_clients_are_averaged_not_added_up(tmp_path: Path, t
     settings = fd.Settings(
         folder=tmp_path, world=fd.World(device=uneven), executor=fd.executors.debug(), progress=False
     )
-    run = fd.simulate(
-        task, fd.fedavg(fd.local_sgd(lr=0.01, epochs=4, batch_size=None), timing=timing), fd.Clients.of(small), rounds=30,
-        cohort=6, seed=0, settings=settings,
-    )  # fmt: skip
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.01, epochs=4, batch_size=None), timing=timing)
+    run = fd.simulate(task, algorithm, fd.Clients.of(small), rounds=30, cohort=6, seed=0, settings=settings)
     assert (run.parameters["1.running_var"] > 0).all()
 
 
@@ -301,9 +291,7 @@ def test_edges_that_merge_partial_sums_change_no_bit(tmp_path: Path) -> None:
 
 def test_edges_average_on_their_own_in_between(tmp_path: Path) -> None:
     """One round of two edge rounds, against two runs of two rounds over each edge's clients."""
-    algorithm = fd.fedavg(
-        fd.local_sgd(lr=0.05, steps=1, batch_size=None), timing=fd.hierarchical(2, rounds=2)
-    )
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.05, steps=1, batch_size=None), timing=fd.hierarchical(2, rounds=2))
     run = simulate(tmp_path / "edges", algorithm, world=None, rounds=1, cohort=None)
     start = simulate(tmp_path / "none", algorithm, world=None, rounds=0, cohort=None)
     mean = np.zeros(5)

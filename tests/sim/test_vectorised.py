@@ -80,9 +80,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         words = self.words(x)
-        return self.scores(
-            self.norm(words + self.attention(words, words, words, need_weights=False)[0]).mean(1)
-        )
+        return self.scores(self.norm(words + self.attention(words, words, words, need_weights=False)[0]).mean(1))
 
 
 class Averaging(nn.Linear):
@@ -208,9 +206,7 @@ def test_several_inputs_and_a_loss_per_example() -> None:
             return (self.a(x) * self.b(y)).sum(1)
 
     rng = np.random.default_rng(0)
-    pool = Examples.of(
-        (rng.normal(size=(30, 3)), rng.normal(size=(30, 2))), rng.normal(size=30), keep_dtype=True
-    )
+    pool = Examples.of((rng.normal(size=(30, 3)), rng.normal(size=(30, 2))), rng.normal(size=30), keep_dtype=True)
     clients = Clients.pooled(pool, np.split(np.arange(30), [11, 13]))
     task = Task(lambda: Two().double(), lambda output, target: (output - target) ** 2)
     assert_alike(ran(Vectorised(), task, clients, ROUND), ran(Debug(), task, clients, ROUND), 1e-10)
@@ -229,9 +225,7 @@ ABSOLUTE = NumpyModel(  # takes no client axis
 
 
 @pytest.mark.parametrize("spec", [ROUND, EVERYTHING])
-@pytest.mark.parametrize(
-    "model", [logistic(64, CLASSES, dtype="float64"), linear(64, dtype="float64"), ABSOLUTE]
-)
+@pytest.mark.parametrize("model", [logistic(64, CLASSES, dtype="float64"), linear(64, dtype="float64"), ABSOLUTE])
 def test_numpy_models(model: NumpyModel, spec: LocalSGD) -> None:
     clients, task = population("mlp"), Task(model)
     assert_alike(ran(Vectorised(), task, clients, spec), ran(Debug(), task, clients, spec), 1e-10)
@@ -277,9 +271,7 @@ class Fourier(nn.Linear):
         return super().forward(x.flatten(1))
 
 
-@pytest.mark.parametrize(
-    ("deciding", "words"), [(False, "aten::multilabel_margin_loss"), (True, "control flow")]
-)
+@pytest.mark.parametrize(("deciding", "words"), [(False, "aten::multilabel_margin_loss"), (True, "control flow")])
 def test_what_cannot_be_batched_is_named(deciding: bool, words: str) -> None:
     task = Task(lambda: Fourier(deciding), F.cross_entropy)
     with pytest.raises(UnsupportedOperator, match=words):

@@ -45,9 +45,7 @@ def cross_entropy(output: Any, target: Any) -> Any:
 
 def population(dtype: str) -> Clients:
     rng, count = np.random.default_rng(4), sum(SIZES)
-    pool = Examples.of(
-        rng.normal(size=(count, 1, 8, 8)).astype(dtype), np.arange(count) % CLASSES, keep_dtype=True
-    )
+    pool = Examples.of(rng.normal(size=(count, 1, 8, 8)).astype(dtype), np.arange(count) % CLASSES, keep_dtype=True)
     return Clients.pooled(pool, np.split(rng.permutation(count), np.cumsum(SIZES)[:-1]))
 
 

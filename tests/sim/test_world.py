@@ -237,9 +237,7 @@ def test_never_more_than_the_cohort_that_was_wanted_is_counted(tmp_path: Path, o
 def test_over_selection_makes_up_for_dropouts(tmp_path: Path) -> None:
     device = lambda g: phone(g)._replace(dropout=0.4)  # noqa: E731
     few, many = (
-        np.mean(
-            [m["trained"] for m in run(tmp_path / str(o), World(device=device, over_selection=o)).metrics]
-        )
+        np.mean([m["trained"] for m in run(tmp_path / str(o), World(device=device, over_selection=o)).metrics])
         for o in (1.0, 2.5)
     )
     assert few < 6
@@ -258,9 +256,7 @@ def test_totals_add_up_and_go_on_after_a_break(tmp_path: Path) -> None:
     assert sum(c["bytes_up"] for c in costs) == sum(m["bytes_up"] for m in done.metrics)
     assert sum(c["bytes_down"] for c in costs) == sum(m["bytes_down"] for m in done.metrics)
     assert sum(c["energy_joules"] for c in costs) == pytest.approx(sum(s["energy_joules"] for s in simulated))
-    assert sum(c["compute_seconds"] for c in costs) == pytest.approx(
-        sum(s["compute_seconds"] for s in simulated)
-    )
+    assert sum(c["compute_seconds"] for c in costs) == pytest.approx(sum(s["compute_seconds"] for s in simulated))
     assert sum(c["rounds"] for c in costs) == sum(m["cohort"] for m in done.metrics)
 
 
