@@ -166,7 +166,8 @@ class _Plan(NamedTuple):
             **{
                 name: value.label
                 for name, value in (
-                    ("adversary", self.settings.adversary), ("watch", self.settings.watch),
+                    ("adversary", self.settings.adversary),
+                    ("watch", self.settings.watch),
                     ("budget", self.settings.budget),
                 )
                 if value is not None

@@ -9,9 +9,7 @@ from foedus.core.aggregate import Aggregator
 from foedus.core.values import Context, Message, Update
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 
-CONTEXT = Context(
-    seed=3, round=1, client=0, told={"clip": np.array([0.1])}, secret=known_to_all_who_know_the_seed
-)
+CONTEXT = Context(seed=3, round=1, client=0, told={"clip": np.array([0.1])}, secret=known_to_all_who_know_the_seed)
 
 
 @st.composite

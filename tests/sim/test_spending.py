@@ -13,12 +13,14 @@ pytest.importorskip("dp_accounting")
 
 import foedus as fd
 from foedus.core.linear import logistic
+from foedus.core.method import Contribution, Local, Method, Train, Visit, averaging
 from foedus.core.select import Sampler
 from foedus.errors import CheckpointError, NoGuarantee
 from foedus.privacy import Budget, Gaussian, Plan, Sampled, adaptive, central, local, rdp
 from foedus.record.checkpoint import Checkpoint
 from foedus.record.folder import RunFolder
 from foedus.sim.world import phone
+from foedus.tree import Layout
 
 BUDGET = Budget(epsilon=3.0, delta=1e-3, hidden=True)
 RULE = central(clip=0.5, noise_multiplier=1.0, cohort=6)
@@ -178,3 +180,46 @@ def test_what_is_not_covered_is_refused_before_it_begins(tmp_path: Path, changes
     with pytest.raises(NoGuarantee, match=told):
         simulated(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+# --- what clients are told ----------------------------------------------------------------------------------
+
+
+def second_channel(rule: fd.Aggregator) -> Method:
+    """Clients send their update once more, in a channel that is told something before anything has come in it."""
+
+    def local(visit: Visit) -> Local:
+        trained = yield Train()
+        brought = Contribution.of(trained, visit)
+        assert brought.update is not None
+        return brought._replace(sides={"more": brought.update})
+
+    return averaging()._replace(local=local, sides={"more": rule}, label="twice()")
+
+
+TELLING = adaptive(noise_multiplier=1.0, cohort=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": second_channel(TELLING)}, {"timing": fd.buffered(3)}, {"timing": fd.hierarchical(2)}],
+    ids=lambda changes: next(iter(changes.values())).label,
+)
+def test_what_clients_are_told_reaches_them_at_every_pace_and_in_every_channel(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    algorithm = replace(fd.fedavg(fd.local_sgd(lr=0.3, batch_size=5), aggregator=TELLING), **changes)
+
+    def run(folder: str, rounds: int) -> fd.Run:
+        settings = fd.Settings(
+            folder=tmp_path / folder, progress=False, checkpoint_seconds=0.0, executor=fd.executors.debug(),
+            world=fd.World(device=phone),
+        )  # fmt: skip
+        task = fd.Task(logistic(3, 2), metrics=[fd.accuracy])
+        return fd.simulate(task, algorithm, clients(), rounds=rounds, cohort=6, settings=settings)
+
+    whole, _ = run("whole", 4), run("cut", 2)
+    assert not any("refused" in line for line in whole.metrics)
+    assert checkpoint(tmp_path / "whole").arrays["aggregator.clip"] != TELLING.init(Layout((), (), ()))["clip"]
+    assert run("cut", 4).metrics == whole.metrics
