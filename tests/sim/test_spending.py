@@ -31,7 +31,7 @@ def clients(*, broken: tuple[int, ...] = ()) -> fd.Clients:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 3))
     y = (x @ np.array([1.0, -1.0, 2.0]) > 0).astype(int)
-    shares = {i: (x[i::40], y[i::40]) for i in range(40)}
+    shares: dict[int | str, Any] = {i: (x[i::40], y[i::40]) for i in range(40)}
     shares |= {i: (np.full_like(shares[i][0], np.nan), shares[i][1]) for i in broken}
     return fd.Clients.of(shares, central_test=(x, y))
 
