@@ -416,11 +416,6 @@ def ifca(clusters: int, *, spread: float = 1.0, seed: int = 0, aggregator: Aggre
         return int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
 
     def local(visit: Visit) -> Local:
-        if visit.buffers.size:
-            raise ConfigurationError(
-                "ifca() has a model for every cluster, and buffers (BatchNorm's statistics) only once: a model with "
-                "them would come out wrong. Use GroupNorm or LayerNorm instead"
-            )
         mine = yield from choice(visit)
         trained = yield Train(start=visit.down[names[mine]], anchor=visit.down[names[mine]])
         members = np.zeros(clusters)

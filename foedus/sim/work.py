@@ -310,7 +310,12 @@ class Collector:
     def _channels(self, brought: Contribution) -> dict[str, Vector]:
         """The vectors that travel, by channel."""
         vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: self._scaled(brought.update)}
-        if brought.buffers is not None and brought.buffers.size and self._job.task.average_buffers and vectors:
+        if (
+            brought.buffers is not None
+            and brought.buffers.size
+            and self._job.task.average_buffers
+            and (vectors or brought.sides)
+        ):
             vectors[BUFFERS] = self._scaled(changed(brought.buffers, self._orders.start.buffers))
         for channel, part in zip((UPDATE, BUFFERS), self._travels, strict=True):
             if part is not None and channel in vectors:

@@ -290,3 +290,16 @@ def test_a_state_comes_back_from_its_checkpoint(seed: int) -> None:
             k: (a.shape, a.tobytes()) for k, a in two.items()
         }
     assert [a.tobytes() for a in again.weights] == [a.tobytes() for a in state.weights]
+
+
+def test_buffers_are_averaged_whichever_channel_the_model_travels_in() -> None:
+    """IFCA and HeteroFL send parts of the model beside the update; their statistics are averaged like others'."""
+    sided = averaging()._replace(sides={"part": fd.mean()}, label="sided()")
+    this = replace(job(), algorithm=replace(job().algorithm, method=sided))
+    collector = Collector(this, orders(2), WITH_BUFFERS)
+    brought = Contribution(None, sides={"part": np.ones(3)}, buffers=np.full(2, 4.0, np.float32), steps=1, loss=0.0)
+    collector.contribute(0, brought, 10)
+    assert collector.outcome.buffers is not None
+    assert fd.mean().decode({}, collector.outcome.buffers, Context(0, 1, SERVER))[0].tolist() == [4.0, 4.0]
+    collector.contribute(1, Contribution(None, buffers=np.ones(2, np.float32), steps=1, loss=0.0), 10)  # it is silent
+    assert fd.mean().decode({}, collector.outcome.buffers, Context(0, 1, SERVER))[0].tolist() == [4.0, 4.0]
