@@ -66,6 +66,8 @@ class _Description:
         self._met: dict[int, tuple[Any, str]] = {}  # holds the values, so that no two have one id
 
     def of(self, value: Any) -> str:
+        if isinstance(value, np.number | np.bool_):
+            value = value.item()  # numpy's numbers are what Python's are
         if isinstance(value, _PLAIN):
             return _hashed("plain", type(value).__name__, repr(value))
         if id(value) not in self._met:
