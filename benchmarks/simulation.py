@@ -38,7 +38,7 @@ from measure import busy
 HERE = Path(__file__).resolve().parent
 Figures = dict[str, Any]  # one line of JSON from one measurement
 
-ROUNDS = {"W1": 30, "W2": 8, "W3": 200, "W4": 12}
+ROUNDS = {"W1": 30, "W2": 16, "W3": 200, "W4": 12}
 QUICK = {"W1": 6, "W2": 3, "W3": 8, "W4": 4}
 PEER_ROUNDS = {
     "flower": {"W1": 12, "W2": 4, "W3": 10, "W4": 2},

@@ -25,6 +25,7 @@ from foedus.errors import ConfigurationError, FoedusError, LoweringMismatch, Uns
 from foedus.sim.work import Executor, Job, Orders, Session
 
 STEPS = 8  # local steps of each client in a rehearsal, at most
+LASTING = 24  # the same for slow models, of which fewer clients are rehearsed
 CLIENTS = 4  # clients per core in a rehearsal, at least
 LONG = 0.02  # seconds that a rehearsal by the plain loop had better take: more clients for quicker models
 BUDGET = 0.5  # seconds that it may take: fewer steps for slower models
@@ -153,9 +154,11 @@ def _sample(job: Job, orders: Orders) -> Orders:
 def affordable(session: Session, sample: Orders, now: Callable[[], float] = time.perf_counter) -> Orders:
     """The sample with as many clients and steps as suit the speed of the first candidate.
 
-    A few short steps would tell how long a round takes to begin, not how long it takes.
+    A few short steps would tell how long a round, or a client, takes to begin, not how long it takes. Of a slow model
+    there is time for one client per core only, and that one makes more steps instead.
     """
-    least = min(CLIENTS * (os.cpu_count() or 1), len(sample.cohort))
+    cores, most = os.cpu_count() or 1, STEPS
+    least = min(CLIENTS * cores, len(sample.cohort))
 
     def seconds(steps: int) -> float:
         one = replace(sample, cohort=sample.cohort[:1], limit=steps)
@@ -166,7 +169,10 @@ def affordable(session: Session, sample: Orders, now: Callable[[], float] = time
             times.append(now() - begin)
         return min(times[1:])
 
-    steps = int(min(max(BUDGET / seconds(1) / least, 1), STEPS))
+    one_step = seconds(1)
+    if BUDGET / one_step / least < STEPS:
+        least, most = min(cores, len(sample.cohort)), LASTING
+    steps = int(min(max(BUDGET / one_step / least, 1), most))
     clients = int(min(max(LONG / seconds(steps), least), len(sample.cohort)))
     return replace(sample, cohort=sample.cohort[:clients], limit=steps)
 
