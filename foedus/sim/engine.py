@@ -351,7 +351,7 @@ class _Engine:
 
     def _score(self, outcome: Outcome, before: Weights) -> None:
         """Score every update of the round, and write it down."""
-        ids, out = self.plan.job.clients.ids, {refusal.client for refusal in outcome.refused}
+        ids, out = self.plan.job.clients.ids, outcome.out
         found = self.ground.singly.scored(outcome, before, self.state, self.plan.trainer)
         for client, figures in found.items():
             line = {"round": self.state.round, "client": ids[client], "refused": client in out}
@@ -359,7 +359,7 @@ class _Engine:
 
     def _check_let_in(self, outcome: Outcome, number: int) -> None:
         """Give up when nothing is let in any more: a whole cohort at once, or as many single updates in a row."""
-        trained, refused = set(outcome.clients), {r.client for r in outcome.refused}
+        trained, refused = set(outcome.clients), outcome.out
         if not trained or trained - refused:
             self.state.barren = 0 if trained else self.state.barren
             return
@@ -517,7 +517,7 @@ def _check_counts(rounds: Any, seed: Any) -> None:
 
 def _train_loss(outcome: Outcome) -> float | None:
     """The mean loss of the updates that were let in, weighted by examples; None if none is known."""
-    refused = {refusal.client for refusal in outcome.refused}
+    refused = outcome.out
     rows = zip(outcome.clients, outcome.examples, outcome.losses, strict=True)
     known = [(n, loss) for client, n, loss in rows if client not in refused and math.isfinite(loss)]
     total = sum(n for n, _ in known)

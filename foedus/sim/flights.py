@@ -207,8 +207,7 @@ class AsTheyCome:
             scale = self._timing.staleness.weight(now - version) * (1.0 if mixing is None else mixing)
             orders = replace(ground.orders(version + 1, state, cohort), start=weights, down=down, scale=scale, part=0)
             found = ground.bring(session, orders, state)
-            refused = {r.client for r in found.refused}
-            weight = sum(n for c, n in zip(found.clients, found.examples, strict=True) if c not in refused)
+            weight = found.weight
             if mixing is not None:
                 pull.vector[:] += scale * weight * (weights.vector.astype(np.float64) - state.weights.vector)
             pull.buffers[:] += scale * weight * (weights.buffers.astype(np.float64) - state.weights.buffers)

@@ -293,8 +293,7 @@ class ByEdges:
             if found.message is not None:
                 server.commit(own, found, orders.round)
             orders = replace(orders, kept={**orders.kept, **found.kept})
-            refused = {r.client for r in found.refused}
-            weight = sum(n for c, n in zip(found.clients, found.examples, strict=True) if c not in refused)
+            weight = found.weight
             total = _added(total, found)
         update = own.weights.vector - orders.start.vector
         if total.senders:

@@ -104,13 +104,12 @@ def own_model(job: Job, seen: Visit, train: Train_, answer: Answer_) -> Weights:
 
 def answered(job: Job, trainer: Trainer, orders: Orders, slot: int, request: Measure | Consult) -> Any:
     """What a client's own examples say: mean loss and metrics of some weights, or what the method's function gives."""
-    position = int(orders.cohort[slot])
+    position, clients = int(orders.cohort[slot]), job.clients.at(orders.round)
     if isinstance(request, Consult):
-        examples = read(job.clients, position)
+        examples = read(clients, position)
         with blamed(job, f"the method {method_of(job).label} failed in Consult", orders.round, position):
             return request.function(examples)
     buffers = orders.buffers(position) if request.buffers is None else request.buffers
-    clients = job.clients.at(orders.round)
     chosen = held_out(clients, position) if request.held_out else read(clients, position)
     return trainer.evaluate(Weights(request.vector, buffers), chosen)
 

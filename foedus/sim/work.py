@@ -154,6 +154,17 @@ class Outcome:
     reports: dict[int, dict[str, float]] = field(default_factory=dict)
     given: dict[int, Given] = field(default_factory=dict)
 
+    @property
+    def out(self) -> set[int]:
+        """The clients whose updates were refused."""
+        return {refusal.client for refusal in self.refused}
+
+    @property
+    def weight(self) -> int:
+        """How many examples the updates that were let in stand for."""
+        out = self.out
+        return sum(n for client, n in zip(self.clients, self.examples, strict=True) if client not in out)
+
 
 class Session(AbstractContextManager["Session"], Protocol):
     """An opened executor. ``run`` may be called many times; ``close`` ends processes and frees memory.

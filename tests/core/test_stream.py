@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 
 import foedus as fd
+from foedus.core.method import Consult, Contribution, Local, Method, Visit
 from foedus.errors import ConfigurationError, DataError
 from foedus.record.folder import METRICS
 from foedus.sim.world import Device
@@ -96,6 +97,22 @@ def test_executors_agree_on_what_arrives(tmp_path: Path, window: int | None) -> 
         held = [min(n, 4 * r) if window is None else min(n, 4 * r, window) for r in range(1, 7) for n in (30, 7, 18)]
         assert [m["examples"] for m in run.metrics] == np.reshape(held, (6, 3)).sum(1).tolist()
     np.testing.assert_allclose(found["vectorised"], found["debug"], rtol=1e-10)
+
+
+def looked_at(visit: Visit) -> Local:
+    """Nothing learned; how many examples the client's own function was given, beside how many there are to train on."""
+    found = yield Consult(len)
+    report = {"looked_at": float(found), "there": float(visit.examples)}
+    return Contribution(np.zeros_like(visit.received), buffers=visit.buffers, report=report)
+
+
+@pytest.mark.parametrize("executor", [fd.executors.debug(), fd.executors.vectorised()], ids=lambda e: e.name)
+def test_a_methods_own_function_is_given_what_has_arrived(tmp_path: Path, executor: object) -> None:
+    clients = fd.Clients.of({i: (np.zeros((9, 2)), np.arange(9)) for i in range(3)}).arriving(4)
+    algorithm = fd.Algorithm(client=fd.local_sgd(lr=0.1), method=Method(looked_at, "looked_at()"))
+    settings = fd.Settings(folder=tmp_path, executor=executor, progress=False)  # type: ignore[arg-type]
+    run = fd.simulate(fd.Task(fd.linear(2)), algorithm, clients, rounds=3, seed=0, settings=settings)
+    assert [m["report"] for m in run.metrics] == [{"looked_at": n, "there": n} for n in (4.0, 8.0, 9.0)]
 
 
 def test_a_run_cut_short_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
