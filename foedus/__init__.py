@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from foedus.privacy.claims import calibrate as calibrate
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
+    from foedus.rounds.evaluate import Evaluation as Evaluation
     from foedus.sim import executors as executors
     from foedus.sim.compare import Arms as Arms
     from foedus.sim.compare import Comparison as Comparison
@@ -120,7 +121,6 @@ if TYPE_CHECKING:
     from foedus.sim.federation import Federation as Federation
     from foedus.sim.run import Run as Run
     from foedus.sim.run import read_run as read_run
-    from foedus.sim.settings import Evaluation as Evaluation
     from foedus.sim.settings import LocalCurves as LocalCurves
     from foedus.sim.settings import Settings as Settings
     from foedus.sim.sweep import Sweep as Sweep
@@ -137,7 +137,7 @@ _HOMES = {
     "Comparison": "foedus.sim.compare",
     "Consult": "foedus.core.method",
     "Contribution": "foedus.core.method",
-    "Evaluation": "foedus.sim.settings",
+    "Evaluation": "foedus.rounds.evaluate",
     "Examples": "foedus.core.examples",
     "Federation": "foedus.sim.federation",
     "Gate": "foedus.core.gate",

@@ -8,7 +8,7 @@ is known by its name, so that a library's next patch does not stop a run.
 Seen by kind only, since it may change while a run goes on: lists and dictionaries that a function writes to, names
 that it rebinds, and objects that can neither be called nor are dataclasses or tuples.
 
-Not here: arrays and modules of frameworks (``sim/identity.py``).
+Not here: arrays and modules of frameworks (``rounds/identity.py``).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ of the global one: mean, spread and worst decile. Those that only add something 
 :func:`local_parts`, :func:`fedbn`, :func:`ditto`) wrap any method, such as SCAFFOLD's; those that say themselves what
 clients do (:func:`fedrep`, :func:`pfedme`, :func:`ifca`) go with federated averaging and refuse the rest.
 
-Not here: how the figures are put together (``sim/evaluate.py``).
+Not here: how the figures are put together (``rounds/evaluate.py``).
 """
 
 from __future__ import annotations

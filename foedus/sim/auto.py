@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foedus.errors import ConfigurationError, FoedusError, LoweringMismatch, UnsupportedOperator
-from foedus.sim.work import Executor, Job, Orders, Session
+from foedus.rounds.work import Executor, Job, Orders, Session
 
 STEPS = 8  # local steps of each client in a rehearsal, at most
 LASTING = 24  # the same for slow models, of which fewer clients are rehearsed

@@ -37,11 +37,12 @@ from foedus.record import Record, files
 from foedus.record.folder import CONFIGURATION, new_folder, read
 from foedus.report.comparison import Arm, comparison_table, plot_comparison, verdict
 from foedus.report.tables import plain
+from foedus.rounds.evaluate import Evaluation
 from foedus.sim.auto import Auto
 from foedus.sim.engine import simulate
 from foedus.sim.executors import by_name
 from foedus.sim.progress import announce, steps
-from foedus.sim.settings import Evaluation, Settings
+from foedus.sim.settings import Settings
 
 ALL = "all"  # the one client of the centralised run
 

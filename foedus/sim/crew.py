@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from foedus.core.checks import check_whole
 from foedus.errors import ConfigurationError, WorkerDied
+from foedus.rounds.work import Job, Orders, Outcome, Session, shards, union
 from foedus.sim.parcels import Failure
-from foedus.sim.work import Job, Orders, Outcome, Session, shards, union
 from foedus.sim.worker import Begin, Share, Word
 
 SHARES = 4  # of a worker in a round; more would balance better and wait more often

@@ -1,6 +1,6 @@
 """The simulation engine: cohort → local training → merge → decode → server step, round after round.
 
-Everything that a round depends on lies in :class:`~foedus.sim.state.RunState` and in counted randomness, so a
+Everything that a round depends on lies in :class:`~foedus.rounds.state.RunState` and in counted randomness, so a
 run killed at any moment goes on from its last checkpoint and ends with the same bytes as one never killed.
 
 Not here: how local training is carried out (the executors), what files look like (``foedus.record``).
@@ -25,25 +25,27 @@ from foedus.core.population import ClientId, Clients
 from foedus.core.select import Population, Positions, Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
-from foedus.errors import CheckpointError, ConfigurationError, DataError, FoedusError, NothingToAggregate
+from foedus.errors import CheckpointError, ConfigurationError, DataError, FoedusError, NoGuarantee, NothingToAggregate
 from foedus.privacy.claims import seen_by_nobody
 from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
 from foedus.record.kept import Kept
-from foedus.sim import evaluate, identity, start
-from foedus.sim.commit import Server
-from foedus.sim.debug import DebugSession
+from foedus.rounds import evaluate, identity, start
+from foedus.rounds.commit import Server
+from foedus.rounds.debug import DebugSession
+from foedus.rounds.evaluate import Evaluation
+from foedus.rounds.sending import Sender
+from foedus.rounds.spending import Spending, spending
+from foedus.rounds.state import COSTS, RunState
+from foedus.rounds.work import Job, Outcome, Refusal, Session
 from foedus.sim.executors import open_session
 from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
-from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, Sender, minimum
+from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
-from foedus.sim.settings import Evaluation, Settings
-from foedus.sim.spending import Spending, spending
-from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import Job, Outcome, Refusal, Session
+from foedus.sim.settings import Settings
 from foedus.tree import Vector
 
 
@@ -96,7 +98,8 @@ def simulate(
     trainer = open_trainer(evaluate.checked(task), seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     averaged = task.average_buffers and trainer.buffer_layout.size > 0
-    private = spending(algorithm, sampler, settings, buffers=averaged)
+    _check_budget(settings)
+    private = spending(algorithm, sampler, settings.budget, buffers=averaged)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings, private)
     folder = RunFolder(_folder(settings), more=_files(evaluation, settings))
     try:
@@ -140,10 +143,9 @@ class _Plan(NamedTuple):
     def pieces(self) -> dict[str, str]:
         """Digests of what is written as code."""
         job, asked = self.job, self.evaluation
-        written = identity.pieces(
-            job.task, job.algorithm.client, self.sampler, trainer=self.trainer, world=self.settings.world
-        )
+        written = identity.pieces(job.task, job.algorithm.client, self.sampler, trainer=self.trainer)
         return written | {
+            "world": identity.digest(self.settings.world),
             "data": job.clients.fingerprint(),
             "first weights": start.describe(self.settings.start),
             "evaluation": f"every {asked.every}{', clients' * asked.clients}",
@@ -482,6 +484,26 @@ def _check_test(clients: Clients) -> None:
         raise DataError(
             "the central test set is empty, so there is nothing to evaluate on. Give examples, "
             "clients.with_test((x, y)), or none, clients.with_test(None)"
+        )
+
+
+def _check_budget(settings: Settings) -> None:
+    """Refuse settings under which a budget would cover less than it says.
+
+    Raises:
+        NoGuarantee: says which, and what to leave out.
+    """
+    if settings.budget is None:
+        return
+    if settings.watch is not None:
+        raise NoGuarantee(
+            "Settings(watch=...) keeps clients out by what they and others sent, which says something about them. "
+            "Leave out the watch, or the budget"
+        )
+    if settings.budget.hidden and settings.world is not None:
+        raise NoGuarantee(
+            "in a simulated world who is quick and at hand takes part, so that sampling cannot be counted. Leave out "
+            "world=..., or hidden=True"
         )
 
 

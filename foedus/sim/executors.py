@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from foedus.errors import ConfigurationError
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import Executor, Job, Orders, Session
 from foedus.sim.auto import Auto, Timer, choose, clock
-from foedus.sim.debug import Debug
-from foedus.sim.work import Executor, Job, Orders, Session
 
 
 def debug() -> Executor:

@@ -9,9 +9,10 @@ from foedus.core.population import Clients
 from foedus.core.select import Sampler
 from foedus.core.task import Task
 from foedus.errors import ConfigurationError
+from foedus.rounds.evaluate import Evaluation
 from foedus.sim.engine import simulate
 from foedus.sim.run import Run
-from foedus.sim.settings import Evaluation, Settings
+from foedus.sim.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from foedus.core.random import generator
 from foedus.core.timing import Buffered
 from foedus.core.values import State
 from foedus.errors import ConfigurationError, NothingToAggregate
+from foedus.rounds.state import RunState
+from foedus.rounds.work import Outcome, Session, union
 from foedus.sim.pace import Brought, Ground, Ints
-from foedus.sim.state import RunState
-from foedus.sim.work import Outcome, Session, union
 from foedus.sim.world import World, journeys, spent
 
 LOST = 1000  # clients lost in a row, for each that trains at a time, after which the server gives up

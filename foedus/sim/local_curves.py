@@ -9,9 +9,9 @@ from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
 from foedus.record import RunFolder
 from foedus.record.folder import LOCAL
-from foedus.sim.debug import DebugSession
+from foedus.rounds.debug import DebugSession
+from foedus.rounds.work import Job, Orders, Outcome
 from foedus.sim.settings import LocalCurves
-from foedus.sim.work import Job, Orders, Outcome
 
 
 def attach(asked: LocalCurves, job: Job, trainer: Trainer, folder: RunFolder) -> DebugSession:

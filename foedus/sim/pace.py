@@ -4,7 +4,7 @@ A :class:`Pace` makes one round of the engine out of the executor's work and, wh
 world's clock: :class:`InStep` waits for a cohort, :class:`ByEdges` lets edge aggregators average first, and
 :class:`~foedus.sim.flights.AsTheyCome` takes updates as they arrive. The engine asks for a round, and commits it.
 
-Not here: what the server makes of it (``commit.py``), local training (the executors).
+Not here: what the server makes of it (``rounds/commit.py``), local training (the executors).
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from foedus.core.method import Contribution, Vectors
 from foedus.core.random import generator
 from foedus.core.select import Population, Sampler
 from foedus.core.timing import Hierarchical
-from foedus.core.values import NOTHING, SERVER, Context, State, Update
+from foedus.core.values import NOTHING, Context, State, Update
 from foedus.errors import ConfigurationError
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.record.kept import Kept
-from foedus.sim.brought import sent_down
-from foedus.sim.commit import Server
+from foedus.rounds.brought import sent_down
+from foedus.rounds.commit import Server
+from foedus.rounds.sending import Sender
+from foedus.rounds.state import RunState
+from foedus.rounds.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
-from foedus.sim.state import RunState
-from foedus.sim.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
 from foedus.sim.world import Load, Passage, pass_round
 
 Ints = NDArray[np.int64]
@@ -47,7 +48,7 @@ class Brought(NamedTuple):
     Attributes:
         outcome: of the clients that trained.
         asked: positions of all whose costs are to be counted, int64 [A].
-        costs: float64 [A, 5], see :data:`foedus.sim.state.COSTS`.
+        costs: float64 [A, 5], see :data:`foedus.rounds.state.COSTS`.
         enough: whether the round counts.
         world: figures of the simulated world for the record; ``None`` without one.
         told: further figures for the record.
@@ -70,41 +71,6 @@ class Pace(Protocol):
 
     def round(self, number: int, session: Session, state: RunState) -> Brought:
         """Carry out a round."""
-
-
-class Sent(NamedTuple):
-    """The model as clients receive it, and how many bytes each is sent for it."""
-
-    weights: Weights
-    bytes: int
-
-
-class Sender:
-    """Sends the model to clients: as it is, or through the algorithm's downlink."""
-
-    def __init__(self, server: Server) -> None:
-        self._server, self._last = server, (-1, Sent(Weights(np.empty(0), np.empty(0)), 0))
-        if server.job.algorithm.downlink is not None and server.travels:
-            raise ConfigurationError(
-                "downlink= compresses whole models, and here parts of the model stay with the clients. Leave out one "
-                "of the two"
-            )
-
-    def sent(self, state: RunState) -> Sent:
-        """What clients are sent before the next round; the same for all of them."""
-        if self._last[0] != state.round:
-            self._last = state.round, self._made(state)
-        return self._last[1]
-
-    def _made(self, state: RunState) -> Sent:
-        rule, (vector, buffers) = self._server.job.algorithm.downlink, state.weights
-        if rule is None:
-            return Sent(state.weights, sum(self._server.sizes(state.weights)))
-        seed, layout = self._server.job.seed, self._server.layout
-        context = Context(seed, state.round + 1, SERVER, layout=layout, size=layout.size, channel="model")
-        message = rule.encode(Update(vector, 1.0), context)
-        found, _ = rule.decode(rule.init(layout), rule.admit(message, context), context)
-        return Sent(Weights(found.astype(vector.dtype), buffers), message_bytes(message) + buffers.nbytes)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any
 
+from foedus.rounds.work import Job
 from foedus.sim.crew import CrewSession, check_workers, dismiss
 from foedus.sim.parcels import Line, memory_file, receive, send
-from foedus.sim.work import Job
 from foedus.sim.worker import Begin, Share, Word
 
 _START = (

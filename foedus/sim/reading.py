@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from foedus.core.examples import Examples
 from foedus.core.population import Clients
-from foedus.sim.work import read
+from foedus.rounds.work import read
 
 __all__ = ["Reading"]
 

@@ -14,7 +14,7 @@ from foedus.core.task import Task
 from foedus.errors import ConfigurationError
 from foedus.record import Record
 from foedus.record.folder import read
-from foedus.sim import start
+from foedus.rounds import start
 
 
 def read_run(path: str | Path, task: Task | None = None) -> Run:

@@ -21,8 +21,8 @@ from foedus.core.method import Method
 from foedus.core.scores import History, Score, Watch, score
 from foedus.core.values import SERVER, Context, Update
 from foedus.errors import ConfigurationError
-from foedus.sim.state import RunState
-from foedus.sim.work import Collector, Given, Job, Orders, Outcome, Session, side_layout, union
+from foedus.rounds.state import RunState
+from foedus.rounds.work import Collector, Given, Job, Orders, Outcome, Session, side_layout, union
 from foedus.tree import Layout, Vector
 
 

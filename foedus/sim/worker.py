@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.method import Vectors
-from foedus.sim.debug import Debug
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import Job, Orders, Outcome, union
 from foedus.sim.parcels import Failure, Line, mapped, receive, send
-from foedus.sim.work import Job, Orders, Outcome, union
 
 A = TypeVar("A")
 R = TypeVar("R")

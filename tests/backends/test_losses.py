@@ -25,8 +25,8 @@ from foedus.core.examples import Examples
 from foedus.core.population import Clients
 from foedus.core.task import JaxModel, NumpyModel, Task
 from foedus.errors import ConfigurationError, TrainingError
+from foedus.rounds.work import Job, Orders
 from foedus.sim.executors import compiled
-from foedus.sim.work import Job, Orders
 
 CLASSES = 3
 WEIGHTS = np.array([0.2, 1.0, 5.0])

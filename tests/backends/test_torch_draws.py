@@ -19,8 +19,8 @@ from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.values import SERVER, Context
 from foedus.errors import TrainingError, UnsupportedOperator
+from foedus.rounds.work import Executor, Job, Orders
 from foedus.sim.executors import compiled, debug, vectorised
-from foedus.sim.work import Executor, Job, Orders
 
 
 class Plain(nn.Module):

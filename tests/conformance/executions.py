@@ -12,7 +12,7 @@ import foedus as fd
 from foedus.backends import open_trainer
 from foedus.core.client import LocalSGD
 from foedus.core.values import Message
-from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
+from foedus.rounds.work import BUFFERS, Executor, Job, Orders, Outcome
 
 WORDS, CLASSES = 11, 5  # what sequences are made of, and what there is to choose among
 

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.errors import TrainingError, UnsupportedOperator
-from foedus.sim.debug import Debug
-from foedus.sim.work import Job, Orders, Outcome
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import Job, Orders, Outcome
 
 from .executions import (
     CLASSES,
@@ -198,7 +198,7 @@ CORES = """
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:{cores}]))
     import numpy as np, torch, foedus as fd
     from foedus.backends import open_trainer
-    from foedus.sim.work import Job, Orders
+    from foedus.rounds.work import Job, Orders
 
     rng = np.random.default_rng(0)
     pool = fd.Examples.of(rng.normal(size=(90, 6)), rng.integers(3, size=90))

@@ -13,8 +13,8 @@ from foedus.core.linear import linear, logistic
 from foedus.core.population import Clients, Examples
 from foedus.core.task import NumpyModel, Task
 from foedus.core.values import SERVER, Context
-from foedus.sim.debug import Debug
-from foedus.sim.work import Executor, Job, Orders
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import Executor, Job, Orders
 
 SIZES = [1, 2, 40, 0, 7, 13, 1]  # ragged, with an empty client
 FEATURES = 5

@@ -14,7 +14,7 @@ from foedus.core.compose import fedavg
 from foedus.core.linear import logistic
 from foedus.core.population import Clients, Examples
 from foedus.core.task import Task
-from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
+from foedus.rounds.work import BUFFERS, Executor, Job, Orders, Outcome
 
 SIZES = [5, 0, 4, 12, 3, 7, 2, 40, 9]  # ragged, with an empty client
 EVERYONE = list(range(len(SIZES)))

@@ -13,9 +13,9 @@ import torch
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.errors import ConfigurationError, LoweringMismatch, UnsupportedOperator
+from foedus.rounds.debug import Debug, DebugSession
+from foedus.rounds.work import Job, Orders, Outcome, Session
 from foedus.sim.auto import BUDGET, CLIENTS, LASTING, LONG, STEPS, TURNS, Auto, affordable, choose
-from foedus.sim.debug import Debug, DebugSession
-from foedus.sim.work import Job, Orders, Outcome, Session
 
 NAMES = ("debug", "vectorised", "compiled", "processes")
 

@@ -18,10 +18,10 @@ from foedus.core.method import Contribution, Local, Method, Train, Visit
 from foedus.core.select import Population
 from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, TrainingError
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import BUFFERS, Executor, Job, Orders, Outcome
 from foedus.sim.compiled import Compiled
-from foedus.sim.debug import Debug
 from foedus.sim.vectorised import Vectorised
-from foedus.sim.work import BUFFERS, Executor, Job, Orders, Outcome
 
 pytestmark = pytest.mark.slow
 F = torch.nn.functional

@@ -21,8 +21,8 @@ from foedus.core.select import Population
 from foedus.errors import CheckpointError, ConfigurationError, StorageError, TrainingError
 from foedus.record.folder import CHECKPOINT, METRICS, MODEL
 from foedus.record.folder import CLIENTS as EACH
-from foedus.sim.debug import Debug, DebugSession
-from foedus.sim.work import Job, Orders, Outcome
+from foedus.rounds.debug import Debug, DebugSession
+from foedus.rounds.work import Job, Orders, Outcome
 from foedus.sim.world import phone
 
 RNG = np.random.default_rng(0)

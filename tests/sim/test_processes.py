@@ -24,9 +24,9 @@ from foedus.core.compose import fedavg
 from foedus.core.population import Clients, Examples
 from foedus.core.task import Task
 from foedus.errors import ConfigurationError, DataError, TrainingError, WorkerDied
-from foedus.sim.debug import Debug
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import Job, Outcome
 from foedus.sim.processes import Processes, cores
-from foedus.sim.work import Job, Outcome
 
 from .jobs import EVERYONE, SIZES, Tiny, bits, examples, numpy_job, orders, pooled, rounds, torch_job
 
@@ -196,9 +196,9 @@ from foedus.core.compose import fedavg
 from foedus.core.linear import logistic
 from foedus.core.population import Clients
 from foedus.core.task import Task
-from foedus.sim.debug import Debug
+from foedus.rounds.debug import Debug
 from foedus.sim.processes import Processes
-from foedus.sim.work import Job, Orders
+from foedus.rounds.work import Job, Orders
 
 def run(executor, task, clients, count):
     job = Job(task, fedavg(local_sgd(0.1, batch_size=4)), clients, 0)

@@ -19,7 +19,7 @@ import pytest
 
 from foedus.core.population import Clients, Examples
 from foedus.errors import ConfigurationError, MissingExtra, TrainingError, WorkerDied
-from foedus.sim.debug import Debug
+from foedus.rounds.debug import Debug
 from foedus.sim.ray_executor import Ray
 
 from .jobs import EVERYONE, SIZES, bits, examples, numpy_job, orders, pooled, rounds, torch_job
@@ -161,7 +161,7 @@ SCRIPT = """
     from foedus.core.population import Clients
     from foedus.core.task import Task
     from foedus.sim.ray_executor import Ray
-    from foedus.sim.work import Job, Orders
+    from foedus.rounds.work import Job, Orders
 
     def read(client):
         values = np.random.default_rng(client)

@@ -62,8 +62,8 @@ def brute_force(timing: Buffered, at_once: int, steps: int) -> list[np.ndarray]:
     """The event loop written out, one client after another, with the plain trainer: the models after every step."""
     from foedus.backends import open_trainer
     from foedus.core.random import generator
-    from foedus.sim.debug import Debug
-    from foedus.sim.work import Job, Orders
+    from foedus.rounds.debug import Debug
+    from foedus.rounds.work import Job, Orders
 
     job = Job(TASK, fd.fedavg(CLIENT), CLIENTS, 3)
     session, start = Debug().open(job), open_trainer(TASK, seed=3).initial()

@@ -24,9 +24,9 @@ from foedus.core.population import Clients, Examples
 from foedus.core.task import NumpyModel, Task
 from foedus.core.values import SERVER, Context
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
-from foedus.sim.debug import Debug
+from foedus.rounds.debug import Debug
+from foedus.rounds.work import BUFFERS, Job, Orders
 from foedus.sim.vectorised import Vectorised
-from foedus.sim.work import BUFFERS, Job, Orders
 
 from ..conformance.executions import assert_alike, net, ran
 

@@ -12,7 +12,7 @@ import pytest
 from foedus.core.client import local_sgd, proximal
 from foedus.core.population import Clients, Examples
 from foedus.core.task import JaxModel, Task
-from foedus.sim.debug import Debug
+from foedus.rounds.debug import Debug
 from foedus.sim.vectorised import Vectorised
 
 from ..conformance.executions import assert_alike, ran

@@ -22,8 +22,8 @@ from foedus.backends.cohort import Guides
 from foedus.core.client import Client, manner
 from foedus.core.method import Consult, Contribution, Measure, Method, Request, Train, Trained, Visit
 from foedus.errors import FoedusError, TrainingError
-from foedus.sim.brought import check_contribution, check_generator, check_own, check_request
-from foedus.sim.work import METHOD, Job, Orders, held_out, read, under
+from foedus.rounds.brought import check_contribution, check_generator, check_own, check_request
+from foedus.rounds.work import METHOD, Job, Orders, held_out, read, under
 from foedus.tree import Layout, Vector
 
 

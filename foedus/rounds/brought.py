@@ -2,7 +2,7 @@
 
 A method is written by the user, and a wrong shape or type would otherwise show deep in an executor, or not at all.
 
-Not here: values that are not finite, and updates that a gate refuses (``sim/work.py``); those are a client's fault.
+Not here: values that are not finite, and updates that a gate refuses (``rounds/work.py``); those are a client's fault.
 """
 
 from __future__ import annotations

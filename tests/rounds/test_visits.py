@@ -24,7 +24,7 @@ from foedus.core.method import (
     plain,
 )
 from foedus.errors import ConfigurationError, TrainingError
-from foedus.sim.brought import check_contribution, check_own, check_request, finished, first_state, sent_down
+from foedus.rounds.brought import check_contribution, check_own, check_request, finished, first_state, sent_down
 from foedus.tree import Layout
 
 LOCAL = fd.local_sgd(lr=0.1, batch_size=4)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 import foedus as fd
 from foedus.backends.trainer import Tally
 from foedus.errors import ConfigurationError
-from foedus.sim.evaluate import check_targets, held_out, reached, spread
+from foedus.rounds.evaluate import check_targets, held_out, reached, spread
 
 HIGH, LOW = fd.Metric("high", abs), fd.Metric("low", abs, better=min)
 numbers = st.floats(-1e6, 1e6) | st.just(math.nan)

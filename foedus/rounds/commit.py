@@ -18,9 +18,9 @@ from foedus.core.server import sgd
 from foedus.core.values import NOTHING, SERVER, Context, Message, State
 from foedus.privacy.claims import seen_by_nobody
 from foedus.privacy.noise import known_to_all_who_know_the_seed
-from foedus.sim.brought import finished, first_state
-from foedus.sim.state import COSTS, RunState
-from foedus.sim.work import BUFFERS, UPDATE, Job, Outcome, side_layout
+from foedus.rounds.brought import finished, first_state
+from foedus.rounds.state import COSTS, RunState
+from foedus.rounds.work import BUFFERS, UPDATE, Job, Outcome, side_layout
 from foedus.tree import Layout, Vector
 
 

@@ -16,8 +16,7 @@ from foedus.errors import NoGuarantee
 from foedus.privacy.claims import round_event
 from foedus.privacy.events import Event
 from foedus.privacy.ledger import Budget, Ledger, allows, charged, ledger_state, of_ledger_state, spent
-from foedus.sim.settings import Settings
-from foedus.sim.state import RunState
+from foedus.rounds.state import RunState
 
 
 class Spending(NamedTuple):
@@ -48,31 +47,20 @@ class Spending(NamedTuple):
         return f"ε = {spent(ledger, budget.delta):.4g} of {budget.epsilon:g} at δ = {budget.delta:g}, {rounds} rounds"
 
 
-def spending(algorithm: Algorithm, sampler: Sampler, settings: Settings, *, buffers: bool) -> Spending | None:
+def spending(algorithm: Algorithm, sampler: Sampler, budget: Budget | None, *, buffers: bool) -> Spending | None:
     """What a run spends; ``None`` if it has no budget.
 
     Args:
         algorithm: the run's.
         sampler: who is asked.
-        settings: with the budget.
+        budget: ``None`` for none.
         buffers: whether buffers are averaged.
 
     Raises:
         NoGuarantee: a round releases something that is not covered, or already the first would be too much.
     """
-    budget = settings.budget
     if budget is None:
         return None
-    if settings.watch is not None:
-        raise NoGuarantee(
-            "Settings(watch=...) keeps clients out by what they and others sent, which says something about them. "
-            "Leave out the watch, or the budget"
-        )
-    if budget.hidden and settings.world is not None:
-        raise NoGuarantee(
-            "in a simulated world who is quick and at hand takes part, so that sampling cannot be counted. Leave out "
-            "world=..., or hidden=True"
-        )
     found = Spending(budget, round_event(algorithm, sampler, hidden=budget.hidden, buffers=buffers))
     if not allows(Ledger(), found.event, budget):
         raise NoGuarantee(

@@ -16,25 +16,27 @@ from foedus.core import described
 from foedus.core.client import Client
 from foedus.core.select import Sampler
 from foedus.core.task import Task
-from foedus.sim.world import World
 
 
-def pieces(task: Task, client: Client, sampler: Sampler, *, trainer: Trainer, world: World | None) -> dict[str, str]:
+def pieces(task: Task, client: Client, sampler: Sampler, *, trainer: Trainer) -> dict[str, str]:
     """Digests of all that is written as code or as values of the user's own, by what it is called.
 
     Args:
         task, client, sampler: of the run.
         trainer: made of the task.
-        world: the simulated one, if any.
     """
     return {
         "model": described.digest((task.model, _module(trainer)), _of_model),
-        "loss": described.digest(task.loss, _of_loss),
-        "metrics": described.digest(tuple(task.metrics), _of_loss),
-        "local training": described.digest(client, _of_loss),
-        "cohort": described.digest(sampler, _of_loss),
-        "world": described.digest(world, _of_loss),
+        "loss": digest(task.loss),
+        "metrics": digest(tuple(task.metrics)),
+        "local training": digest(client),
+        "cohort": digest(sampler),
     }
+
+
+def digest(value: Any) -> str:
+    """A digest of a value of the user's own, with the functions in it."""
+    return described.digest(value, _of_loss)
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -3,22 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights
+from foedus.core.checks import check_whole
 from foedus.core.examples import Examples
 from foedus.core.population import ClientId
 from foedus.core.task import Metric, Task
 from foedus.errors import ConfigurationError, FoedusError, TrainingError
-from foedus.sim.state import RunState
-from foedus.sim.work import Job, held_out
+from foedus.rounds.state import RunState
+from foedus.rounds.work import Job, held_out
 from foedus.tree import Vector
 
 WORST = 0.1  # the worst decile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated, and when to stop.
+
+    Attributes:
+        every: evaluate after each so many rounds (and after the last); 0 for never.
+        clients: also evaluate on every client's own test examples (where no client has any: validation, else
+            training examples),
+            report mean, spread and worst decile, and keep every client's figures (``run.clients``, in the run
+            folder ``clients.jsonl``).
+        stop_at: stop as soon as a central figure is reached, e.g. ``{"accuracy": 0.97}``.
+
+    Example:
+        >>> Evaluation(every=5, clients=True, stop_at={"accuracy": 0.97}).every
+        5
+    """
+
+    every: int = 1
+    clients: bool = False
+    stop_at: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("Evaluation(every=...)", self.every, least=0, also=" rounds (0 for never)")
+        if self.stop_at is not None and not isinstance(self.stop_at, Mapping):
+            raise ConfigurationError(
+                f"stop_at names a figure and its value, e.g. stop_at={{'accuracy': 0.97}}; not {self.stop_at!r}"
+            )
+        for name, value in (self.stop_at or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise ConfigurationError(f"stop_at[{name!r}] must be a number, not {value!r}")
+            if np.isnan(value):
+                raise ConfigurationError(f"stop_at[{name!r}] is nan, which no figure ever reaches; write a number")
+        if self.stop_at and not self.every:
+            raise ConfigurationError("stop_at needs evaluation: write every=1, or another number of rounds")
 
 
 class Evaluated(NamedTuple):

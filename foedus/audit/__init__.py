@@ -1,0 +1,1 @@
+"""Working attacks, run against the defences of foedus itself and, by ``foedus audit``, against a user's run."""

@@ -1,0 +1,1 @@
+"""The conversation between machines, without I/O: messages, wire format, state machines."""

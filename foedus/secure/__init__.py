@@ -1,0 +1,1 @@
+"""Secure aggregation and homomorphic sums: pure functions; randomness is an argument."""
