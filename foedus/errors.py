@@ -17,6 +17,13 @@
     ├── UpdateRefused                        a client's update failed a check; it never entered an aggregate
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
+    ├── ProtocolError                        what another machine said cannot be served; carries a code
+    │   ├── MalformedMessage (ValueError)    bytes that are no message or blob of this protocol
+    │   ├── TooLarge                         more bytes, entries or depth than is let in
+    │   ├── WrongVersion                     the two sides speak versions that do not go together
+    │   ├── NotAllowed (PermissionError)     the other side does not let this caller do this
+    │   ├── NotNow                           not at this moment: too many requests, or another server leads
+    │   └── UploadRefused                    an upload that the server does not take
     └── WorkerDied (RuntimeError)            a worker process ended by itself
 
 Messages say what happened, why, and what to write instead.
@@ -189,6 +196,129 @@ class CheckpointError(FoedusError):
 
 class StorageError(FoedusError, OSError):
     """The run folder cannot be written."""
+
+
+class Code(StrEnum):
+    """Why a request cannot be served: the one list that messages, metrics and errors share.
+
+    A code that a later version added reads as ``OTHER``.
+    """
+
+    MALFORMED = "malformed"
+    TOO_LARGE = "too-large"
+    WRONG_VERSION = "wrong-version"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    BAD_SIGNATURE = "bad-signature"
+    RATE = "rate"
+    OVERLOADED = "overloaded"
+    NOT_LEADER = "not-leader"
+    STORAGE = "storage"
+    UNKNOWN_RUN = "unknown-run"
+    UNKNOWN_KEY = "unknown-key"
+    UNKNOWN_UPLOAD = "unknown-upload"
+    UNKNOWN_BLOB = "unknown-blob"
+    WRONG_OFFSET = "wrong-offset"
+    WRONG_DIGEST = "wrong-digest"
+    WRONG_SHAPE = "wrong-shape"
+    WRONG_DTYPE = "wrong-dtype"
+    NOT_FINITE = "not-finite"
+    WEIGHT = "weight"
+    NORM = "norm"
+    RANGE = "range"
+    REPLAY = "replay"
+    QUARANTINE = "quarantine"
+    OTHER = "other"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Code | None:
+        return cls.OTHER if isinstance(value, str) else None
+
+    @staticmethod
+    def of(reason: Reason) -> Code:
+        """The code of what the gate says."""
+        return _CODES[reason]
+
+
+_CODES = {
+    Reason.SHAPE: Code.WRONG_SHAPE, Reason.DTYPE: Code.WRONG_DTYPE, Reason.NOT_FINITE: Code.NOT_FINITE,
+    Reason.WEIGHT: Code.WEIGHT, Reason.NORM: Code.NORM, Reason.RANGE: Code.RANGE, Reason.REPLAY: Code.REPLAY,
+    Reason.QUARANTINE: Code.QUARANTINE,
+}  # fmt: skip
+
+
+class ProtocolError(FoedusError):
+    """What another machine said cannot be served, or a server said so of us.
+
+    Attributes:
+        code: which of the listed reasons it is.
+        fatal: whether to ask again is no use.
+    """
+
+    usual: Code = Code.OTHER
+
+    def __init__(self, message: str, *, code: Code | None = None, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.code, self.fatal = code or self.usual, fatal
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _protocol_error, (type(self), str(self), self.code, self.fatal)
+
+    @staticmethod
+    def of(code: Code, message: str, *, fatal: bool = False) -> ProtocolError:
+        """The error of a code's own class, as a client raises it when a server answers with a problem."""
+        return _KINDS.get(code, ProtocolError)(message, code=code, fatal=fatal)
+
+
+def _protocol_error(kind: type[ProtocolError], message: str, code: Code, fatal: bool) -> ProtocolError:
+    """Rebuild a ProtocolError that crossed a process border."""
+    return kind(message, code=code, fatal=fatal)
+
+
+class MalformedMessage(ProtocolError, ValueError):
+    """Bytes that are no message or blob of this protocol; nothing of them was used."""
+
+    usual = Code.MALFORMED
+
+
+class TooLarge(ProtocolError):
+    """More bytes, entries or depth than is let in; refused before it was read."""
+
+    usual = Code.TOO_LARGE
+
+
+class WrongVersion(ProtocolError):
+    """The two sides speak versions that do not go together."""
+
+    usual = Code.WRONG_VERSION
+
+
+class NotAllowed(ProtocolError, PermissionError):
+    """The other side does not know this caller, or does not let it do this."""
+
+    usual = Code.FORBIDDEN
+
+
+class NotNow(ProtocolError):
+    """Not at this moment; the same request may be served later."""
+
+    usual = Code.OVERLOADED
+
+
+class UploadRefused(ProtocolError):
+    """An upload that the server does not take."""
+
+    usual = Code.WRONG_SHAPE
+
+
+_KINDS: dict[Code, type[ProtocolError]] = {
+    Code.MALFORMED: MalformedMessage,
+    Code.TOO_LARGE: TooLarge,
+    Code.WRONG_VERSION: WrongVersion,
+    **dict.fromkeys((Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.BAD_SIGNATURE), NotAllowed),
+    **dict.fromkeys((Code.RATE, Code.OVERLOADED, Code.NOT_LEADER, Code.STORAGE), NotNow),
+    **dict.fromkeys((Code.WRONG_OFFSET, Code.WRONG_DIGEST, *_CODES.values()), UploadRefused),
+}
 
 
 class WorkerDied(FoedusError, RuntimeError):
