@@ -17,6 +17,8 @@
     ├── UpdateRefused                        a client's update failed a check; it never entered an aggregate
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
+    ├── StaleEpoch                           another server process has taken over; nothing was written
+    ├── CountedTwice                         a client is in the model of this round already; nothing was written
     ├── ProtocolError                        what another machine said cannot be served; carries a code
     │   ├── MalformedMessage (ValueError)    bytes that are no message or blob of this protocol
     │   ├── TooLarge                         more bytes, entries or depth than is let in
@@ -196,6 +198,14 @@ class CheckpointError(FoedusError):
 
 class StorageError(FoedusError, OSError):
     """The run folder cannot be written."""
+
+
+class StaleEpoch(FoedusError):
+    """Another server process has taken over the lease; nothing was written."""
+
+
+class CountedTwice(FoedusError):
+    """A client is in the model of this round already; nothing was written."""
 
 
 class Code(StrEnum):

