@@ -31,7 +31,7 @@ def command(target: str, alone: int, **flags: Any) -> None:
 
     federation = Flags(**flags).over(load(target))
     found = compare(
-        federation.task, federation.algorithm, federation.clients, rounds=federation.rounds,
+        federation.task, federation.algorithm, federation.population(), rounds=federation.rounds,
         cohort=federation.cohort, seed=federation.seed, settings=federation.settings,
         arms=Arms(alone=alone, every=federation.evaluation.every or 1),
     )  # fmt: skip

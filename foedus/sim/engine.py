@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from foedus.backends import Trainer, Weights, open_trainer
 from foedus.core.checks import check_whole, whole
 from foedus.core.compose import Algorithm
-from foedus.core.population import ClientId, Clients
+from foedus.core.population import Clients
 from foedus.core.select import Population, Positions, Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
@@ -35,10 +35,11 @@ from foedus.rounds import evaluate, identity, start
 from foedus.rounds.commit import Server
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import Evaluation
+from foedus.rounds.lines import described, round_line
 from foedus.rounds.sending import Sender
 from foedus.rounds.spending import Spending, spending
 from foedus.rounds.state import COSTS, RunState
-from foedus.rounds.work import Job, Outcome, Refusal, Session
+from foedus.rounds.work import Job, Outcome, Session
 from foedus.sim.executors import open_session
 from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
@@ -153,18 +154,12 @@ class _Plan(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         job = self.job
-        return {
-            "algorithm": job.algorithm.label,
-            "cohort": self.sampler.label,
-            "rounds": self.rounds,
-            "seed": job.seed,
-            "clients": len(job.clients),
-            "parameters": self.trainer.layout.size,
-            "buffers": self.trainer.buffer_layout.size,
-            "backend": self.trainer.backend,
+        layouts = self.trainer.layout.size, self.trainer.buffer_layout.size
+        told = described(
+            job, cohort=self.sampler.label, rounds=self.rounds, layouts=layouts, backend=self.trainer.backend
+        )  # fmt: skip
+        return told | {
             "device": self.trainer.device,
-            "metrics": [m.name for m in job.task.metrics],
-            "better": {"loss": "min"} | {m.name: "min" if m.better is min else "max" for m in job.task.metrics},
             **{
                 name: value.label
                 for name, value in (
@@ -387,26 +382,11 @@ class _Engine:
 
     def _line(self, brought: Brought) -> dict[str, Any]:
         """The round's line in metrics.jsonl."""
-        outcome, ids, costs = brought.outcome, self.plan.job.clients.ids, brought.costs
+        outcome, costs = brought.outcome, brought.costs
         self.state.costs[brought.asked] += costs
-        line: dict[str, Any] = {
-            "round": self.state.round,
-            "cohort": len(brought.asked),
-            "trained": len(outcome.clients),
-            "examples": sum(outcome.examples),
-            "steps": int(np.sum(outcome.steps)),
-            "train_loss": _train_loss(outcome),
-            "bytes_up": int(costs[:, 1].sum()),
-            "bytes_down": int(costs[:, 2].sum()),
-            **brought.told,
-        }
-        if self.plan.job.algorithm.method is not None:
-            line["senders"] = outcome.senders
-            line |= {"report": _mean_report(outcome)} if outcome.reports else {}
-        if self.plan.spending is not None:
-            line["privacy"] = self.plan.spending.line(self.state)
-        if outcome.refused:
-            line["refused"] = [_refused(r, ids) for r in outcome.refused]
+        line = round_line(
+            self.plan.job, self.state, outcome, costs, spending=self.plan.spending, told=brought.told
+        )  # fmt: skip
         if brought.world is not None:
             self.state.simulated_seconds += brought.world["seconds"]
             line["simulated"] = brought.world | {
@@ -537,15 +517,6 @@ def _check_counts(rounds: Any, seed: Any) -> None:
         raise ConfigurationError(f"seed must be a whole number of at most 64 bits, not {seed!r}")
 
 
-def _train_loss(outcome: Outcome) -> float | None:
-    """The mean loss of the updates that were let in, weighted by examples; None if none is known."""
-    refused = outcome.out
-    rows = zip(outcome.clients, outcome.examples, outcome.losses, strict=True)
-    known = [(n, loss) for client, n, loss in rows if client not in refused and math.isfinite(loss)]
-    total = sum(n for n, _ in known)
-    return sum(n * loss for n, loss in known) / total if total else None
-
-
 def _sampler(cohort: int | Sampler | None, clients: Clients, settings: Settings) -> tuple[Sampler, int | None]:
     """Who is asked, and how many answers are wanted, if that is a number."""
     if cohort is None:
@@ -598,20 +569,6 @@ def _pace(ground: Ground) -> Pace:
             return ByEdges(ground, timing)
         case _:
             return InStep(ground)
-
-
-def _refused(refusal: Refusal, ids: Sequence[ClientId]) -> dict[str, Any]:
-    """A refusal in the record; edge aggregators have numbers after the clients'."""
-    edge = refusal.client - len(ids)
-    who: dict[str, Any] = {"edge": edge} if edge >= 0 else {"client": ids[refusal.client]}
-    return who | {"reason": refusal.reason}
-
-
-def _mean_report(outcome: Outcome) -> dict[str, float]:
-    """The mean over clients of what a method reports of each."""
-    names = sorted({name for report in outcome.reports.values() for name in report})
-    rows = [outcome.reports[client] for client in sorted(outcome.reports)]
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def _folder(settings: Settings) -> Path:

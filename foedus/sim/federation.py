@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from foedus.core.compose import Algorithm
@@ -23,7 +24,9 @@ class Federation:
     In Python, ``dataclasses.replace(federation, rounds=50)`` makes another one.
 
     Attributes:
-        task, algorithm, clients, rounds, cohort, seed, evaluation, settings: see :func:`foedus.simulate`.
+        task, algorithm, rounds, cohort, seed, evaluation, settings: see :func:`foedus.simulate`.
+        clients: the population, or a function without arguments that makes it. Where the same file is served, every
+            client imports it for task and algorithm; a function keeps it from loading everybody's data there.
 
     Raises:
         ConfigurationError: task, algorithm or clients are something else, perhaps swapped.
@@ -34,7 +37,7 @@ class Federation:
 
     task: Task
     algorithm: Algorithm
-    clients: Clients
+    clients: Clients | Callable[[], Clients]
     rounds: int
     cohort: int | Sampler | None = None
     seed: int = 0
@@ -44,22 +47,38 @@ class Federation:
     def __post_init__(self) -> None:
         for name, kind in (("task", Task), ("algorithm", Algorithm), ("clients", Clients)):
             value = getattr(self, name)
-            if not isinstance(value, kind):
+            if not isinstance(value, kind) and not (name == "clients" and callable(value)):
                 raise ConfigurationError(
                     f"Federation({name}=...) takes a foedus.{kind.__name__}, and was given something of type "
                     f"{type(value).__name__}"
                 )
 
+    def population(self) -> Clients:
+        """The clients, made if they are given as a function.
+
+        Raises:
+            ConfigurationError: the function gives something else.
+        """
+        if isinstance(self.clients, Clients):
+            return self.clients
+        found: object = self.clients()
+        if not isinstance(found, Clients):
+            raise ConfigurationError(
+                f"Federation(clients=...): the function must give foedus.Clients, and gave {type(found).__name__}"
+            )
+        return found
+
     def __repr__(self) -> str:
         cohort = self.cohort.label if isinstance(self.cohort, Sampler) else self.cohort
-        told = f"{self.task!r}, {self.algorithm.label}, {self.clients!r}, rounds={self.rounds}"
+        clients = repr(self.clients) if isinstance(self.clients, Clients) else "clients made when asked"
+        told = f"{self.task!r}, {self.algorithm.label}, {clients}, rounds={self.rounds}"
         return f"Federation({told}, cohort={cohort}, seed={self.seed})"
 
 
 def run_federation(federation: Federation) -> Run:
     """``simulate`` with the fields of a federation."""
     return simulate(
-        federation.task, federation.algorithm, federation.clients,
+        federation.task, federation.algorithm, federation.population(),
         rounds=federation.rounds, cohort=federation.cohort, seed=federation.seed,
         evaluation=federation.evaluation, settings=federation.settings,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,23 @@ def test_it_can_be_taken_apart(tmp_path: Path) -> None:
     assert run.metrics == again.metrics
     assert [line["cohort"] for line in run.metrics] == [2, 2]
     assert "central" not in run.metrics[0]
+
+
+def test_clients_may_be_made_when_they_are_asked_for(tmp_path: Path) -> None:
+    """So that whoever imports the file for its task loads nobody's data."""
+    asked: list[int] = []
+
+    def made() -> fd.Clients:
+        asked.append(1)
+        return clients()
+
+    later = replace(federation(tmp_path / "a"), clients=made)
+    assert "clients made when asked" in repr(later)
+    assert not asked
+    assert run_federation(later).metrics == run_federation(federation(tmp_path / "b")).metrics
+    assert asked == [1]
+    with pytest.raises(ConfigurationError, match=r"the function must give foedus\.Clients, and gave list"):
+        run_federation(replace(later, clients=list))
 
 
 def test_swapped_arguments_are_named(tmp_path: Path) -> None:
