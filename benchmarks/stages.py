@@ -3,13 +3,14 @@
     python benchmarks/stages.py                          # everything, about five minutes
     python benchmarks/stages.py --only eden,rotate       # some stages
     python benchmarks/stages.py --sizes 199210           # one size
-    python benchmarks/stages.py --parts stages,rotation  # some parts: stages, rotation, robust, memory, round
+    python benchmarks/stages.py --parts stages,rotation  # some of: stages, rotation, robust, memory, round, privacy
     python benchmarks/stages.py --json out.json          # also keep every figure
 
 One core, one client's update: *encode* is what the client does, *merge* what the server does with each message (admit
 it and add it to the sum), *decode* what it does once a round. GB/s are those of the plain float32 update (4·d bytes),
 beside the speed at which this machine copies memory in the same run (bytes read + bytes written). Best of several
-tries: other programs only ever make things slower. `round` trains W1 (see README.md) with several aggregators in turn.
+tries: other programs only ever make things slower. `round` trains W1 (see README.md) with several aggregators in turn;
+`privacy` trains it with and without noise, again and again in turn, and says what each part of the noise costs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from foedus.tree import Layout
 
 SIZES = (199_210, 1_663_370, 2**24)
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-PARTS = ("stages", "rotation", "robust", "memory", "round")
+PARTS = ("stages", "rotation", "robust", "memory", "round", "privacy")
 CLIENTS, ROBUST_SIZE = 100, 199_210
 MANY = 10_000
 ROUNDS, SKIP = 16, 4
@@ -236,6 +237,61 @@ def aggregators() -> list[tuple[str, Any]]:
     ]
 
 
+def privacy(turns: int = 7) -> Iterator[Figures]:
+    """What noise costs in W1: ratios of rounds that took turns with plain ones, and milliseconds of each part."""
+    for name, ms in itemised():
+        print(f"{name:60} {ms:8.3f} ms", flush=True)
+        yield {"part": name, "ms": ms}
+    rules = [("mean()", fd.mean()), *private_rules()]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in rules}
+    for _ in range(turns):
+        for name, rule in rules:
+            seconds[name].append(median_round(rule, fd.Gate()))
+    plain = np.array(seconds["mean()"])
+    print(f"\nW1, {turns} turns: seconds a round, and the median of the ratios to the plain round of the same turn")
+    for name, found in seconds.items():
+        ratio = statistics.median((np.array(found) / plain).tolist())
+        quickest = min(found) / float(plain.min())
+        told = f"{statistics.median(found):8.4f}  {100 * (ratio - 1):+6.1f} %"
+        print(f"{name:60} {told}  quickest {100 * quickest - 100:+.1f} %")
+        yield {"aggregator": name, "seconds": found, "over_plain": ratio - 1, "quickest_over_plain": quickest - 1}
+
+
+def private_rules() -> list[tuple[str, Any]]:
+    """The mechanisms, for a cohort of ten."""
+    return [
+        ("central", fd.privacy.central(clip=1.0, noise_multiplier=1.0, cohort=10)),
+        ("adaptive", fd.privacy.adaptive(noise_multiplier=1.0, cohort=10)),
+        ("local", fd.chain(fd.privacy.local(clip=1.0, noise_multiplier=1.0), fd.mean())),
+    ]
+
+
+def itemised() -> Iterator[tuple[str, float]]:
+    """Milliseconds of each part of central noise, for ten updates of W1's size."""
+    from foedus.privacy.mechanisms import grid, on_grid
+    from foedus.privacy.noise import discrete_gaussian, known_to_all_who_know_the_seed, system
+
+    size = ROBUST_SIZE
+    rng, rule = np.random.default_rng(0), fd.privacy.central(clip=1.0, noise_multiplier=1.0, cohort=10)
+    vectors = [rng.standard_normal(size, np.float32) / 100 for _ in range(10)]
+    context = Context(0, 1, 0, layout_of(size), size, secret=known_to_all_who_know_the_seed)
+    step, updates, contexts = grid(1.0, 1.0, size), [Update(v, 600.0) for v in vectors], [context] * 10
+    yield "plain mean: sum of ten updates", 1e3 * best(lambda: fd.mean().shortcut(updates, contexts))
+    yield "central: clip and sum of ten updates", 1e3 * best(lambda: rule.shortcut(updates, contexts))
+    yield "clip one update, onto the grid", 1e3 * best(lambda: on_grid(vectors[0], 1.0, step))
+    for name, secret in (("counted", known_to_all_who_know_the_seed), ("the operating system's", system)):
+        told = context._replace(secret=secret)
+        yield f"random words, {name}", 1e3 * best(lambda told=told: told.secret(told, "x", vectors[0], size))
+        yield (
+            f"noise (two tables), words {name}",
+            1e3 * best(lambda told=told: discrete_gaussian(told, "x", vectors[0], sigma=1 / step)),
+        )
+    total = rule.shortcut(updates, contexts)
+    plain = fd.mean().shortcut(updates, contexts)
+    yield "plain mean: decode", 1e3 * best(lambda: fd.mean().decode({}, plain, context))
+    yield "central: decode, with noise", 1e3 * best(lambda: rule.decode({}, total, context))
+
+
 class Ends:
     """A sink that notes when rounds end."""
 
@@ -295,6 +351,8 @@ def main() -> None:
         found["memory_mb"] = memory()
     if "round" in parts:
         found["rounds"] = list(rounds())
+    if "privacy" in parts:
+        found["privacy"] = list(privacy())
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

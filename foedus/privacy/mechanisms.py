@@ -35,6 +35,7 @@ _STEPS = 512  # the noise's standard deviation in steps of the grid, at least
 _FINE = 64  # a typical entry in steps of the grid, at least
 _LEAST = 2.0**-56  # the finest grid that exact sums hold with room to spare
 _EXACT = 2.0**52  # whole numbers below it are exact in float64
+_BLOCK = 1 << 14  # entries that pass through all steps before the next: they stay in the processor's cache
 _FARTHEST = 20  # standard deviations that no noise exceeds: 13 for each of its parts
 
 
@@ -82,27 +83,54 @@ def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
         >>> on_grid(np.array([3.0, 4.0]), 1.0, 0.0625).tolist()
         [9.0, 12.0]
     """
-    most, wide = _square(norm / step), vector.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        squared = _squared(wide) / step**2
+    return steps_of(vector, norm / step, 1 / step)
+
+
+def steps_of(
+    vector: Vector, reach: float, factor: float, *, unit: float = 1.0, dtype: Any = np.float64
+) -> NDArray[Any]:
+    """Whole numbers near ``factor`` · vector [entry], scaled so that their norm is at most ``reach``, exactly; times
+    ``unit``, a power of two.
+
+    Raises:
+        SumOverflow: a value is not finite.
+    """
+    most, squared = _square(reach), squared_norm(vector) * factor * factor
     if not math.isfinite(squared):
         raise SumOverflow("an update that is not finite cannot be clipped")
-    factor = 1 / step
     spare = 1 / max(math.sqrt(most), 2.0)  # by about so much the rounding of single entries may lengthen an update
     if squared > most:
-        left = max(most - len(wide) / 12, most / 4)  # rounding adds 1/12 to the square of an entry, on average
+        left = max(most - len(vector) / 12, most / 4)  # rounding adds 1/12 to the square of an entry, on average
         factor *= math.sqrt(left / squared) * (1 - spare)
-    steps = np.multiply(wide, factor)
-    while (squared := _squared(np.rint(steps, out=steps))) > most:
+    out = np.empty(len(vector), dtype)
+    while (squared := _rounded(vector, factor, unit, out)) > most:
         factor *= math.sqrt(most / squared) * (1 - spare)
         spare = min(2 * spare, 0.5)
-        np.multiply(wide, factor, out=steps)
-    return steps
+    return out
 
 
-def _squared(steps: NDArray[np.float64]) -> float:
-    """The squared norm; the same for any number of threads, which BLAS's own is not."""
-    return float(np.square(steps).sum())
+def _rounded(vector: Vector, factor: float, unit: float, out: NDArray[Any]) -> float:
+    """out = unit · round(factor · vector), in blocks that stay in the cache; the squared norm of the whole numbers."""
+    scratch, parts = np.empty((2, _BLOCK)), []
+    for at in range(0, len(vector), _BLOCK):
+        block = vector[at : at + _BLOCK]
+        steps, squares = scratch[:, : len(block)]
+        np.multiply(block, factor, out=steps)
+        np.rint(steps, out=steps)
+        parts.append(float(np.square(steps, out=squares).sum()))
+        np.multiply(steps, unit, out=out[at : at + _BLOCK], casting="same_kind")
+    return math.fsum(parts)
+
+
+def squared_norm(vector: Vector) -> float:
+    """The squared norm in float64, not finite if an entry is not; the same for any number of threads, which BLAS's own
+    is not."""
+    scratch, parts = np.empty(_BLOCK), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for at in range(0, len(vector), _BLOCK):
+            block = vector[at : at + _BLOCK]
+            parts.append(float(np.multiply(block, block, out=scratch[: len(block)], dtype=np.float64).sum()))
+        return float(np.sum(parts)) if not all(map(math.isfinite, parts)) else math.fsum(parts)
 
 
 def _square(length: float) -> int:
@@ -128,19 +156,18 @@ class _Bound(NamedTuple):
     def noisy(self, steps: NDArray[np.float64], purpose: str, context: Context) -> NDArray[np.float64]:
         """Whole steps [entry] with noise, back in the units of the norm."""
         step = self.step(len(steps))
-        if float(np.abs(steps).max(initial=0.0)) >= _EXACT:
+        if (largest := max(float(steps.max(initial=0.0)), -float(steps.min(initial=0.0)))) >= _EXACT:
             raise SumOverflow(
-                f"a sum of {np.abs(steps).max():.3g} steps of {step:g} is no longer exact. Let fewer clients take "
-                "part at once"
+                f"a sum of {largest:.3g} steps of {step:g} is no longer exact. Let fewer clients take part at once"
             )
-        whole = np.rint(steps).astype(np.int64)
+        whole = steps.astype(np.int64)  # whole numbers already
         whole += discrete_gaussian(context, purpose, whole, sigma=self.noise_multiplier * self.norm / step)
-        return np.asarray(whole * step, np.float64)
+        return np.multiply(whole, step, dtype=np.float64)
 
     def check(self, vector: NDArray[Any], context: Context) -> None:
         """Refuse what arrived if it is not on the grid, or longer than the bound: no client of ours sent it."""
         steps = vector.astype(np.float64) / self.step(len(vector))
-        squared = _squared(steps)
+        squared = squared_norm(steps)
         if not math.isfinite(squared):
             reason, told = Reason.NOT_FINITE, "has values that are not finite"
         elif squared > _square(self.norm / self.step(len(vector))):
@@ -203,9 +230,9 @@ def central(
     def steps(update: Update, context: Context) -> Update:
         vector = update.vector if most is None else _lighter(update, most, context)
         step = bound.step(len(vector))
-        return update._replace(
-            vector=(bound.clipped(vector) * step).astype(_dtype(vector, bound.norm / step)), weight=1.0
-        )
+        reach = bound.norm / step
+        clipped = steps_of(vector, reach, 1 / step, unit=step, dtype=_dtype(vector, reach))
+        return update._replace(vector=clipped, weight=1.0)
 
     def encode(update: Update, context: Context) -> Message:
         return added.encode(steps(update, context), context)
@@ -297,12 +324,11 @@ def adaptive(
     added = mean(weighted=False)
 
     def encode(update: Update, context: Context) -> Message:
-        norm = _told(context)
-        vector = update.vector.astype(np.float64) / norm
-        inside = 0.5 if _squared(vector) <= 1 else -0.5
-        steps = own.clipped(vector) * own.step(len(vector))
-        joined = np.append(steps, inside).astype(_dtype(update.vector, 1 / own.step(len(vector))))
-        return added.encode(Update(joined, 1.0), context)
+        norm, vector = _told(context), update.vector
+        inside = 0.5 if squared_norm(vector) <= norm**2 else -0.5
+        step = own.step(len(vector))
+        steps = steps_of(vector, 1 / step, 1 / (norm * step), unit=step, dtype=_dtype(vector, 1 / step))
+        return added.encode(Update(np.append(steps, steps.dtype.type(inside)), 1.0), context)
 
     def admit(message: Message, context: Context) -> Message:
         values = message["values"]

@@ -10,16 +10,20 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from foedus.core.values import Context
 from foedus.errors import ConfigurationError
 from foedus.privacy.noise import (
+    _gaussian,
     _parts,
-    _table,
+    _reach,
+    _skellam,
+    _Table,
     discrete_gaussian,
     keyed,
     known_to_all_who_know_the_seed,
+    skellam,
     source,
     system,
 )
@@ -58,21 +62,37 @@ def test_the_table_is_the_distribution_to_less_than_1e_15(sigma: float) -> None:
     with localcontext() as exact:
         exact.prec = 60
         weights = [(-(Decimal(n) ** 2) / (2 * Decimal(sigma) ** 2)).exp() for n in range(math.ceil(40 * sigma))]
-        total = weights[0] + 2 * sum(weights[1:])
-        wanted = [weights[0] / total] + [2 * w / total for w in weights[1:]]
-        bounds = itertools.pairwise([0, *_table(sigma).thresholds, 1 << 127])
-        got = [Decimal(b - a) / (1 << 127) for a, b in bounds]
-        got += [Decimal(0)] * (len(wanted) - len(got))
-        assert sum(abs(a - b) for a, b in zip(wanted, got, strict=True)) / 2 < Decimal("1e-35")
+        assert apart(weights, _gaussian(sigma)) < Decimal("1e-35")
 
 
-@pytest.mark.parametrize("sigma", [0.5, 3.0, 200.0])
-def test_the_guide_finds_what_a_binary_search_does(sigma: float) -> None:
+@pytest.mark.parametrize("variance", [0.25, 1.0, 13.7, 900.0])
+def test_the_table_of_skellam_is_the_difference_of_two_poissons(variance: float) -> None:
+    """Against the sum over k of P(k + n) P(k), in 60 digits."""
+    with localcontext() as exact:
+        exact.prec = 60
+        half, reach = Decimal(variance) / 2, _reach(variance) + 40
+        poisson = [(-half).exp()]
+        for k in range(1, reach + math.ceil(10 * variance**0.5 + variance)):
+            poisson.append(poisson[-1] * half / k)
+        weights = [sum(a * b for a, b in zip(poisson, poisson[n:], strict=False)) for n in range(reach)]
+        assert apart(weights, _skellam(variance)) < Decimal("1e-35")
+
+
+def apart(weights: list[Decimal], table: _Table) -> Decimal:
+    """Σ |p − q| / 2 of a table and of what magnitudes are worth on one side."""
+    total = weights[0] + 2 * sum(weights[1:])
+    wanted = [weights[0] / total] + [2 * w / total for w in weights[1:]]
+    got = [Decimal(b - a) / (1 << 127) for a, b in itertools.pairwise([0, *table.thresholds, 1 << 127])]
+    got += [Decimal(0)] * (len(wanted) - len(got))
+    return sum((abs(a - b) for a, b in zip(wanted, got, strict=True)), Decimal(0)) / 2
+
+
+@pytest.mark.parametrize("table", [_gaussian(0.5), _gaussian(3.0), _gaussian(200.0), _skellam(0.25), _skellam(1e4)])
+def test_the_guide_finds_what_a_binary_search_does(table: _Table) -> None:
     """At, just below and just above every threshold, at the ends, and at random."""
-    table = _table(sigma)
     near = (table.first[:-1, None].astype(object) + np.array([-1, 0, 1])).ravel()
-    words = np.array([*(min(max(w, 0), 2**63 - 1) for w in near), 0, 2**63 - 1], np.uint64)
-    words = np.append(words, np.random.default_rng(0).integers(2**63, size=5000, dtype=np.uint64))
+    words = np.array([*(min(max(w, 0), 2**31 - 1) for w in near), 0, 2**31 - 1], np.uint32)
+    words = np.append(words, np.random.default_rng(0).integers(2**31, size=5000, dtype=np.uint32))
     assert table.below(words).tolist() == np.searchsorted(table.first, words, side="right").tolist()
 
 
@@ -95,6 +115,31 @@ def test_draws_pass_a_chi_square_test(sigma: float) -> None:
     assert far_from(draws(200_000, sigma), 1.02 * sigma) < 1e-6, "the test would notice 2 %"
 
 
+@pytest.mark.parametrize("variance", [0.5, 4.0, 130.0])
+def test_skellam_draws_pass_a_chi_square_test_and_so_do_their_sums(variance: float) -> None:
+    """The probabilities are e⁻ᵛ Iₙ(v); ten of a tenth of the variance add up to the same."""
+    shares = [skellam(COUNTED, f"share {i}", np.zeros(100_000), variance=max(variance / 10, 0.25)) for i in range(10)]
+    total = max(variance, 2.5)
+    for found, v in (
+        (skellam(COUNTED, "test", np.zeros(200_000), variance=variance), variance),
+        (np.sum(shares, 0), total),
+    ):
+        reach = int(np.abs(found).max())
+        p = special.ive(np.abs(np.arange(-reach, reach + 1)), v)
+        seen = np.bincount(found + reach, minlength=len(p))
+        common = p * len(found) >= 20
+        observed, expected = [np.append(a[common], a[~common].sum()) for a in (seen, p / p.sum() * len(found))]
+        kept = expected > 0
+        expected = expected[kept] * observed[kept].sum() / expected[kept].sum()
+        assert stats.chisquare(observed[kept], expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.1, 2.0**21, math.nan])
+def test_variances_that_cannot_be_are_refused(variance: float) -> None:
+    with pytest.raises(ConfigurationError, match="variance"):
+        skellam(COUNTED, "test", np.zeros(1), variance=variance)
+
+
 def test_sums_of_ten_shares_are_a_discrete_gaussian() -> None:
     shares = sum((draws(100_000, 4.0, f"share {i}") for i in range(10)), np.zeros(100_000, np.int64))
     assert far_from(shares, 4.0 * math.sqrt(10)) > 1e-3
@@ -109,15 +154,18 @@ def test_large_draws_are_normal_and_independent(sigma: float) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
-def test_where_the_first_word_does_not_decide_the_second_does(offset: int) -> None:
+def test_where_the_first_bits_do_not_decide_the_others_do(offset: int) -> None:
     """A threshold hit to the last of 127 bits: one below it is still the smaller magnitude."""
-    table = _table(3.0)
+    table = _gaussian(3.0)
     for magnitude, threshold in enumerate(table.thresholds[:8]):
         value = threshold + offset
-        words = {"test/0": value >> 64 << 1, "test/0/second": value & (2**64 - 1)}
+        half, rest = value >> 96 << 1, (value & (2**96 - 1)) << 32
+        words = {"test/0": [half << 32 | half], "test/0/second": [rest >> 64, rest & (2**64 - 1)] * 2}
 
         def crafted(context: Context, purpose: str, about: NDArray[np.float64], count: int) -> NDArray[np.uint64]:
-            return np.full(count, words[purpose], np.uint64)  # noqa: B023  # called before the loop goes on
+            found = np.array(words[purpose], np.uint64)  # noqa: B023  # called before the loop goes on
+            assert len(found) == count
+            return found
 
         found = discrete_gaussian(COUNTED._replace(secret=crafted), "test", np.zeros(2), sigma=3.0)
         assert found.tolist() == [magnitude + (offset >= 0)] * 2
