@@ -285,6 +285,23 @@ def _bound(values: Float[Vector, " parameter"], units: int) -> float:
     return 2.0 ** math.ceil(math.log2(max(peak, 2.0**-10))) if peak < math.inf else math.inf
 
 
+def reach(message: Message) -> tuple[float, int]:
+    """How much of the range of exact sums a client's message takes: a power of two that no |value · weight| exceeds,
+    and its weight in units of 2⁻²⁰.
+
+    Raises:
+        SumOverflow: a value is not finite.
+
+    Example:
+        >>> reach(mean().encode(Update(np.array([3.0], "f4"), weight=2), Context(0, 1, 0)))
+        (8.0, 2097152)
+    """
+    weight = int(message["weight"][0])
+    if "high" in message:
+        return float(message["bound"][0]), weight
+    return _bound(message["values"], weight), weight
+
+
 def _check(bound: float, count: int, weight: int) -> None:
     if bound * 2.0**HIGH_BITS >= _LIMIT or count >= 2**22 or weight >= _LIMIT:
         raise SumOverflow(

@@ -136,19 +136,21 @@ class Gate:
             )
 
 
-def forms_of(aggregator: Aggregator, context: Context) -> dict[str, Form]:
+def forms_of(aggregator: Aggregator, context: Context, *, dtype: str = "<f4") -> dict[str, Form]:
     """What messages to an aggregator look like, found by encoding two updates: what differs may vary.
 
     Args:
         aggregator: the one that clients encode for.
         context: with ``size``, the number of parameters, and a layout if the aggregator needs one.
+        dtype: the updates'.
 
     Example:
         >>> from foedus.core.robust import median
         >>> forms_of(median(), Context(0, 1, 0, size=3))["values"]
         Form(dtype='<f4', shape=(3,))
     """
-    ramp = np.linspace(-1, 1, context.size, dtype=np.float32)
+    low = -1 if np.dtype(dtype).kind != "u" else 0
+    ramp = np.linspace(low, 1, context.size, dtype=dtype)
     probes = [aggregator.encode(Update(v, 1.0), context) for v in (np.zeros_like(ramp), ramp)]
     return {n: _form(probes[0][n], probes[1][n]) for n in probes[0]}
 

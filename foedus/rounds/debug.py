@@ -17,8 +17,9 @@ from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
 from foedus.core.examples import Examples
 from foedus.core.method import Consult, Measure, Trained
+from foedus.rounds.collect import Collector
 from foedus.rounds.visits import Group, answered, contributions, layouts_of, own_model, phase, visit
-from foedus.rounds.work import Collector, Job, Orders, Outcome, Session, read
+from foedus.rounds.work import Job, Orders, Outcome, Session, read
 
 Observer = Callable[[int, int, Weights], None]  # (client's position, local step, weights)
 

@@ -19,16 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
-from foedus.core.aggregate import Aggregator, message_bytes
+from foedus.core.aggregate import Aggregator
 from foedus.core.compose import Algorithm
 from foedus.core.examples import Examples
-from foedus.core.gate import Gate, check_replay, check_side
-from foedus.core.method import Contribution, Vectors, travelling
+from foedus.core.method import Contribution, Vectors
 from foedus.core.population import Clients
 from foedus.core.task import Task
-from foedus.core.values import NOTHING, Context, Message, State, Update
-from foedus.errors import ConfigurationError, FoedusError, Reason, SumOverflow, UpdateRefused
-from foedus.privacy.noise import known_to_all_who_know_the_seed
+from foedus.core.values import NOTHING, Message, State
+from foedus.errors import ConfigurationError, FoedusError, Reason, UpdateRefused
 from foedus.tree import Layout, Vector
 
 
@@ -202,245 +200,6 @@ class Executor(Protocol):
     def open(self, job: Job) -> Session: ...
 
 
-class Gained(NamedTuple):
-    """What many clients brought, one entry each: updates [parameter], changes of buffers [buffer], numbers of
-    examples and steps, mean losses."""
-
-    vectors: Sequence[Vector] | Vector
-    buffers: Sequence[Vector] | Vector
-    examples: Sequence[int] | NDArray[np.integer]
-    steps: Sequence[int] | NDArray[np.integer]
-    losses: Sequence[float] | NDArray[np.floating]
-
-
-ORDINARY = 2.0**40  # weighted updates below this are surely within the range of exact sums, one by one
-
-
-class Collector:
-    """Gathers the results of a shard's clients into an :class:`Outcome`, refusing what is not finite."""
-
-    def __init__(self, job: Job, orders: Orders, layouts: tuple[Layout, Layout]) -> None:
-        self._job, self._orders, self._layouts = job, orders, layouts
-        self._travels = travelling(job.algorithm.method, layouts)  # of parameters, and of buffers
-        self.outcome = Outcome()
-        self.edge_bytes = 0
-        self._counted: set[int] = set()
-
-    def add(self, slot: int, after: Weights, *, examples: int, steps: int, loss: float) -> None:
-        """The weights of one client after its training."""
-        vector = after.vector - self._orders.start.vector
-        self.contribute(slot, Contribution(vector, buffers=after.buffers, steps=steps, loss=loss), examples)
-
-    def contribute(self, slot: int, brought: Contribution, examples: int) -> None:
-        """What one client's visit ended with."""
-        client = int(self._orders.cohort[slot])
-        self._listed(client, examples, brought.steps, brought.loss)
-        if self._orders.single and client not in self.outcome.given:
-            self.outcome.given[client] = Given(brought, examples)
-            self.outcome.sent.append(0)
-        elif self._orders.single:  # what it sent first is the one that counts
-            self.outcome.refused.append(Refusal(client, _twice(client, self._orders.round)))
-            self.outcome.sent.append(0)
-        else:
-            self.outcome.sent.append(self._taken(client, brought, examples))
-
-    def again(self, client: int, given: Given) -> None:
-        """A result that was given by itself, to be merged now."""
-        brought, examples = given
-        self._listed(client, examples, brought.steps, brought.loss)
-        self.outcome.sent.append(self._taken(client, brought, examples))
-
-    def refuse(self, client: int, given: Given, reason: str) -> None:
-        """A result that was given by itself, and is not to be merged; the client keeps what it kept before."""
-        self._listed(client, given.examples, given.contribution.steps, given.contribution.loss)
-        self.outcome.sent.append(0)
-        self.outcome.refused.append(Refusal(client, reason))
-
-    def _listed(self, client: int, examples: int, steps: int, loss: float) -> None:
-        out = self.outcome
-        out.clients.append(client)
-        out.examples.append(examples)
-        out.steps.append(steps)
-        out.losses.append(loss)
-
-    def _taken(self, client: int, brought: Contribution, examples: int) -> int:
-        """Encode, merge and remember; how many bytes the client sent."""
-        out = self.outcome
-        if brought.report:
-            out.reports[client] = dict(brought.report)
-        try:
-            self._check(brought, client, examples)
-            messages, memory, sent = self._encoded(client, brought, examples)
-        except SumOverflow as error:
-            out.refused.append(Refusal(client, f"the update has diverged: {error}"))
-            return 0
-        except UpdateRefused as error:
-            out.refused.append(Refusal(client, str(error)))
-            return 0
-        algorithm = self._job.algorithm
-        for channel, message in messages.items():
-            if channel == UPDATE:
-                out.message = merged(algorithm.aggregator, out.message, message)
-            elif channel == BUFFERS:
-                out.buffers = merged(algorithm.buffers, out.buffers, message)
-            else:
-                out.sides[channel] = _merged(algorithm.aggregator_of(channel), out.sides.get(channel), message)
-                out.sizes[channel] = len(brought.sides[channel])
-        self._counted.add(client)
-        out.senders += bool(messages)
-        before = self._orders.kept.get(client, NOTHING)
-        kept: State = {name: array for name, array in before.items() if name.startswith(ENCODING)}
-        kept |= {f"{METHOD}{name}": array for name, array in brought.kept.items()} | memory
-        own = before.get(BUFFERS) if brought.buffers is None else brought.buffers
-        if own is not None and own.size and not self._job.task.average_buffers:
-            kept[BUFFERS] = own
-        if kept or before:  # what it kept is replaced, even by nothing
-            out.kept[client] = kept
-        return sent
-
-    def _encoded(self, client: int, brought: Contribution, examples: int) -> tuple[dict[str, Message], State, int]:
-        """The admitted messages by channel, what the encodings remember, and the bytes that travelled."""
-        weight = float(examples if brought.weight is None else brought.weight)
-        messages: dict[str, Message] = {}
-        memory: State = {}
-        sent = 0
-        for channel, vector in self._channels(brought).items():
-            aggregator, context = (
-                self._job.algorithm.aggregator_of(channel),
-                self._context(client, channel, vector),
-            )
-            update = Update(vector, weight)
-            message = aggregator.encode(update, context)
-            sent += message_bytes(message)
-            if aggregator.remember is not None:
-                kept = aggregator.remember(update, message, context)
-                memory |= {f"{ENCODING}{channel}.{name}": array for name, array in kept.items()}
-            messages[channel] = aggregator.admit(message, context)
-        return messages, memory, sent
-
-    def _channels(self, brought: Contribution) -> dict[str, Vector]:
-        """The vectors that travel, by channel."""
-        vectors: dict[str, Vector] = {} if brought.update is None else {UPDATE: self._scaled(brought.update)}
-        if (
-            brought.buffers is not None
-            and brought.buffers.size
-            and self._job.task.average_buffers
-            and (vectors or brought.sides)
-        ):
-            vectors[BUFFERS] = self._scaled(changed(brought.buffers, self._orders.start.buffers))
-        for channel, part in zip((UPDATE, BUFFERS), self._travels, strict=True):
-            if part is not None and channel in vectors:
-                vectors[channel] = vectors[channel][part.at]
-        if BUFFERS in vectors and not vectors[BUFFERS].size:  # all of them stay at home
-            del vectors[BUFFERS]
-        method = self._job.algorithm.method
-        models = frozenset() if method is None else method.updates
-        return vectors | {name: self._scaled(v) if name in models else v for name, v in brought.sides.items()}
-
-    def _scaled(self, update: Vector) -> Vector:
-        scale = self._orders.scale
-        return update if scale == 1.0 else update * update.dtype.type(scale)
-
-    def edge(self, number: int, brought: Contribution, weight: int) -> None:
-        """The update of an edge aggregator, which is to the server what a client is."""
-        self.edge_bytes += self._taken(number, brought, weight)
-
-    def _context(self, client: int, channel: str, vector: Vector) -> Context:
-        kept = self._orders.kept.get(client, NOTHING)
-        own = under(f"{ENCODING}{channel}.", kept) if kept else NOTHING
-        if channel in (UPDATE, BUFFERS):
-            layout = self._layout(channel == BUFFERS)
-        else:
-            layout = side_layout(channel, len(vector), self._layouts[0])
-        return Context(
-            self._job.seed,
-            self._orders.round,
-            client,
-            layout=layout,
-            size=len(vector),
-            channel=channel,
-            kept=own,
-            told=self._orders.told.get(channel, NOTHING),
-            secret=known_to_all_who_know_the_seed,
-        )
-
-    def _layout(self, buffers: bool) -> Layout:
-        """Of what travels of the parameters, or of the buffers."""
-        part = self._travels[buffers]
-        return self._layouts[buffers] if part is None else part.layout
-
-    def add_all(self, slots: Sequence[int], results: Gained) -> None:
-        """The updates of many clients at once: the same as adding one by one, bit for bit, only faster."""
-        aggregator, cohort = self._job.algorithm.aggregator, self._orders.cohort
-        if not self._at_once(aggregator, results) or not self._once([int(cohort[slot]) for slot in slots]):
-            for slot, *gained in zip(slots, *results, strict=True):
-                vector, change, examples, steps, loss = gained
-                buffers = self._orders.buffers(int(cohort[slot])) + change
-                brought = Contribution(vector, buffers=buffers, steps=int(steps), loss=float(loss))
-                self.contribute(slot, brought, int(examples))
-            return
-        assert aggregator.shortcut is not None
-        clients = [int(cohort[slot]) for slot in slots]
-        self._counted.update(clients)
-        updates = [Update(self._scaled(v), float(n)) for v, n in zip(results.vectors, results.examples, strict=True)]
-        contexts = [self._context(client, UPDATE, u.vector) for client, u in zip(clients, updates, strict=True)]
-        out = self.outcome
-        out.message = merged(aggregator, out.message, aggregator.shortcut(updates, contexts))
-        out.clients += clients
-        out.examples += [int(n) for n in results.examples]
-        out.steps += [int(n) for n in results.steps]
-        out.losses += [float(x) for x in results.losses]
-        out.sent += [message_bytes(aggregator.encode(updates[0], contexts[0]))] * len(clients)
-        out.senders += len(clients)
-
-    def _at_once(self, aggregator: Aggregator, results: Gained) -> bool:
-        """Whether every update is one to be added, and there is nothing beside it."""
-        if self._orders.single or aggregator.shortcut is None or aggregator.remember is not None:
-            return False
-        if self._job.algorithm.gate.needs_single:
-            return False
-        if not len(results.vectors) or results.buffers[0].size:
-            return False
-        size = self._layout(False).size
-        if any(v.shape != (size,) or v.dtype.kind != "f" for v in results.vectors) or min(results.examples) < 1:
-            return False  # a look at each of them tells who is refused, and why
-        pairs = zip(results.vectors, results.examples, strict=True)
-        # The length bounds every entry, and a product is the fastest way to it; false for NaN, too.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return all(float(v.dot(v)) * float(n) ** 2 < ORDINARY**2 for v, n in pairs)
-
-    def _once(self, clients: Sequence[int]) -> bool:
-        """Whether none of them is counted already, nor comes twice."""
-        return len(set(clients)) == len(clients) and self._counted.isdisjoint(clients)
-
-    def _check(self, brought: Contribution, client: int, examples: int) -> None:
-        """Let the gate look at whatever updates the model, and refuse what else is malformed.
-
-        Raises:
-            UpdateRefused: with the reason.
-        """
-        method, round = self._job.algorithm.method, self._orders.round
-        weight = float(examples if brought.weight is None else brought.weight)
-        layout = self._layouts[0]
-        context = Context(self._job.seed, round, client, layout=layout, size=layout.size, channel=UPDATE)
-        gate = self._job.algorithm.gate
-        if brought.update is not None:
-            gate.check(Update(brought.update, weight), context, counted=self._counted)
-        if brought.buffers is not None:
-            before = self._orders.buffers(client)
-            check_side(brought.buffers, context, "buffers", like=before.shape)
-            _check_finite(changed(brought.buffers, before), context, "buffer", self._layouts[1])
-        for name, vector in brought.sides.items():
-            check_side(vector, context, repr(name), like=(self.outcome.sizes.get(name, len(np.atleast_1d(vector))),))
-            _check_finite(vector, context, f"entry of {name!r}")
-            whole = context if len(vector) == layout.size else context._replace(layout=None, size=len(vector))
-            if method is not None and name in method.updates:
-                gate.check(Update(vector, weight), whole, counted=self._counted)
-            elif brought.update is None:
-                Gate().check_weight(weight, context)
-                check_replay(context, self._counted)
-
-
 UPDATE = "update"  # the channel of the parameters' updates
 
 
@@ -453,21 +212,6 @@ def side_layout(channel: str, size: int, layout: Layout) -> Layout:
 @lru_cache(maxsize=256)
 def _flat(channel: str, size: int, dtype: str) -> Layout:
     return Layout((channel,), ((size,),), (dtype,))
-
-
-def _check_finite(values: Vector, context: Context, what: str, layout: Layout | None = None) -> None:
-    # One pass: a sum of finite floats can overflow, so a suspicious one is looked at closely.
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(values.sum())
-    if suspicious and not (finite := np.isfinite(values)).all():
-        first = int(np.argmin(finite))
-        name = first if layout is None else repr(layout.name_at(first))
-        told = f"{what} {name} is {values[first]} ({int((~finite).sum())} values not finite)"
-        raise UpdateRefused(told, client=context.client, reason=Reason.NOT_FINITE)
-
-
-def _twice(client: int, round: int) -> str:
-    return f"the update of client {client} is counted already in round {round}"
 
 
 def changed(after: Vector, before: Vector) -> Vector:

@@ -27,9 +27,10 @@ from foedus.core.method import Trained
 from foedus.core.parts import Rows, offsets_of
 from foedus.core.task import JaxModel, NumpyModel
 from foedus.errors import ConfigurationError, FoedusError, MissingExtra, TrainingError, UnsupportedOperator
+from foedus.rounds.collect import Collector, Gained
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.visits import Group, answered, contributions, layouts_of, phase, visit
-from foedus.rounds.work import Collector, Gained, Job, Orders, Outcome, Session, union
+from foedus.rounds.work import Job, Orders, Outcome, Session, union
 from foedus.sim.reading import Reading
 
 PROGRAMS = 32  # that are kept ready at most

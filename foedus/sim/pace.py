@@ -31,10 +31,11 @@ from foedus.errors import ConfigurationError
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.record.kept import Kept
 from foedus.rounds.brought import sent_down
+from foedus.rounds.collect import Collector
 from foedus.rounds.commit import Server
 from foedus.rounds.sending import Sender
 from foedus.rounds.state import RunState
-from foedus.rounds.work import UPDATE, Collector, Job, Orders, Outcome, Session, union
+from foedus.rounds.work import UPDATE, Job, Orders, Outcome, Session, union
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
 from foedus.sim.world import Load, Passage, pass_round

@@ -21,8 +21,9 @@ from foedus.core.method import Method
 from foedus.core.scores import History, Score, Watch, score
 from foedus.core.values import SERVER, Context, Update
 from foedus.errors import ConfigurationError
+from foedus.rounds.collect import Collector
 from foedus.rounds.state import RunState
-from foedus.rounds.work import Collector, Given, Job, Orders, Outcome, Session, side_layout, union
+from foedus.rounds.work import Given, Job, Orders, Outcome, Session, side_layout, union
 from foedus.tree import Layout, Vector
 
 

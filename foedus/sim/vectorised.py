@@ -32,9 +32,10 @@ from foedus.core.method import Consult, Measure, Trained
 from foedus.core.packing import PADDING, blocks, calls
 from foedus.core.population import Clients, Examples
 from foedus.errors import ConfigurationError, FoedusError, TrainingError, UnsupportedOperator
+from foedus.rounds.collect import Collector, Gained
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.visits import Group, answered, contributions, phase, visit
-from foedus.rounds.work import Collector, Gained, Job, Orders, Outcome, Session, changed, read, union
+from foedus.rounds.work import Job, Orders, Outcome, Session, changed, read, union
 
 FEW, MANY = 4, 8  # blocks of a cohort: so many if they fit into the cache, else so many
 OTHERS = 16  # ways to train beside the algorithm's that are kept ready, per thread

@@ -15,8 +15,9 @@ from foedus.core.linear import logistic
 from foedus.core.method import Contribution, averaging
 from foedus.core.values import SERVER, Context, Update
 from foedus.errors import ConfigurationError, DataError, UpdateRefused
+from foedus.rounds.collect import Collector, Gained
 from foedus.rounds.state import COSTS, RunState
-from foedus.rounds.work import BUFFERS, Collector, Gained, Job, Orders, Outcome, read, shards, union
+from foedus.rounds.work import BUFFERS, Job, Orders, Outcome, read, shards, union
 from foedus.tree import Layout
 
 LAYOUTS = (Layout(("w", "v"), ((3,), (2,)), ("float32",) * 2), Layout((), (), ()))
