@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from foedus.core.compose import Algorithm as Algorithm
     from foedus.core.compose import fedavg as fedavg
     from foedus.core.compose import fedsgd as fedsgd
+    from foedus.core.drift import averaged_momentum as averaged_momentum
     from foedus.core.drift import feddyn as feddyn
     from foedus.core.drift import fednova as fednova
     from foedus.core.drift import mime_lite as mime_lite
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from foedus.core.stage import Stage as Stage
     from foedus.core.stage import chain as chain
     from foedus.core.stage import clip as clip
+    from foedus.core.structured import structured as structured
     from foedus.core.task import JaxModel as JaxModel
     from foedus.core.task import Metric as Metric
     from foedus.core.task import NumpyModel as NumpyModel
@@ -165,6 +167,7 @@ _HOMES = {
     "asynchronous": "foedus.core.timing",
     "auroc": "foedus.core.task",
     "available": "foedus.core.select",
+    "averaged_momentum": "foedus.core.drift",
     "buffered": "foedus.core.timing",
     "bulyan": "foedus.core.robust",
     "by_data": "foedus.core.select",
@@ -233,6 +236,7 @@ _HOMES = {
     "simulate": "foedus.sim.engine",
     "sparse_logistic": "foedus.core.sparse_linear",
     "sparse_rows": "foedus.core.sparse_rows",
+    "structured": "foedus.core.structured",
     "subsample": "foedus.core.sparse",
     "sweep": "foedus.sim.sweep",
     "top_k": "foedus.core.sparse",

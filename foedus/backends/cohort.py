@@ -7,6 +7,7 @@ weights per client. As with the trainer, nothing outside the backends knows a fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -30,17 +31,23 @@ class Guides(NamedTuple):
         anchor: what penalties pull towards, [client, parameter]; without it the received weights.
         shift: added to every gradient, [client, parameter].
         mask: 1 where parameters may move and 0 where not, [parameter], the same for all.
+        bases: columns in whose span matrices may move, by name, the same for all; see
+            :func:`foedus.core.client.projected`.
+        momenta: to begin with, [client, parameter]; without them zeros.
     """
 
     start: Vector | None = None
     anchor: Vector | None = None
     shift: Vector | None = None
     mask: Vector | None = None
+    bases: Mapping[str, NDArray[Any]] | None = None
+    momenta: Vector | None = None
 
     def of(self, slots: NDArray[np.integer]) -> Guides:
         """Those of some clients."""
-        start, anchor, shift = (None if v is None else v[slots] for v in (self.start, self.anchor, self.shift))
-        return Guides(start, anchor, shift, self.mask)
+        own = (self.start, self.anchor, self.shift, self.momenta)
+        start, anchor, shift, momenta = (None if v is None else v[slots] for v in own)
+        return Guides(start, anchor, shift, self.mask, self.bases, momenta)
 
 
 UNGUIDED = Guides()
@@ -71,11 +78,13 @@ def rows_of(layout: Layout, vectors: Vector) -> list[NDArray[Any]]:
 
 
 class Stacked(NamedTuple):
-    """What came of a block: weights [client, parameter], buffers [client, buffer], mean losses [client]."""
+    """What came of a block: weights [client, parameter], buffers [client, buffer], mean losses [client]; momenta
+    [client, parameter] if it began with some."""
 
     vectors: Vector
     buffers: Vector
     losses: NDArray[np.float64]
+    momenta: Vector | None = None
 
 
 @runtime_checkable

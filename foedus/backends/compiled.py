@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from foedus.backends.cohort import UNGUIDED, Guides
 from foedus.backends.jax_devices import cpu_devices, devices, keep_programs
-from foedus.backends.trainer import Weights
+from foedus.backends.trainer import Weights, bases_of, with_momentum
 from foedus.core.batches import Plan
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.examples import Examples
@@ -88,11 +88,13 @@ class Results:
         updates: C vectors [P], trained minus received; views of the devices' memory.
         buffers: C vectors [Q], buffers after training minus before.
         losses: float64 [C], each client's mean loss over its steps (NaN without steps).
+        momenta: C vectors [P] at the end, if training began with some.
     """
 
     updates: list[Vector]
     buffers: list[Vector]
     losses: NDArray[np.float64]
+    momenta: list[Vector] | None = None
 
     @cached_property
     def matrix(self) -> Vector:
@@ -150,6 +152,7 @@ class CohortProgram:
             guides: how training departs from the plain one. Updates are weights after training − those that
                 training began from.
         """
+        with_momentum(self.recipe.spec, guides.momenta)
         deal = balanced(plan.steps, len(self.devices))
         steps, bounds = self._packed(plan, deal)
         own = np.broadcast_to(start.buffers, (len(plan.steps), start.buffers.size)) if kept is None else kept
@@ -162,16 +165,21 @@ class CohortProgram:
             )
         return _unpacked(answer, deal, plan.steps)
 
-    def _guided(self, guides: Guides, deal: Sequence[NDArray[np.int64]]) -> tuple[dict[str, Vector], dict[str, Vector]]:
-        """Each device's rows of what clients have of their own, [D, S, P]; and what all have in common, [P]."""
-        own = {"start": guides.start, "anchor": guides.anchor, "shift": guides.shift}
+    def _guided(self, guides: Guides, deal: Sequence[NDArray[np.int64]]) -> tuple[dict[str, Vector], dict[str, Any]]:
+        """Each device's rows of what clients have of their own, [D, S, P]; and what all have in common."""
+        own = {"start": guides.start, "anchor": guides.anchor, "shift": guides.shift, "momenta": guides.momenta}
         found = {}
         for name, rows in own.items():
             if rows is not None:
                 found[name] = np.zeros((len(deal), self._bounds[1], rows.shape[1]), rows.dtype)
                 for device, slots in enumerate(deal):
                     found[name][device, : len(slots)] = rows[slots]
-        return found, {} if guides.mask is None else {"mask": guides.mask}
+        common: dict[str, Any] = {} if guides.mask is None else {"mask": guides.mask}
+        if guides.bases is not None:
+            common["bases"] = dict(
+                zip(self.recipe.layout.names, bases_of(self.recipe.layout, guides.bases), strict=True)
+            )
+        return found, common
 
     def _packed(self, plan: Plan, deal: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Per device: rows, counts and keys of its steps [D, T, B + 3], and where its clients begin [D, S + 2]."""
@@ -202,10 +210,11 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
 
     def run(
         vector: Array, buffers: Array, frozen: Any, pool: Pool, steps: Array, bounds: Array, lr: Array,
-        guided: tuple[dict[str, Array], dict[str, Array]],
+        guided: tuple[dict[str, Array], dict[str, Any]],
     ) -> Any:  # fmt: skip
         buffers, steps, bounds = buffers[0], steps[0], bounds[0]
-        own, common = {name: rows[0] for name, rows in guided[0].items()}, guided[1]
+        own, common = {name: rows[0] for name, rows in guided[0].items()}, dict(guided[1])
+        bases = {"bases": common.pop("bases")} if "bases" in common else {}
         received = _leaves(recipe.layout, vector)
         train = _client(recipe, frozen=frozen, pool=pool, lr=lr)
 
@@ -213,9 +222,10 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
             before = _leaves(recipe.buffer_layout, buffers[slot])
             guide = {name: _leaves(recipe.layout, rows[slot]) for name, rows in own.items()}
             guide |= {name: _leaves(recipe.layout, vector) for name, vector in common.items()}
-            guide = {"start": received, "anchor": received} | guide
-            params, after, loss = train(guide, before, steps, (bounds[slot + 1], bounds[slot + 2]))
-            updates, changes, losses = results
+            guide = {"start": received, "anchor": received} | guide | bases
+            params, memory, after, loss = train(guide, before, steps, (bounds[slot + 1], bounds[slot + 2]))
+            updates, changes, losses, *momenta = results
+            momenta = [_written(recipe.layout, rows, slot, memory) for rows in momenta]
             moved = {n: params[n] - guide["start"][n] for n in params}
             updates = _written(recipe.layout, updates, slot, moved)
             # Equal infinities (a mask of −∞) have not changed.
@@ -223,13 +233,14 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
             begun = _raw(recipe.buffer_layout, buffers[slot])
             grown = {n: _grown(after[n].astype(begun[n].dtype), begun[n]) for n in after}
             changes = _written(recipe.buffer_layout, changes, slot, grown)
-            return updates, changes, losses.at[slot].set(loss)
+            return updates, changes, losses.at[slot].set(loss), *momenta
 
         room = bounds.shape[0] - 2
         empty = (
             jnp.zeros((room, recipe.layout.size), recipe.layout.dtype),
             jnp.zeros((room, recipe.buffer_layout.size), recipe.buffer_layout.dtype),
             jnp.zeros(room, recipe.layout.dtype),
+            *([jnp.zeros((room, recipe.layout.size), recipe.layout.dtype)] if "momenta" in own else []),
         )
         return lax.fori_loop(0, bounds[0], client, empty)
 
@@ -237,13 +248,16 @@ def _body(recipe: Recipe) -> Callable[..., Any]:
 
 
 def _client(recipe: Recipe, *, frozen: Any, pool: Pool, lr: Array) -> Callable[..., Any]:
-    """One client: ``(guide, buffers, steps, (begin, end)) -> (params, buffers, sum of losses)``."""
+    """One client: ``(guide, buffers, steps, (begin, end)) -> (params, momenta, buffers, sum of losses)``."""
 
     def train(guide: Mapping[str, dict[str, Array]], before: dict[str, Array], steps: Array, span: Any) -> Any:
-        width = steps.shape[1] - 3
-        memory = [jnp.zeros_like(p) for p in guide["start"].values()] if recipe.spec.momentum else []
-        names = recipe.layout.names
-        steering = Steering(*([guide[g][n] for n in names] if g in guide else [] for g in ("shift", "mask")))
+        width, names = steps.shape[1] - 3, recipe.layout.names
+        shift, mask, bases, memory = (
+            [guide[g][n] for n in names] if g in guide else [] for g in ("shift", "mask", "bases", "momenta")
+        )
+        if recipe.spec.momentum and not memory:
+            memory = [jnp.zeros_like(p) for p in guide["start"].values()]
+        steering = Steering(shift, mask, bases)
 
         def step(t: Array, state: Any) -> Any:
             params, memory, buffers, total = state
@@ -260,8 +274,8 @@ def _client(recipe: Recipe, *, frozen: Any, pool: Pool, lr: Array) -> Callable[.
             return params, memory, dict(buffers), total + loss.astype(total.dtype)
 
         first = (guide["start"], memory, before, jnp.zeros((), recipe.layout.dtype))
-        params, _, buffers, total = lax.fori_loop(*span, step, first)
-        return params, buffers, total
+        params, memory, buffers, total = lax.fori_loop(*span, step, first)
+        return params, dict(zip(names, memory, strict=False)), buffers, total
 
     return train
 
@@ -296,16 +310,14 @@ def _written(layout: Layout, rows: Array, slot: Array, leaves: Mapping[str, Arra
 
 def _unpacked(answer: Any, deal: Sequence[NDArray[np.int64]], steps: NDArray[np.int32]) -> Results:
     """The devices' blocks as rows in the order of the cohort."""
-    updates: list[Any] = [None] * len(steps)
-    buffers: list[Any] = [None] * len(steps)
-    losses = np.zeros(len(steps))
-    blocks = zip(*(_by_device(array, len(deal)) for array in answer), strict=True)
-    for slots, (own, own_buffers, own_losses) in zip(deal, blocks, strict=True):
-        for at, slot in enumerate(slots.tolist()):
-            updates[slot], buffers[slot] = own[at], own_buffers[at]
-        losses[slots] = own_losses[: len(slots)]
+    columns: list[list[Any]] = [[None] * len(steps) for _ in answer]
+    for column, array in zip(columns, answer, strict=True):
+        for slots, block in zip(deal, _by_device(array, len(deal)), strict=True):
+            for at, slot in enumerate(slots.tolist()):
+                column[slot] = block[at]
+    updates, buffers, losses, *momenta = columns
     with np.errstate(invalid="ignore"):
-        return Results(updates, buffers, np.asarray(losses / steps))
+        return Results(updates, buffers, np.array(losses, np.float64) / steps, *momenta)
 
 
 def _by_device(array: Any, count: int) -> Iterator[NDArray[Any]]:

@@ -24,7 +24,17 @@ from numpy.typing import NDArray
 from foedus.backends.jax_devices import devices
 from foedus.backends.located import located, stray_axis
 from foedus.backends.numpy_backend import plain_descent
-from foedus.backends.trainer import Assignment, Losses, Mean, Tally, Trained, Weights, labelled
+from foedus.backends.trainer import (
+    Assignment,
+    Losses,
+    Mean,
+    Tally,
+    Trained,
+    Weights,
+    bases_of,
+    labelled,
+    with_momentum,
+)  # fmt: skip
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
@@ -89,8 +99,10 @@ class JaxTrainer:
         with self.types():
             params = self.leaves(start.vector)
             received = params if work.anchor is None else self.leaves(work.anchor)
-            steering = Steering(*([] if v is None else self.leaves(v) for v in (work.shift, work.mask)))
-            memory = [jnp.zeros_like(w) for w in received] if spec.momentum else []
+            shift, free, memory = ([] if v is None else self.leaves(v) for v in (work.shift, work.mask, work.momenta))
+            steering = Steering(shift, free, bases_of(self.layout, work.bases))
+            with_momentum(spec, work.momenta)
+            memory = memory or ([jnp.zeros_like(w) for w in received] if spec.momentum else [])
             rate, still, losses = spec.rate(work.round), steady(spec), []
             for step, (inputs, target, mask) in enumerate(self._batches(spec, work)):
                 words = work.plan.keys[step]
@@ -106,9 +118,10 @@ class JaxTrainer:
                     work.observe(step + 1, Weights(self.flat(params), _nothing()))
             mean = float(np.mean([float(x) for x in losses])) if losses else float("nan")
             vector = self.flat(params)
+            momenta = None if work.momenta is None else self.flat(memory)
         if losses and np.isnan(mean):
             vector[:] = np.nan  # a label out of range gives a NaN loss and finite gradients: it is refused
-        return Trained(Weights(vector, _nothing()), mean)
+        return Trained(Weights(vector, _nothing()), mean, momenta)
 
     def _batches(
         self, spec: LocalSGD, work: Assignment

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from foedus.backends.cohort import Block, Guides, Stacked, rows_of
 from foedus.backends.jax_backend import JaxTrainer, Step, advanced, roomy, steady
-from foedus.backends.trainer import Trainer, Weights
+from foedus.backends.trainer import Trainer, Weights, bases_of, with_momentum
 from foedus.core.client import LocalSGD, Steering
 from foedus.core.packing import Call
 from foedus.core.population import Examples
+from foedus.tree import Vector
 
 Array = Any
 Pool = tuple[Array, ...]  # inputs and targets, each [example, ...]
@@ -64,25 +65,32 @@ class JaxCohort:
         with self._trainer.types():
             self._room = max(self._room, roomy(clients))  # never shrinks, so that few programs are compiled
             towards, begin = self._towards(start, block.guides)
-            state = self._begin(begin, self._room)
+            with_momentum(self._spec, block.guides.momenta)
+            state = self._begin(begin, self._rows(block.guides.momenta))
             losses: list[tuple[NDArray[np.int64], Array]] = []
             for call in _pieces(block.calls):
                 state, loss = self._call(state, towards, pool, self._batch(call, block))
                 losses.append((call.members, loss))
             for members, loss in losses:
                 sums[members] += np.asarray(loss)
-            vectors = np.concatenate([np.asarray(w).reshape(len(w), -1) for w in state[0]], 1)[:clients]
-        vectors = vectors.astype(self.layout.dtype)
+            vectors, momenta = self._flat(state[0])[:clients], None
+            if block.guides.momenta is not None:
+                momenta = self._flat(state[1])[:clients]
         losses_of = sums / np.maximum(block.plan.steps, 1)
         vectors[np.isnan(losses_of)] = np.nan  # as in the trainer: a label out of range is a NaN loss
-        return Stacked(vectors, block.buffers, losses_of)
+        return Stacked(vectors, block.buffers, losses_of, momenta)
+
+    def _flat(self, arrays: list[Array]) -> Vector:
+        """Arrays [room, ...] as a matrix [room, parameter]."""
+        return np.concatenate([np.asarray(w).reshape(len(w), -1) for w in arrays], 1).astype(self.layout.dtype)
 
     def _towards(self, start: Weights, guides: Guides) -> tuple[_Towards, list[Array]]:
         """What members are pulled towards, and where they begin: arrays [...] for all, or [room, ...]."""
         received = self._trainer.leaves(start.vector)
         begin, anchor, shift = (self._rows(v) for v in (guides.start, guides.anchor, guides.shift))
         mask = [] if guides.mask is None else self._trainer.leaves(guides.mask)
-        return _Towards([] if anchor else received, anchor, shift, mask), begin or received
+        bases = bases_of(self.layout, guides.bases)
+        return _Towards([] if anchor else received, anchor, shift, mask, bases), begin or received
 
     def _rows(self, vectors: NDArray[Any] | None) -> list[Array]:
         """The arrays [room, ...] of a matrix [client, parameter]."""
@@ -90,12 +98,14 @@ class JaxCohort:
             return []
         return rows_of(self.layout, np.pad(vectors, ((0, self._room - len(vectors)), (0, 0))))
 
-    def _begin(self, begin: list[Array], room: int) -> State:
+    def _begin(self, begin: list[Array], momenta: list[Array]) -> State:
         shapes = self.layout.shapes
         parameters = [
-            jnp.repeat(w[None], room, 0) if w.ndim == len(shape) else jnp.array(w)
+            jnp.repeat(w[None], self._room, 0) if w.ndim == len(shape) else jnp.array(w)
             for w, shape in zip(begin, shapes, strict=True)
         ]
+        if momenta:
+            return parameters, [jnp.array(m) for m in momenta]
         return parameters, [jnp.zeros_like(w) for w in parameters] if self._spec.momentum else []
 
     def _batch(self, call: Call, block: Block) -> _Batch:
@@ -108,12 +118,13 @@ class JaxCohort:
 
 class _Towards(NamedTuple):
     """What members are pulled towards, ``received`` [...] for all or ``anchor`` [room, ...]; the shifts [room, ...] of
-    their gradients; the mask [...]."""
+    their gradients; the mask [...] and the bases."""
 
     received: list[Array]
     anchor: list[Array]
     shift: list[Array]
     mask: list[Array]
+    bases: list[Array | None]
 
 
 class _Batch(NamedTuple):
@@ -136,7 +147,7 @@ def _together(
     mask = None if real is None else jnp.arange(rows.shape[1]) < real[:, None]
 
     def one(params: list[Array], memory: list[Array], anchor: list[Array], shift: list[Array], batch: Any) -> Any:
-        guide = (anchor or towards.received, Steering(shift, towards.mask))
+        guide = (anchor or towards.received, Steering(shift, towards.mask, towards.bases))
         return advanced(step, spec, params, memory, guide, batch, lr)
 
     own, kept, anchor, shift = ([w[members] for w in part] for part in (*state, towards.anchor, towards.shift))

@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends.located import located
-from foedus.backends.trainer import Assignment, Mean, Tally, Trained, Weights, labelled, leaves_of, mean_of
+from foedus.backends.trainer import (
+    Assignment,
+    Mean,
+    Tally,
+    Trained,
+    Weights,
+    bases_of,
+    labelled,
+    leaves_of,
+    mean_of,
+    with_momentum,
+)  # fmt: skip
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import generator
@@ -55,8 +66,13 @@ class NumpyTrainer:
         spec = plain_descent(work.spec)
         leaves = leaves_of(self.layout, start.vector)
         received = leaves if work.anchor is None else leaves_of(self.layout, work.anchor)
-        steering = Steering(leaves_of(self.layout, work.shift), leaves_of(self.layout, work.mask))
-        memory = [np.zeros_like(w) for w in received] if spec.momentum else []
+        steering = Steering(
+            leaves_of(self.layout, work.shift), leaves_of(self.layout, work.mask), bases_of(self.layout, work.bases)
+        )
+        with_momentum(spec, work.momenta)
+        memory = leaves_of(self.layout, work.momenta)
+        if not memory and spec.momentum:
+            memory = [np.zeros_like(w) for w in received]
         rate, losses = spec.rate(work.round), []
         if work.observe:
             work.observe(0, start)
@@ -71,7 +87,8 @@ class NumpyTrainer:
             if work.observe:
                 work.observe(step + 1, Weights(self._flat(leaves), _nothing()))
         mean = float(np.mean(losses)) if losses else float("nan")
-        return Trained(Weights(self._flat(leaves), _nothing()), mean)
+        momenta = None if work.momenta is None else self._flat(memory)
+        return Trained(Weights(self._flat(leaves), _nothing()), mean, momenta)
 
     def _gradient(self, leaves: list[Array], part: Examples) -> tuple[Any, list[Array]]:
         loss, grads = self._net.gradient(self._named(leaves), part.inputs, part.targets)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foedus.backends.cohort import Block, Stacked, rows_of
 from foedus.backends.numpy_backend import NumpyTrainer
-from foedus.backends.trainer import Trainer, Weights, leaves_of
+from foedus.backends.trainer import Trainer, Weights, bases_of, leaves_of, with_momentum
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 
@@ -19,12 +19,13 @@ Array = NDArray[Any]
 
 class _Towards(NamedTuple):
     """What the members of a call are pulled towards (``own``: an array [k, ...] each, else one [...] for all), the
-    shifts [k, ...] of their gradients, and the mask [...]."""
+    shifts [k, ...] of their gradients, the mask [...] and the bases."""
 
     received: list[Array]
     own: bool
     shift: list[Array]
     mask: list[Array]
+    bases: list[Array | None]
 
 
 class NumpyCohort:
@@ -58,8 +59,10 @@ class NumpyCohort:
             leaves = rows_of(self.layout, guides.start)
         anchors = None if guides.anchor is None else rows_of(self.layout, guides.anchor)
         shifts = [] if guides.shift is None else rows_of(self.layout, guides.shift)
-        mask = leaves_of(self.layout, guides.mask)
+        mask, bases = leaves_of(self.layout, guides.mask), bases_of(self.layout, guides.bases)
+        with_momentum(spec, guides.momenta)
         memory = [np.zeros_like(w) for w in leaves] if spec.momentum else []
+        memory = memory if guides.momenta is None else rows_of(self.layout, guides.momenta)
         sums = np.zeros(clients)
         for call in block.calls:
             where = call.where
@@ -69,14 +72,19 @@ class NumpyCohort:
             sums[where] += losses
             towards = _Towards(
                 received if anchors is None else [a[where] for a in anchors], anchors is not None,
-                [s[where] for s in shifts], mask,
+                [s[where] for s in shifts], mask, bases,
             )  # fmt: skip
             new, kept = self._descend(own, grads, kept, towards, lr=block.lr)
             for whole, value in zip((*leaves, *memory), (*new, *kept), strict=True):
                 whole[where] = value
-        vectors = np.concatenate([w.reshape(clients, -1) for w in leaves], 1)
         sums /= np.maximum(block.plan.steps, 1)
-        return Stacked(vectors.astype(self.layout.dtype, copy=False), block.buffers, sums)
+        momenta = None if guides.momenta is None else self._flat(memory)
+        return Stacked(self._flat(leaves), block.buffers, sums, momenta)
+
+    def _flat(self, arrays: list[Array]) -> Array:
+        """Arrays [client, ...] as a matrix [client, parameter]."""
+        whole = np.concatenate([w.reshape(len(w), -1) for w in arrays], 1)
+        return whole.astype(self.layout.dtype, copy=False)
 
     def _descend(
         self,
@@ -88,14 +96,14 @@ class NumpyCohort:
         lr: float,
     ) -> tuple[list[Array], list[Array]]:
         """The members' step down their gradients, all [k, ...]."""
-        spec, (received, own, shift, mask) = self._spec, towards
+        spec, (received, own, shift, mask, bases) = self._spec, towards
         if not (spec.clip_norm or spec.penalty):  # all else is the same with one more axis
-            steering = Steering(shift, mask)
+            steering = Steering(shift, mask, bases)
             return descend(spec, leaves, grads, memory=memory, received=received, lr=lr, steering=steering)
         each = [
             descend(spec, [w[i] for w in leaves], [g[i] for g in grads], memory=[m[i] for m in memory],
                     received=[r[i] for r in received] if own else received, lr=lr,
-                    steering=Steering([s[i] for s in shift], mask))
+                    steering=Steering([s[i] for s in shift], mask, bases))
             for i in range(len(leaves[0]))
         ]  # fmt: skip
         new, kept = ([np.stack(parts) for parts in zip(*lists, strict=True)] for lists in zip(*each, strict=True))

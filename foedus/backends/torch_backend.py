@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from foedus.backends.located import located
 from foedus.backends.masking import compared, divided_by
 from foedus.backends.torch_random import DrawnAgain, counted
-from foedus.backends.trainer import Assignment, Losses, Mean, Tally, Trained, Weights, leaves_of
+from foedus.backends.trainer import (
+    Assignment,
+    Losses,
+    Mean,
+    Tally,
+    Trained,
+    Weights,
+    bases_of,
+    leaves_of,
+    with_momentum,
+)  # fmt: skip
 from foedus.core.client import LocalSGD, LocalTraining, LoopContext, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.random import key
@@ -123,16 +133,17 @@ class TorchTrainer:
             with self._seeded(work):
                 loss = self._own_loop(work.spec.loop, work)
             return Trained(self.read(), loss)
+        momenta = self._leaves(work.momenta)
         with self._seeded(work) as untouched:
             try:
-                loss = self._steps(work)
+                loss = self._steps(work, momenta)
                 missed = not self._draws and not untouched()
             except DrawnAgain:  # in a backward pass: once more, so that it can be the same draw
                 missed = self._repeats = True
         if missed:  # or it drew nothing in the first step, but did later: once more, every draw counted
             self._draws = True
             return self.train(start, work)
-        return Trained(self.read(), loss)
+        return Trained(self.read(), loss, self._flat(momenta))
 
     @contextmanager
     def _seeded(self, work: Assignment) -> Iterator[Callable[[], bool]]:
@@ -154,9 +165,9 @@ class TorchTrainer:
         if work.observe:
             work.observe(0, start)
 
-    def _steps(self, work: Assignment) -> float:
+    def _steps(self, work: Assignment, momenta: list[torch.Tensor]) -> float:
         losses: list[torch.Tensor] = []
-        advance = self._advance(work)
+        advance = self._advance(work, momenta)
         keys = torch.from_numpy(work.plan.keys.view(np.int32)).to(self.device)
         for step, (batch, target) in enumerate(self._batches(work)):
             try:
@@ -192,18 +203,27 @@ class TorchTrainer:
                 full = count == width
                 yield (batch, target) if full else ([x[:count] for x in batch], target[:count])
 
-    def _advance(self, work: Assignment) -> Advance:
-        """The function that takes one step down a loss, whose backward pass runs in the context given."""
-        if isinstance(work.spec, LocalTraining):
-            steering = Steering(self._leaves(work.shift), self._leaves(work.mask))
-            return _by_optimiser(work.spec, list(self.parameters.values()), work.spec.rate(work.round), steering)
+    def _advance(self, work: Assignment, momenta: list[torch.Tensor]) -> Advance:
+        """The function that takes one step down a loss, whose backward pass runs in the context given; it changes the
+        momenta in place."""
+        spec, parameters, rate = work.spec, list(self.parameters.values()), work.spec.rate(work.round)
         anchor, shift, mask = (self._leaves(v) for v in (work.anchor, work.shift, work.mask))
-        guide = _Guide(anchor, Steering(shift, mask))
-        return _by_descent(work.spec, list(self.parameters.values()), work.spec.rate(work.round), guide)
+        if isinstance(spec, LocalTraining):
+            return _by_optimiser(spec, parameters, rate, Steering(shift, mask))
+        bases = [None if a is None else self._tensor(a) for a in bases_of(self.layout, work.bases)]
+        with_momentum(spec, work.momenta)
+        return _by_descent(spec, parameters, rate, _Guide(anchor, Steering(shift, mask, bases), momenta))
+
+    def _flat(self, tensors: list[torch.Tensor]) -> Vector | None:
+        """The vector of arrays, if there are any."""
+        return _read(self.layout, dict(zip(self.layout.names, tensors, strict=True))) if tensors else None
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.tensor(array, device=self.device)
 
     def _leaves(self, vector: Vector | None) -> list[torch.Tensor]:
         """The arrays of a flat vector on the device; none without one."""
-        return [torch.tensor(a, device=self.device) for a in leaves_of(self.layout, vector)]
+        return [self._tensor(a) for a in leaves_of(self.layout, vector)]
 
     def _own_loop(self, loop: Callable[..., float | None], work: Assignment) -> float:
         plan = work.plan
@@ -302,27 +322,28 @@ def _present(device: str) -> str:
 
 
 class _Guide(NamedTuple):
-    """What pulls and steers: the arrays that penalties pull towards (none: where training begins), and the rest."""
+    """What pulls and steers: the arrays that penalties pull towards (none: where training begins), how gradients are
+    steered, and the momenta to begin with (none: zeros)."""
 
     anchor: list[torch.Tensor]
     steering: Steering
+    momenta: list[torch.Tensor]
 
 
 def _by_descent(spec: LocalSGD, parameters: list[torch.nn.Parameter], lr: float, guide: _Guide) -> Advance:
-    steered = guide.steering.shift or guide.steering.mask
+    steered = any(guide.steering)
     plain = not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty or steered)
     received = guide.anchor or ([] if plain else [p.detach().clone() for p in parameters])
-    memory = [torch.zeros_like(p) for p in parameters] if spec.momentum else []
+    memory = guide.momenta or ([torch.zeros_like(p) for p in parameters] if spec.momentum else [])
 
     def advance(loss: torch.Tensor, backward: AbstractContextManager[Any]) -> None:
-        nonlocal memory
         with backward:
             grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             if plain:  # the same step as `descend`, without temporaries
                 torch._foreach_add_(parameters, grads, alpha=-lr)  # type: ignore[arg-type]
                 return
-            new, memory = descend(
+            new, memory[:] = descend(
                 spec, parameters, grads, memory=memory, received=received, lr=lr, steering=guide.steering
             )
             torch._foreach_copy_(parameters, new)  # type: ignore[arg-type]
@@ -356,7 +377,7 @@ def _by_optimiser(spec: LocalTraining, parameters: list[torch.nn.Parameter], lr:
 
 
 def _check_unsteered(work: Assignment) -> None:
-    if work.shift is not None or work.mask is not None:
+    if any(v is not None for v in (work.shift, work.mask, work.bases, work.momenta)):
         raise ConfigurationError(
             "this algorithm steers every gradient of local training, which a loop of your own hides. Give "
             "local_training(optimiser=lambda p: torch.optim.AdamW(p)) or local_sgd(...) instead"

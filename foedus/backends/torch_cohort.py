@@ -29,7 +29,7 @@ from foedus.backends.torch_backend import TorchTrainer, same_bits
 from foedus.backends.torch_random import unrepeated
 from foedus.backends.torch_record import Recorder, restored
 from foedus.backends.torch_stacked import stacked
-from foedus.backends.trainer import Trainer, Weights, leaves_of
+from foedus.backends.trainer import Trainer, Weights, bases_of, leaves_of, with_momentum
 from foedus.core.client import LocalSGD, Steering, descend
 from foedus.core.population import Examples
 from foedus.core.task import Task
@@ -44,12 +44,13 @@ Pool = list[Tensor]  # inputs and targets, each [example, ...]
 
 class _Towards(NamedTuple):
     """What clients are pulled towards (``own``: arrays [client, ...], else [...] for all), the shifts [client, ...] of
-    their gradients, and the mask [...]."""
+    their gradients, the mask [...] and the bases."""
 
     received: list[Tensor]
     own: bool
     shift: list[Tensor]
     mask: list[Tensor]
+    bases: list[Tensor | None]
 
     def of(self, members: slice | Tensor) -> _Towards:
         received = [w[members] for w in self.received] if self.own else self.received
@@ -122,6 +123,7 @@ class TorchCohort:
             _flat(state.parameters, self.layout),
             _flat(list(state.buffers.values()), self.buffer_layout, rows=len(block.buffers)),
             sums / np.maximum(block.plan.steps, 1),
+            None if block.guides.momenta is None else _flat(state.memory, self.layout),
         )
 
     def _begin(self, start: Weights, block: Block) -> _State:
@@ -136,8 +138,11 @@ class TorchCohort:
             received if guides.anchor is None else self._rows(guides.anchor), guides.anchor is not None,
             [] if guides.shift is None else self._rows(guides.shift),
             self._arrays(leaves_of(own.layout, guides.mask)),
+            [None if a is None else self._arrays([a])[0] for a in bases_of(own.layout, guides.bases)],
         )  # fmt: skip
+        with_momentum(self._spec, guides.momenta)
         memory = [torch.zeros_like(w) for w in parameters] if self._spec.momentum else []
+        memory = memory if guides.momenta is None else self._rows(guides.momenta)
         buffers = {}
         layout = own.buffer_layout
         for at, name in enumerate(layout.names):
@@ -208,7 +213,7 @@ class TorchCohort:
     ) -> None:  # fmt: skip
         """The clients' step down their gradients, in place."""
         spec = self._spec
-        steered = towards.shift or towards.mask
+        steered = towards.shift or towards.mask or towards.bases
         if not (spec.momentum or spec.weight_decay or spec.clip_norm or spec.penalty or steered):
             torch._foreach_add_(parameters, list(grads), alpha=-lr)
             return
@@ -216,7 +221,7 @@ class TorchCohort:
         def one(
             w: list[Tensor], g: list[Tensor], m: list[Tensor], received: list[Tensor], shift: list[Tensor]
         ) -> tuple[list[Tensor], list[Tensor]]:
-            steering = Steering(shift, towards.mask)
+            steering = Steering(shift, towards.mask, towards.bases)
             return descend(spec, w, g, memory=m, received=received, lr=lr, steering=steering)
 
         # Norms, and what a penalty may compute, are each client's own; all else is the same with one more axis.

@@ -6,16 +6,17 @@ gives back flat vectors, so that nothing outside the backends knows a framework.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.batches import Plan
-from foedus.core.client import Client
+from foedus.core.client import Client, LocalSGD
 from foedus.core.population import Examples
 from foedus.core.task import Metric
+from foedus.errors import ConfigurationError
 from foedus.tree import Layout, Vector
 
 PIECE_BYTES = 1 << 24  # of outputs that a loss is called on at once; more would be slow, far from the processor
@@ -33,7 +34,8 @@ class Assignment(NamedTuple):
 
     ``plan`` is of this client alone; ``observe(step, weights)``, if given, is called before the first and
     after every local step. ``anchor`` [parameter] is what penalties pull towards instead of the weights that training
-    begins from; ``shift`` and ``mask`` [parameter] steer every gradient (:class:`foedus.core.client.Steering`).
+    begins from; ``shift`` and ``mask`` [parameter], and ``bases`` by name, steer every gradient
+    (:class:`foedus.core.client.Steering`). ``momenta`` [parameter] are what it begins with instead of zeros.
     """
 
     spec: Client
@@ -45,6 +47,8 @@ class Assignment(NamedTuple):
     anchor: Vector | None = None
     shift: Vector | None = None
     mask: Vector | None = None
+    bases: Mapping[str, NDArray[Any]] | None = None
+    momenta: Vector | None = None
 
 
 def leaves_of(layout: Layout, vector: Vector | None) -> list[NDArray[Any]]:
@@ -52,11 +56,37 @@ def leaves_of(layout: Layout, vector: Vector | None) -> list[NDArray[Any]]:
     return [] if vector is None else list(layout.unflatten(vector).values())
 
 
+def bases_of(layout: Layout, bases: Mapping[str, NDArray[Any]] | None) -> list[NDArray[Any] | None]:
+    """For every array of a layout its basis, in its own dtype and with as many axes, or None; nothing without any."""
+    if bases is None:
+        return []
+    parts = zip(layout.names, layout.shapes, layout.dtypes, strict=True)
+    return [
+        bases[name].reshape(*bases[name].shape, *[1] * (len(shape) - 2)).astype(dtype) if name in bases else None
+        for name, shape, dtype in parts
+    ]
+
+
+def with_momentum(spec: LocalSGD, momenta: Vector | None) -> None:
+    """Refuse momenta where there is no momentum.
+
+    Raises:
+        ConfigurationError: the spec forgets every gradient at once.
+    """
+    if momenta is not None and not spec.momentum:
+        raise ConfigurationError(
+            "a method begins local training with momenta, and its spec has none: write "
+            "local_sgd(..., momentum=0.9), or leave out Train(momenta=...)"
+        )
+
+
 class Trained(NamedTuple):
-    """The weights after local training, and the mean loss over its steps."""
+    """The weights after local training, and the mean loss over its steps; its momenta [parameter] if it began with
+    some."""
 
     weights: Weights
     loss: float
+    momenta: Vector | None = None
 
 
 class Trainer(Protocol):

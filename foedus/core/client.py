@@ -254,10 +254,13 @@ class Steering(NamedTuple):
     """What an algorithm does to every gradient of a round: arrays like the parameters', or nothing.
 
     ``shift`` is added (SCAFFOLD's control variates); ``mask`` is 1 where parameters may move and 0 where not.
+    ``bases`` has for every parameter the columns whose span its matrix's may move in, see :func:`projected`, or None
+    for any.
     """
 
     shift: Sequence[Array] = ()
     mask: Sequence[Array] = ()
+    bases: Sequence[Array | None] = ()
 
 
 STRAIGHT = Steering()
@@ -269,8 +272,8 @@ def descend(
 ) -> tuple[list[Array], list[Array]]:  # fmt: skip
     """One step of local SGD over lists of parameter arrays of one client: (new parameters, new momenta).
 
-    In this order, which is torch's: shift and penalty, clipping of the whole gradient, weight decay, mask, momentum,
-    step.
+    In this order, which is torch's: shift and penalty, clipping of the whole gradient, weight decay, mask and bases,
+    momentum, step.
     ``memory`` holds the momenta, or is empty without momentum. Pure; numpy, torch and jax arrays run the same
     lines.
     """
@@ -285,7 +288,7 @@ def total_gradient(
     spec: LocalSGD, params: Sequence[Array], grads: Sequence[Array], received: Sequence[Array],
     steering: Steering = STRAIGHT,
 ) -> list[Array]:  # fmt: skip
-    """The loss's gradient with shift and penalty added, clipped, then weight decay added, and masked."""
+    """The loss's gradient with shift and penalty added, clipped, then weight decay added, masked and projected."""
     grads = list(grads)
     if steering.shift:
         grads = [g + s for g, s in zip(grads, steering.shift, strict=True)]
@@ -302,7 +305,24 @@ def total_gradient(
         grads = [g + spec.weight_decay * w for g, w in zip(grads, params, strict=True)]
     if steering.mask:
         grads = [g * m for g, m in zip(grads, steering.mask, strict=True)]
+    if steering.bases:
+        grads = [g if a is None else projected(a, g) for g, a in zip(grads, steering.bases, strict=True)]
     return grads
+
+
+def projected(basis: Array, gradient: Array) -> Array:
+    """``A·(Aᵀ·g)``: what is left of a gradient in the span of A's orthonormal columns.
+
+    That is how the parameter moves if it is what was received plus A·B, of which B is trained.
+
+    Args:
+        basis: A [rows, rank], with as many axes of length 1 behind as make its axes as many as the parameter's.
+        gradient: [..., rows, columns...], with any axes (of clients) before.
+    """
+    rows, rank = basis.shape[:2]
+    a = basis.reshape((rows, rank))
+    flat = gradient.reshape((*gradient.shape[: gradient.ndim - basis.ndim], rows, -1))
+    return (a @ (a.T @ flat)).reshape(gradient.shape)
 
 
 def _check_function(name: str, value: Any) -> None:

@@ -1,11 +1,12 @@
 """Methods against client drift: what local training loses where clients' data differ, and how it is won back.
 
 Clients that take many local steps each walk towards their own optimum, and the mean of where they end is not the
-optimum of all. The methods here correct that: by shifting every local gradient (SCAFFOLD, FedDyn, MimeLite), or by
-what the server makes of updates of unequal numbers of steps (FedNova). Each is a function from local training to an
-:class:`~foedus.core.compose.Algorithm`.
+optimum of all. The methods here correct that: by shifting every local gradient (SCAFFOLD, FedDyn, MimeLite), by
+a momentum that goes on from client to client (averaged momentum), or by what the server makes of updates of unequal
+numbers of steps (FedNova). Each is a function from local training to an :class:`~foedus.core.compose.Algorithm`.
 
-Server momentum is ``fedavg(client, server=momentum())``, FedProx a penalty of local training. Not here: fairness
+Momentum that every client begins anew is ``local_sgd(momentum=...)``, the server's own is ``fedavg(client,
+server=momentum())``, FedProx is a penalty of local training. Not here: fairness
 (``core/fair.py``), models of each client's own (``core/personal.py``).
 """
 
@@ -215,6 +216,7 @@ def mime_lite(
     *,
     beta: float = 0.9,
     weighted: bool = True,
+    gradient: Aggregator | None = None,
     aggregator: Aggregator | None = None,
     server: ServerOptimiser | None = None,
     personal: Personal | None = None,
@@ -230,6 +232,7 @@ def mime_lite(
         client: local training.
         beta: how much of the momentum is kept from round to round, in [0, 1).
         weighted: clients count by their number of examples; otherwise, as in the paper, all the same.
+        gradient: how the full gradients are aggregated, by default exactly.
         aggregator, server, personal: as for ``fedavg``.
 
     Raises:
@@ -259,10 +262,66 @@ def mime_lite(
 
     method = Method(
         local,
-        f"mime_lite(beta={beta}, weighted={weighted})",
+        f"mime_lite(beta={beta}, weighted={weighted}{'' if gradient is None else f', gradient={gradient.label}'})",
         init=lambda vector, population: {"momentum": zeros(vector)},
         down=lambda state: state,
-        sides={"gradient": mean()},
+        sides={"gradient": gradient or mean()},
+        finish=finish,
+    )
+    return composed(client, method, aggregator=aggregator, server=server, personal=personal)
+
+
+def averaged_momentum(
+    client: Client,
+    *,
+    weighted: bool = True,
+    momenta: Aggregator | None = None,
+    aggregator: Aggregator | None = None,
+    server: ServerOptimiser | None = None,
+    personal: Personal | None = None,
+) -> Algorithm:
+    """Local SGD with momentum whose momenta are averaged like the models (Yu, Jin & Yang 2019, "On the linear speedup
+    analysis of communication efficient momentum SGD for distributed non-convex optimization", algorithm 1): clients
+    begin with the mean of the momenta ``u ← β u + ∇f`` that the last cohort ended with, instead of zeros.
+
+    Clients keep nothing; with all of them in every cohort and one local step it *is* SGD with momentum on all data.
+    Twice the bytes of federated averaging both ways.
+
+    Args:
+        client: local training with momentum, ``local_sgd(..., momentum=0.9)``.
+        weighted: clients count by their number of examples; otherwise, as in the paper, all the same.
+        momenta: how these are aggregated; by default exactly, weighted as the updates are.
+        aggregator, server, personal: as for ``fedavg``.
+
+    Raises:
+        ConfigurationError: ``client`` is a training loop of the user's own, or has no momentum.
+
+    Example:
+        >>> averaged_momentum(local_sgd(lr=0.1, momentum=0.9)).method.label
+        'averaged_momentum(weighted=True)'
+    """
+    if not _check_steps("averaged_momentum", client).momentum:
+        raise ConfigurationError(
+            "averaged_momentum() averages what clients' momenta end with, and these have none: write "
+            "local_sgd(..., momentum=0.9)"
+        )
+
+    def local(visit: Visit) -> Local:
+        trained = yield Train(momenta=visit.down["momentum"])
+        sides = {"momentum": trained.momenta}
+        return Contribution.of(trained, visit)._replace(weight=_weight(visit, weighted), sides=sides)
+
+    def finish(gathered: Gathered) -> tuple[Vector | None, State]:
+        if gathered.update is None:
+            return None, gathered.state
+        return gathered.update, {"momentum": gathered.sides["momentum"].astype(gathered.vector.dtype)}
+
+    method = Method(
+        local,
+        f"averaged_momentum(weighted={weighted}{'' if momenta is None else f', momenta={momenta.label}'})",
+        init=lambda vector, population: {"momentum": zeros(vector)},
+        down=lambda state: state,
+        sides={"momentum": momenta or mean()},
         finish=finish,
     )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)

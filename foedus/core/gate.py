@@ -215,6 +215,12 @@ def self_checked(method: Method | None = None, *, within: Mapping[str, Range]) -
             f"within gives each figure a range of after / before, e.g. {{'loss': (0.0, 1.5)}}; not {within!r}"
         )
 
+    if inner.updates:
+        raise ConfigurationError(
+            f"{inner.label} sends what it learned in channels of its own ({', '.join(sorted(inner.updates))}), which "
+            "are no model that a client could measure: check inside that method, or leave self_checked() out"
+        )
+
     def local(visit: Visit) -> Local:
         before = yield Measure(visit.received)
         brought = yield from inner.local(visit)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from foedus.core.checks import check_whole
 from foedus.core.coding import draws, peak, reals
-from foedus.core.stage import Kind, Stage, check_order, lengths, received, sent
+from foedus.core.stage import Kind, Stage, Subspace, check_order, lengths, received, sent
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError, IncompatibleStages
 from foedus.tree import Layout
@@ -33,8 +33,8 @@ def low_rank(rank: int, *, unbiased: bool = True) -> Stage:
     A's columns are orthonormal and drawn from the seed; the server puts A·(Aᵀ·H) in the matrix's place. Linear: works
     under secure aggregation. Matrices of at most ``rank`` rows, and all that is no matrix, are sent whole.
     Source: Konečný et al. 2016 (arXiv 1610.05492), section 2, "low rank". There clients train the second factor
-    itself; here the update is projected after training, which needs no change of the training and is no worse by
-    much.
+    itself, which is ``structured(client, low_rank(rank, unbiased=False))``; in a chain the update is projected after
+    training.
 
     Args:
         rank: at least 1.
@@ -83,8 +83,15 @@ def low_rank(rank: int, *, unbiased: bool = True) -> Stage:
     def size(n: int, layout: Layout | None) -> int:
         return sum(rank * p.columns if _projected(p, rank) else p.size for p in _pieces(layout)) if layout else n
 
+    def inside(context: Context) -> Subspace:
+        layout = _layout(context, "low_rank()")
+        found = zip(layout.names, bases(context, _pieces(layout)), strict=True)
+        return Subspace(bases={name: a for name, a in found if a is not None})
+
     label = f"low_rank({rank})" if unbiased else f"low_rank({rank}, unbiased=False)"
-    return Stage(encode, decode, label, size=size, layers=True, scatters=True)
+    return Stage(
+        encode, decode, label, size=size, layers=True, scatters=True, inside=None if unbiased else inside
+    )  # fmt: skip
 
 
 def power_sgd(rank: int, *, steps: int = 1) -> Stage:
@@ -256,8 +263,22 @@ def _on_layers(choose: Choose, stages: Sequence[Stage], name: str) -> Stage:
         others = n - parts.layout.size
         return others + (lengths(stages, _bare(parts.layout))[-1] if together else 0)
 
-    label = f"{name}{', '.join(s.label for s in stages)})"
-    return Stage(encode, decode, label, linear=together, size=size, layers=True, scatters=True)
+    def inside(context: Context) -> Subspace:
+        assert confined is not None
+        parts = split(context)
+        own = confined(context._replace(layout=parts.layout, size=parts.layout.size))
+        if own.mask is None:
+            return own
+        mask, ends = np.ones(context.size, own.mask.dtype), np.cumsum([p.stop - p.start for p in parts.chosen])
+        for p, end in zip(parts.chosen, ends, strict=True):
+            mask[p] = own.mask[end - (p.stop - p.start) : end]
+        return own._replace(mask=mask)
+
+    label, confined = f"{name}{', '.join(s.label for s in stages)})", stages[0].inside
+    return Stage(
+        encode, decode, label, linear=together, size=size, layers=True, scatters=True,
+        inside=None if confined is None else inside,
+    )  # fmt: skip
 
 
 class _Split(NamedTuple):

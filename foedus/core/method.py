@@ -70,7 +70,11 @@ class Train(NamedTuple):
         start: weights to begin from, [parameter]; ``None``: the received ones.
         anchor: what penalties pull towards; ``None``: the received weights.
         shift: added to every gradient of the loss, [parameter].
-        mask: 1 where parameters may move and 0 where not, [parameter]; the same for all clients of a method.
+        mask: 1 where parameters may move and 0 where not, [parameter]. Clients that are given the same object are
+            trained together.
+        bases: by name of a parameter, the columns [rows, rank] in whose span its matrix [rows, ...] may move;
+            orthonormal. Clients that are given the same object are trained together.
+        momenta: to begin with, [parameter], in place of zeros; the answer then has those at the end.
         spec: another way to train than the algorithm's; clients whose specs come to the same are trained together.
         buffers: to begin from, [buffer]; ``None``: ``visit.buffers``.
 
@@ -87,15 +91,19 @@ class Train(NamedTuple):
     mask: Vector | None = None
     spec: Client | None = None
     buffers: Vector | None = None
+    bases: Vectors | None = None
+    momenta: Vector | None = None
 
 
 class Trained(NamedTuple):
-    """What local training gave: weights [parameter], buffers [buffer], the number of steps, their mean loss."""
+    """What local training gave: weights [parameter], buffers [buffer], the number of steps, their mean loss; and the
+    momenta at the end [parameter] if it was given some."""
 
     vector: Vector
     buffers: Vector
     steps: int
     loss: float
+    momenta: Vector | None = None
 
 
 class Measure(NamedTuple):

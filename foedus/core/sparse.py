@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.coding import check_share, draws, part, peak, reals, refused, words
-from foedus.core.stage import Stage, packed, unpacked
+from foedus.core.stage import Stage, Subspace, packed, unpacked
 from foedus.core.values import Context, Update
 from foedus.errors import Reason
 
@@ -96,8 +96,16 @@ def _chosen(share: float, purpose: str, *, unbiased: bool, own: bool) -> Stage:
         whole[subset(size, count, draws(context, purpose, own=own))] = vector * vector.dtype.type(factor)
         return update._replace(vector=whole)
 
+    def inside(context: Context) -> Subspace:
+        mask = np.zeros(context.size, np.float32)
+        mask[subset(context.size, kept(context.size, share), draws(context, purpose, own=own))] = 1
+        return Subspace(mask)
+
     label = f"{purpose}({share})" if unbiased or own else f"{purpose}({share}, unbiased=False)"
-    return Stage(encode, decode, label, linear=not own, size=lambda n, layout: kept(n, share), scatters=True)
+    return Stage(
+        encode, decode, label, linear=not own, size=lambda n, layout: kept(n, share), scatters=True,
+        inside=None if unbiased else inside,
+    )  # fmt: skip
 
 
 def top_k(share: float) -> Stage:

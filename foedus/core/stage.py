@@ -16,7 +16,7 @@ Not here: the stages that compress (``core/rotation.py``, ``core/sparse.py``, ``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,6 +56,8 @@ class Stage(NamedTuple):
     * ``layers``: it looks at the model's layers, so that the vector must still lie as the model's ``Layout`` says.
     * ``scatters``: after it the vector does not.
     * ``event``: what ``foedus.privacy`` accounts for one encoding; ``None``: no privacy is claimed.
+    * ``inside(context)``: if given, the :class:`Subspace` whose updates come back from ``decode`` as they were, so that
+      clients can train within it (``structured``).
 
     Example:
         >>> double = Stage(
@@ -79,6 +81,19 @@ class Stage(NamedTuple):
     layers: bool = False
     scatters: bool = False
     event: object | None = None
+    inside: Callable[[Context], Subspace] | None = None
+
+
+class Subspace(NamedTuple):
+    """What updates of a model may look like.
+
+    Attributes:
+        mask: 1 where entries may differ from 0 and 0 where not, [parameter]; ``None``: anywhere.
+        bases: by name of an array [rows, ...], orthonormal columns [rows, rank] in whose span those of its matrix lie.
+    """
+
+    mask: Vector | None = None
+    bases: Mapping[str, NDArray[np.float64]] = NOTHING
 
 
 def chain(*stages: Stage | Aggregator) -> Aggregator:

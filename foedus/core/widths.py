@@ -71,11 +71,11 @@ def heterofl(
     widths = tuple(float(f) for f in fractions) if isinstance(fractions, Sequence) else ()
     if not widths or not all(0 < f <= 1 for f in widths) or len(set(widths)) < len(widths):
         raise ConfigurationError(f"fractions are different numbers in (0, 1], e.g. (1.0, 0.5); not {fractions!r}")
-    masks = _masks(held or prefix, widths)
+    chosen = held or prefix
 
     def local(visit: Visit) -> Local:
         mine = _index(fraction, visit.client, widths)
-        mask, floats = masks(visit.layout)[mine]
+        mask, floats = _masks(chosen, widths, visit.layout)[mine]
         start = np.where(mask, visit.received, 0).astype(visit.received.dtype)
         trained = yield Train(start=start, anchor=start, mask=floats)
         update = (trained.vector - start)[mask]
@@ -90,7 +90,7 @@ def heterofl(
         total = np.zeros(len(gathered.vector))
         weight = np.zeros(len(gathered.vector))
         assert gathered.layout is not None
-        for k, (width, (mask, _)) in enumerate(zip(widths, masks(gathered.layout), strict=True)):
+        for k, (width, (mask, _)) in enumerate(zip(widths, _masks(chosen, widths, gathered.layout), strict=True)):
             if (update := gathered.sides.get(f"width {width}")) is not None:
                 share = float(gathered.sides["shares"][k])
                 total[mask] += share * update
@@ -149,17 +149,13 @@ class _Both(NamedTuple):
     floats: Vector
 
 
-def _masks(held: Callable[[Layout, float], Mask], widths: Sequence[float]) -> Callable[[Layout], list[_Both]]:
+@lru_cache(maxsize=16)
+def _masks(held: Callable[[Layout, float], Mask], widths: tuple[float, ...], layout: Layout) -> list[_Both]:
     """The masks of all fractions, once per layout: one object each, so that clients of one width train together."""
-
-    @lru_cache(maxsize=4)
-    def masks(layout: Layout) -> list[_Both]:
-        found = [np.asarray(held(layout, width), bool) for width in widths]
-        if wrong := [m.shape for m in found if m.shape != (layout.size,)]:
-            raise ConfigurationError(f"held(layout, fraction) gives bool [{layout.size}], and gave {wrong[0]}")
-        return [_Both(mask, mask.astype(layout.dtype)) for mask in found]
-
-    return masks
+    found = [np.asarray(held(layout, width), bool) for width in widths]
+    if wrong := [m.shape for m in found if m.shape != (layout.size,)]:
+        raise ConfigurationError(f"held(layout, fraction) gives bool [{layout.size}], and gave {wrong[0]}")
+    return [_Both(mask, mask.astype(layout.dtype)) for mask in found]
 
 
 def _index(fraction: Callable[[int], float], client: int, widths: Sequence[float]) -> int:

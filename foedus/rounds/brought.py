@@ -20,7 +20,7 @@ from foedus.core.client import LocalSGD, LocalTraining
 from foedus.core.method import Consult, Contribution, Gathered, Measure, Method, Train, Vectors, Visit
 from foedus.core.values import State
 from foedus.errors import ConfigurationError, FoedusError, TrainingError
-from foedus.tree import Vector
+from foedus.tree import Layout, Vector
 
 
 def check_generator(label: str, function: Callable[..., Any], found: Any) -> None:
@@ -37,8 +37,9 @@ def check_request(label: str, request: Any, seen: Visit) -> None:
     """What a generator yields."""
     parameters, buffers = len(seen.received), len(seen.buffers)
     if isinstance(request, Train):
-        for name in ("start", "anchor", "shift", "mask"):
+        for name in ("start", "anchor", "shift", "mask", "momenta"):
             _check_vector(label, f"Train({name}=...)", getattr(request, name), parameters)
+        _check_bases(label, request.bases, seen.layout)
         _check_vector(label, "Train(buffers=...)", request.buffers, buffers, of="buffers")
         if request.spec is not None and not isinstance(request.spec, LocalSGD | LocalTraining):
             raise ConfigurationError(
@@ -60,6 +61,23 @@ def check_request(label: str, request: Any, seen: Visit) -> None:
             f"the method {label}: its generator yields Train(...), Measure(...) or Consult(...), and yielded "
             f"{_shown(request)}"
         )
+
+
+def _check_bases(label: str, bases: Any, layout: Layout) -> None:
+    """``Train(bases=...)``: matrices by the names of parameters, with as many rows."""
+    if bases is None:
+        return
+    _check_mapping(label, "Train(bases=...)", bases)
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    for name, basis in bases.items():
+        rows = shapes.get(name, ())[:1]
+        fits = isinstance(basis, np.ndarray) and basis.dtype.kind == "f" and basis.ndim == 2
+        if not fits or len(shapes.get(name, ())) < 2 or basis.shape[:1] != rows:
+            there = f"a parameter of shape {shapes[name]}" if name in shapes else "no parameter of the model"
+            raise ConfigurationError(
+                f"the method {label}: Train(bases={{{name!r}: ...}}) is an array [rows, rank] for a parameter "
+                f"[rows, ...] of two axes or more; it is {_shown(basis)}, and {name!r} is {there}"
+            )
 
 
 def check_contribution(label: str, brought: Any, seen: Visit) -> None:

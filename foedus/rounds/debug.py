@@ -96,7 +96,8 @@ class DebugSession(Session):
             phase=phase(orders, group.phase),
         )  # fmt: skip
         guides = group.guides.of(np.zeros(1, np.int64))
-        start, anchor, shift = (None if v is None else v[0] for v in (guides.start, guides.anchor, guides.shift))
+        own_rows = (guides.start, guides.anchor, guides.shift, guides.momenta)
+        start, anchor, shift, momenta = (None if v is None else v[0] for v in own_rows)
         begin = Weights(orders.start.vector if start is None else start, group.buffers[0])
         observe = self.observe
         watch = None if observe is None else lambda step, weights: observe(position, step, weights)
@@ -110,9 +111,11 @@ class DebugSession(Session):
             anchor,
             shift,
             guides.mask,
+            guides.bases,
+            momenta,
         )
         trained = self._trainer.train(begin, work)
-        return Trained(trained.weights.vector, trained.weights.buffers, int(own.steps[0]), trained.loss)
+        return Trained(*trained.weights, int(own.steps[0]), trained.loss, trained.momenta)
 
     def close(self) -> None:
         pass

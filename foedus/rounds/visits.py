@@ -172,9 +172,10 @@ def _groups(clients: dict[int, _Client]) -> Iterator[Group]:
     for i, client in clients.items():
         request = client.request
         if isinstance(request, Train):
-            given = tuple(v is not None for v in (request.start, request.anchor, request.shift))
+            own = (request.start, request.anchor, request.shift, request.momenta)
+            common = (id(request.mask), id(request.bases))
             how = manner(request.spec or client.visit.spec, client.visit.round)
-            kinds.setdefault((how, client.trainings, given, id(request.mask)), []).append(i)
+            kinds.setdefault((how, client.trainings, *(v is not None for v in own), *common), []).append(i)
     for members in kinds.values():
         yield _group(members, [clients[i] for i in members])
 
@@ -195,5 +196,7 @@ def _group(members: Sequence[int], clients: Sequence[_Client]) -> Group:
     buffers = [v.buffers if r.buffers is None else r.buffers for r, v in zip(requests, visits, strict=True)]
     return Group(
         np.array(members, np.int64), first.spec or visits[0].spec, clients[0].trainings,
-        Guides(start, anchor, rows([r.shift for r in requests]), first.mask), np.stack(buffers),
+        Guides(start, anchor, rows([r.shift for r in requests]), first.mask, first.bases,
+               rows([r.momenta for r in requests])),
+        np.stack(buffers),
     )  # fmt: skip

@@ -117,10 +117,11 @@ class CompiledSession(Session):
             return self._at_once(gathered, group)
         found = [self._at_once(gathered, _among(group, slots)) for slots in parts]
         back = np.argsort(np.concatenate(parts))
-        columns = [[row for results, _ in found for row in column(results)] for column in COLUMNS]
-        updates, buffers, losses = ([column[i] for i in back] for column in columns)
+        which = COLUMNS if group.guides.momenta is None else (*COLUMNS, attrgetter("momenta"))
+        columns = [[row for results, _ in found for row in column(results)] for column in which]
+        updates, buffers, losses, *momenta = ([column[i] for i in back] for column in columns)
         steps = np.concatenate([steps for _, steps in found])[back]
-        return compiled().Results(updates, buffers, np.array(losses)), steps
+        return compiled().Results(updates, buffers, np.array(losses), *momenta), steps
 
     def _cut(self, spec: LocalSGD, gathered: Gathered, members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Slots of the members in parts that one plan holds: of one width where batches must not be padded."""
@@ -158,7 +159,8 @@ class CompiledSession(Session):
             begun = group.guides.start
             vectors = [u + (orders.start.vector if begun is None else begun[i]) for i, u in enumerate(results.updates)]
             after = [before + change for before, change in zip(group.buffers, results.buffers, strict=True)]
-            rows = zip(vectors, after, steps.tolist(), results.losses.tolist(), strict=True)
+            momenta = results.momenta or [None] * len(vectors)
+            rows = zip(vectors, after, steps.tolist(), results.losses.tolist(), momenta, strict=True)
             return [Trained(*row) for row in rows]
 
         seen = [visit(job, orders, i, examples=int(n), layouts=layouts_of(trainer)) for i, n in enumerate(sizes)]

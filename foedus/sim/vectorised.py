@@ -171,7 +171,8 @@ class VectorisedSession(Session):
         def train(group: Group) -> list[Trained]:
             own = self._cohort_of(cohort, group.spec)
             after, steps = self._together(own, orders, part, (pool, group))
-            rows = zip(after.vectors, after.buffers, steps.tolist(), after.losses.tolist(), strict=True)
+            momenta = [None] * len(steps) if after.momenta is None else list(after.momenta)
+            rows = zip(after.vectors, after.buffers, steps.tolist(), after.losses.tolist(), momenta, strict=True)
             return [Trained(*row) for row in rows]
 
         def answer(member: int, request: Measure | Consult) -> Any:

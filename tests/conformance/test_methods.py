@@ -23,13 +23,15 @@ import pytest
 from torch import nn
 
 import foedus as fd
-from foedus.core.drift import feddyn, fednova, mime_lite, scaffold
+from foedus.core.drift import averaged_momentum, feddyn, fednova, mime_lite, scaffold
 from foedus.core.fair import afl, qfedavg
 from foedus.core.gate import self_checked
 from foedus.core.lazy import lag, lazy
 from foedus.core.method import Consult, Contribution, Local, Method, Personal, Train, Visit, averaging
 from foedus.core.personal import ditto, fedbn, fedrep, fine_tune, ifca, local_parts, pfedme
 from foedus.core.select import Sampler
+from foedus.core.structured import structured
+from foedus.core.widths import heterofl
 from foedus.record.kept import Kept
 
 SIZES = [12, 5, 0, 18, 9]
@@ -59,6 +61,10 @@ METHODS: dict[str, Make] = {
     "feddyn": lambda: feddyn(LOCAL, alpha=0.2),
     "fednova": lambda: fednova(LOCAL),
     "mime_lite": lambda: mime_lite(LOCAL),
+    "averaged_momentum": lambda: averaged_momentum(LOCAL),
+    "structured, mask": lambda: structured(LOCAL, fd.matrices(fd.random_mask(0.4, unbiased=False))),
+    "structured, each its own": lambda: structured(LOCAL, fd.rand_k(0.4), server=fd.sgd(lr=1.5)),
+    "structured, low rank": lambda: structured(LOCAL, fd.low_rank(2, unbiased=False)),
     "qfedavg": lambda: qfedavg(LOCAL, q=1.5),
     "afl": lambda: afl(LOCAL, domains=[0, 1, 1, 0, 2]),
     "fine_tune": personal(fine_tune()),
@@ -70,6 +76,7 @@ METHODS: dict[str, Make] = {
     "ifca": personal(ifca(2)),
     "scaffold with local parts": lambda: scaffold(LOCAL, personal=local_parts(HEAD)),
     "feddyn with fedbn": lambda: feddyn(LOCAL, personal=fedbn()),
+    "heterofl": lambda: heterofl(LOCAL, lambda client: 0.5 if client % 2 else 1.0, fractions=(1.0, 0.5)),
     "lazy": lambda: fd.Algorithm(client=LOCAL, method=lazy(share=0.2)),
     "lag": lambda: fd.Algorithm(client=LOCAL, method=lag(xi=2.0)),
     "consult": lambda: fd.Algorithm(client=LOCAL, method=Method(consulted, "consulted()")),
@@ -283,9 +290,13 @@ def test_a_client_that_sends_nothing_changes_nothing(tmp_path: Path, name: str) 
     """Nobody passes a check of its own that nothing passes: as though nobody had been asked."""
     own = METHODS[name]()
     assert own.method is not None
-    silent = fd.Algorithm(client=own.client, method=self_checked(own.method, within={"loss": (0.0, 0.0)}))
     if name in ("ifca", "lag", "lazy"):
         pytest.skip("sends by a rule of its own")
+    if own.method.updates:
+        with pytest.raises(fd.errors.ConfigurationError, match="channels of its own"):
+            self_checked(own.method, within={"loss": (0.0, 0.0)})
+        return
+    silent = fd.Algorithm(client=own.client, method=self_checked(own.method, within={"loss": (0.0, 0.0)}))
     run = ran(tmp_path / "run", silent, rounds=2)
     assert [line["senders"] for line in run.metrics] == [0, 0]
     first = ran(tmp_path / "first", silent, rounds=0)

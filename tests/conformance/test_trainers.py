@@ -204,6 +204,43 @@ def test_a_label_out_of_range_shows_and_leaves_no_trace(member: Member) -> None:
     assert bits(own.train(own.initial(), assignment(data))) == bits(wanted)
 
 
+@every
+def test_momenta_carry_training_on(member: Member) -> None:
+    """A training in two parts, the second of which begins with the first one's momenta, is the whole."""
+    own, data = opened(member, "float64"), examples(dtype="float64")
+    start, work = own.initial(), assignment(data, EVERYTHING)
+    parts = [
+        work.plan._replace(**{n: getattr(work.plan, n)[part] for n in ("rows", "count", "keys", "client")})
+        for part in (slice(0, 2), slice(2, None))
+    ]
+    whole = own.train(start, work)
+    first = own.train(start, work._replace(plan=parts[0], momenta=np.zeros_like(start.vector)))
+    assert first.momenta is not None
+    assert whole.momenta is None, "nobody asked"
+    second = own.train(first.weights, work._replace(plan=parts[1], momenta=first.momenta, anchor=start.vector))
+    np.testing.assert_allclose(second.weights.vector, whole.weights.vector, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(second.weights.buffers, whole.weights.buffers, rtol=1e-12, atol=1e-14)
+    anew = own.train(first.weights, work._replace(plan=parts[1], anchor=start.vector))
+    assert np.abs(anew.weights.vector - whole.weights.vector).max() > 1e-4
+    with pytest.raises(fd.errors.ConfigurationError, match=r"momentum=0\.9"):
+        own.train(start, assignment(data, momenta=np.zeros_like(start.vector)))
+
+
+@every
+def test_a_basis_confines_its_matrix_and_leaves_the_others(member: Member) -> None:
+    own, data = opened(member, "float64"), examples(dtype="float64")
+    name, shape = next((n, s) for n, s in zip(own.layout.names, own.layout.shapes, strict=True) if len(s) == 2)
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(shape[0], 2)))[0]
+    start = own.initial()
+    free, found = (own.train(start, assignment(data, EVERYTHING, bases=b)) for b in (None, {name: basis}))
+    moved = own.layout.unflatten(found.weights.vector - start.vector)
+    np.testing.assert_allclose(basis @ (basis.T @ moved[name]), moved[name], rtol=1e-10, atol=1e-12)
+    assert np.linalg.matrix_rank(moved[name], tol=1e-9) == min(2, shape[1])
+    other = own.layout.unflatten(free.weights.vector - start.vector)[name]
+    assert np.linalg.norm(other - basis @ (basis.T @ other)) > 1e-3
+    assert all(np.abs(moved[n]).max() > 0 for n in own.layout.names if n != name)
+
+
 # --- buffers and frozen parameters --------------------------------------------------------------------------
 
 

@@ -9,10 +9,23 @@ import pytest
 
 import foedus as fd
 from foedus.core.client import LocalSGD
-from foedus.core.drift import feddyn, fednova, mime_lite, scaffold, stretch
+from foedus.core.drift import averaged_momentum, feddyn, fednova, mime_lite, scaffold, stretch
 from foedus.errors import ConfigurationError
 
-from .oracle import COUNT, FEATURES, SHARES, SIZES, Floats, cohort, descended, final, gradient, optimum, steps
+from .oracle import (
+    COUNT,
+    FEATURES,
+    SHARES,
+    SIZES,
+    Floats,
+    batches,
+    cohort,
+    descended,
+    final,
+    gradient,
+    optimum,
+    steps,
+)
 
 ROUNDS = 7
 RAGGED = fd.local_sgd(lr=lambda r: 0.05 / r, epochs=2, batch_size=4)  # 6, 2, 6, 4 and 6 steps
@@ -175,6 +188,43 @@ def test_mime_lite_is_its_papers_loop() -> None:
     agree(final(mime_lite(RAGGED, beta=0.8, weighted=False), rounds=ROUNDS, size=3), x)
 
 
+# --- averaged momentum ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_averaged_momentum_is_its_papers_loop(weighted: bool) -> None:
+    """Algorithm 1, option I: u ← β u + g, x ← x − γ u in every client; then both are averaged."""
+    spec = fd.local_sgd(lr=lambda r: 0.05 / r, epochs=2, batch_size=4, momentum=0.7)
+    x = u = START
+    for t in range(1, ROUNDS + 1):
+        chosen, models, momenta = cohort(3, t), [], []
+        for i in chosen:
+            y, own = x, u
+            for rows in batches(spec, i, t):
+                own = 0.7 * own + gradient(i, y, rows)
+                y = y - spec.rate(t) * own
+            models.append(y)
+            momenta.append(own)
+        x, u = (averaged(chosen, found, weights_of(weighted)) for found in (models, momenta))
+    agree(final(averaged_momentum(spec, weighted=weighted), rounds=ROUNDS, size=3), x)
+
+
+def test_one_step_of_everybody_is_momentum_on_all_data() -> None:
+    """Which momentum that every client begins anew is not."""
+    spec = fd.local_sgd(lr=0.05, steps=1, batch_size=None, momentum=0.8)
+    x = u = START
+    for _ in range(ROUNDS):
+        u = 0.8 * u + sum(p * gradient(i, x) for i, p in enumerate(SHARES))
+        x = x - 0.05 * u
+    agree(final(averaged_momentum(spec), rounds=ROUNDS), x)
+    assert np.linalg.norm(final(fd.fedavg(spec), rounds=ROUNDS) - x) > 0.1
+
+
+def test_without_momentum_there_is_none_to_average() -> None:
+    with pytest.raises(ConfigurationError, match=r"local_sgd\(..., momentum=0.9\)"):
+        averaged_momentum(fd.local_sgd(lr=0.1))
+
+
 # --- fixed points -----------------------------------------------------------------------------------------------
 
 
@@ -216,7 +266,7 @@ def test_fednovas_fixed_point_with_unequal_steps_is_the_optimum() -> None:
 # --- what they refuse -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [scaffold, feddyn, fednova, mime_lite])
+@pytest.mark.parametrize("method", [scaffold, feddyn, fednova, mime_lite, averaged_momentum])
 def test_steps_of_the_users_own_cannot_be_corrected(method: Callable[..., fd.Algorithm]) -> None:
     with pytest.raises(ConfigurationError, match=r"local_training.*steps of its own"):
         method(fd.local_training(optimiser=lambda p: p))
