@@ -15,6 +15,10 @@
     ├── BudgetSpent                          a release would exceed the privacy budget; it was not made
     ├── SumOverflow (OverflowError)          an exact sum would leave its range; nothing was added
     ├── UpdateRefused                        a client's update failed a check; it never entered an aggregate
+    ├── NotTrusted                           who or what is at the other end could not be made certain
+    │   ├── SignatureInvalid                 a signature is not of this key over these bytes
+    │   ├── PinMismatch                      the server is not the one that was pinned
+    │   └── BundleRefused                    a source bundle is unsafe, damaged, or not approved
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
     ├── StaleEpoch                           another server process has taken over; nothing was written
@@ -24,7 +28,10 @@
     │   ├── TooLarge                         more bytes, entries or depth than is let in
     │   ├── WrongVersion                     the two sides speak versions that do not go together
     │   ├── NotAllowed (PermissionError)     the other side does not let this caller do this
+    │   │   ├── Unauthenticated              a request does not say who asks, or no longer may say so
+    │   │   └── EnrolmentRefused             a join token is unknown, used, expired, or for another
     │   ├── NotNow                           not at this moment: too many requests, or another server leads
+    │   │   └── TooFast                      more was asked than the limits let through; says when to come back
     │   └── UploadRefused                    an upload that the server does not take
     └── WorkerDied (RuntimeError)            a worker process ended by itself
 
@@ -192,6 +199,22 @@ def _update_refused(message: str, client: int, reason: Reason) -> UpdateRefused:
     return UpdateRefused(message, client=client, reason=reason)
 
 
+class NotTrusted(FoedusError):
+    """Who or what is at the other end of a connection could not be made certain."""
+
+
+class SignatureInvalid(NotTrusted):
+    """A signature is not one of this key over these bytes, for this purpose."""
+
+
+class PinMismatch(NotTrusted):
+    """The server shows another authority than the one that was pinned."""
+
+
+class BundleRefused(NotTrusted):
+    """A source bundle is unsafe, damaged, not signed by the server that was pinned, or not approved."""
+
+
 class CheckpointError(FoedusError):
     """A checkpoint is damaged, or belongs to another run."""
 
@@ -309,10 +332,42 @@ class NotAllowed(ProtocolError, PermissionError):
     usual = Code.FORBIDDEN
 
 
+class Unauthenticated(NotAllowed):
+    """A request does not say who asks, or what it says is expired, withdrawn or made up."""
+
+    usual = Code.UNAUTHENTICATED
+
+
+class EnrolmentRefused(NotAllowed):
+    """A join token does not let this client in: unknown, used up, expired, or for another name."""
+
+
 class NotNow(ProtocolError):
     """Not at this moment; the same request may be served later."""
 
     usual = Code.OVERLOADED
+
+
+class TooFast(NotNow):
+    """More was asked than the limits let through; nothing was done.
+
+    Attributes:
+        after_s: seconds after which the same request would be let through.
+    """
+
+    usual = Code.RATE
+
+    def __init__(self, message: str, *, code: Code | None = None, fatal: bool = False, after_s: float = 1.0) -> None:
+        super().__init__(message, code=code, fatal=fatal)
+        self.after_s = after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _too_fast, (str(self), self.code, self.fatal, self.after_s)
+
+
+def _too_fast(message: str, code: Code, fatal: bool, after_s: float) -> TooFast:
+    """Rebuild a TooFast that crossed a process border."""
+    return TooFast(message, code=code, fatal=fatal, after_s=after_s)
 
 
 class UploadRefused(ProtocolError):
@@ -325,8 +380,10 @@ _KINDS: dict[Code, type[ProtocolError]] = {
     Code.MALFORMED: MalformedMessage,
     Code.TOO_LARGE: TooLarge,
     Code.WRONG_VERSION: WrongVersion,
-    **dict.fromkeys((Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.BAD_SIGNATURE), NotAllowed),
-    **dict.fromkeys((Code.RATE, Code.OVERLOADED, Code.NOT_LEADER, Code.STORAGE), NotNow),
+    Code.UNAUTHENTICATED: Unauthenticated,
+    Code.RATE: TooFast,
+    **dict.fromkeys((Code.FORBIDDEN, Code.BAD_SIGNATURE), NotAllowed),
+    **dict.fromkeys((Code.OVERLOADED, Code.NOT_LEADER, Code.STORAGE), NotNow),
     **dict.fromkeys((Code.WRONG_OFFSET, Code.WRONG_DIGEST, *_CODES.values()), UploadRefused),
 }
 

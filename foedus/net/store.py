@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from foedus.errors import ConfigurationError, CountedTwice, MissingExtra, StaleEpoch, StorageError
-from foedus.net.tables import AUDIT, CLIENTS, COUNTED, LEASES, METADATA, RUNS, SEATS
+from foedus.net.tables import AUDIT, CLIENTS, COUNTED, INVITATIONS, LEASES, METADATA, RUNS, SEATS
 
 LEADER = "coordinator"  # the lease of whoever writes
 FIRST_DIGEST = "0" * 64  # before the first line of the audit log
@@ -52,6 +52,20 @@ class Enrolled(NamedTuple):
     enrolled_at: float
     examples: int = -1
     revoked_at: float | None = None
+    scope: str = "read train"
+    silo: bool = True
+    invited: bytes = b""
+
+
+class InvitedRow(NamedTuple):
+    """A join token's digest, and whom it lets in (``identity/directory.py``)."""
+
+    digest: bytes
+    expires_at: float
+    uses: int
+    scope: str
+    silo: bool
+    name: str = ""
 
 
 class RunRow(NamedTuple):
@@ -96,8 +110,12 @@ class Transaction(Protocol):
 
     def clients(self) -> list[Enrolled]: ...
     def client(self, name: str) -> Enrolled | None: ...
+    def client_of(self, key: bytes) -> Enrolled | None: ...
+    def revoked(self) -> list[str]: ...
     def enrol(self, name: str, key: bytes, now: float) -> Enrolled: ...
     def put_client(self, client: Enrolled) -> None: ...
+    def invitation(self, digest: bytes) -> InvitedRow | None: ...
+    def put_invitation(self, row: InvitedRow) -> None: ...
 
     def runs(self) -> list[RunRow]: ...
     def run(self, name: str) -> RunRow | None: ...
@@ -213,6 +231,16 @@ class SqlTransaction:
         found = self._connection.execute(sa.select(CLIENTS).where(CLIENTS.c.name == name)).first()
         return None if found is None else Enrolled(*found)
 
+    def client_of(self, key: bytes) -> Enrolled | None:
+        """The client of a public key."""
+        found = self._connection.execute(sa.select(CLIENTS).where(CLIENTS.c.key == key)).first()
+        return None if found is None else Enrolled(*found)
+
+    def revoked(self) -> list[str]:
+        """The names of those who are let in no more."""
+        asked = sa.select(CLIENTS.c.name).where(CLIENTS.c.revoked_at.is_not(None))
+        return list(self._connection.execute(asked).scalars())
+
     def enrol(self, name: str, key: bytes, now: float) -> Enrolled:
         """A new client, with the next position.
 
@@ -228,6 +256,15 @@ class SqlTransaction:
 
     def put_client(self, client: Enrolled) -> None:
         self._put(CLIENTS, client._asdict(), (CLIENTS.c.position == client.position,))
+
+    def invitation(self, digest: bytes) -> InvitedRow | None:
+        """An invitation; nobody else can spend it before this transaction has ended."""
+        asked = sa.select(INVITATIONS).where(INVITATIONS.c.digest == digest).with_for_update()
+        found = self._connection.execute(asked).first()
+        return None if found is None else InvitedRow(*found)
+
+    def put_invitation(self, row: InvitedRow) -> None:
+        self._put(INVITATIONS, row._asdict(), (INVITATIONS.c.digest == row.digest,))
 
     # --- runs, seats, who is counted
 
@@ -420,6 +457,6 @@ def _hidden(url: str) -> str:
 
 
 __all__ = [
-    "LEADER", "METADATA", "Enrolled", "Lease", "Line", "RunRow", "SeatRow", "SqlStore", "SqlTransaction", "Store",
-    "Transaction", "check_log", "open_store",
+    "LEADER", "METADATA", "Enrolled", "InvitedRow", "Lease", "Line", "RunRow", "SeatRow", "SqlStore", "SqlTransaction",
+    "Store", "Transaction", "check_log", "open_store",
 ]  # fmt: skip

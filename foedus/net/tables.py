@@ -7,7 +7,7 @@ lie on a disk at all).
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 METADATA = MetaData()
 
@@ -31,6 +31,20 @@ CLIENTS = Table(
     Column("enrolled_at", Float, nullable=False),
     Column("examples", WHOLE, nullable=False),  # as it last said; −1 for never
     Column("revoked_at", Float, nullable=True),
+    Column("scope", String(200), nullable=False),
+    Column("silo", Boolean, nullable=False),  # must show a client certificate
+    Column("invited", LargeBinary, nullable=False),  # digest of the join token that let it in
+    Index("clients_by_key", "key"),
+)  # fmt: skip
+
+INVITATIONS = Table(
+    "invitations", METADATA,
+    Column("digest", LargeBinary, primary_key=True),  # of a join token; the token itself is nowhere
+    Column("expires_at", Float, nullable=False),
+    Column("uses", WHOLE, nullable=False),  # how many clients it still lets in
+    Column("scope", String(200), nullable=False),
+    Column("silo", Boolean, nullable=False),
+    Column("name", String(200), nullable=False),  # the only one it is good for; "" for any
 )  # fmt: skip
 
 RUNS = Table(

@@ -429,6 +429,6 @@ def raised(answer: Problem) -> ProtocolError:
     Example:
         >>> raise raised(Problem(code=Code.RATE, told="ask once a minute"))
         Traceback (most recent call last):
-        foedus.errors.NotNow: ask once a minute
+        foedus.errors.TooFast: ask once a minute
     """
     return ProtocolError.of(answer.code, answer.told, fatal=answer.fatal)

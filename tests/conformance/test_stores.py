@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 
 from foedus.errors import ConfigurationError, CountedTwice, MissingExtra, StaleEpoch, StorageError
 from foedus.net.leases import lead, resign
-from foedus.net.store import LEADER, Lease, RunRow, SeatRow, SqlStore, check_log, open_store
+from foedus.net.store import LEADER, InvitedRow, Lease, RunRow, SeatRow, SqlStore, check_log, open_store
 from foedus.net.tables import METADATA
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "net"))
@@ -56,10 +56,22 @@ def test_positions_are_given_in_order_and_for_ever(store: SqlStore) -> None:
     with store.begin() as rows:
         found = rows.client("b")
         assert found is not None
-        assert found == (1, "b", b"b", 1.5, 7, 3.0)
+        assert found[:6] == (1, "b", b"b", 1.5, 7, 3.0)
+        assert rows.client_of(b"b") == found
+        assert rows.client_of(b"e") is None
+        assert rows.revoked() == ["b"]
         assert rows.enrol("d", b"", 2.0).position == 3
     with pytest.raises(ConfigurationError, match="'a' is enrolled already"), store.begin() as rows:
         rows.enrol("a", b"", 2.0)
+
+
+def test_invitations_come_back_and_are_counted_down(store: SqlStore) -> None:
+    invited = InvitedRow(b"digest", 2.5, 2, "read train", True, "a")
+    with store.begin() as rows:
+        rows.put_invitation(invited)
+        rows.put_invitation(invited._replace(uses=1))
+        assert rows.invitation(b"digest") == invited._replace(uses=1)
+        assert rows.invitation(b"other") is None
 
 
 def test_runs_and_seats_come_back_as_they_were_put(store: SqlStore) -> None:

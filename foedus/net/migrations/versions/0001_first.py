@@ -1,4 +1,4 @@
-"""The first tables: leases, clients, runs, seats, who is counted, and the audit log."""
+"""The first tables: leases, clients, invitations, runs, seats, who is counted, and the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,6 +29,19 @@ def upgrade() -> None:
         sa.Column("enrolled_at", sa.Float, nullable=False),
         sa.Column("examples", WHOLE, nullable=False),
         sa.Column("revoked_at", sa.Float, nullable=True),
+        sa.Column("scope", sa.String(200), nullable=False),
+        sa.Column("silo", sa.Boolean, nullable=False),
+        sa.Column("invited", sa.LargeBinary, nullable=False),
+    )
+    op.create_index("clients_by_key", "clients", ["key"])
+    op.create_table(
+        "invitations",
+        sa.Column("digest", sa.LargeBinary, primary_key=True),
+        sa.Column("expires_at", sa.Float, nullable=False),
+        sa.Column("uses", WHOLE, nullable=False),
+        sa.Column("scope", sa.String(200), nullable=False),
+        sa.Column("silo", sa.Boolean, nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
     )
     op.create_table(
         "runs",
@@ -68,5 +81,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them."""
-    for table in ("audit", "counted", "seats", "runs", "clients", "leases"):
+    for table in ("audit", "counted", "seats", "runs", "invitations", "clients", "leases"):
         op.drop_table(table)

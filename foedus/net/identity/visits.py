@@ -1,0 +1,230 @@
+"""A client at the door, over HTTP: see the server's document, join once, prove oneself at each session.
+
+`discover` fetches what the server is and checks it against the pin before another byte is sent. `enrol` shows the join
+token. `Visit` is the authentication of an ``httpx.AsyncClient``: it asks for a ticket when there is none, sends it with
+every request, and begins a new session when the server no longer takes it. Proxies named by ``HTTPS_PROXY`` and
+``NO_PROXY`` are used as usual.
+
+Not here: what a ticket is (``sessions.py``); the agent's other requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from foedus.errors import Code, NotTrusted, ProtocolError, TooFast
+from foedus.net.identity.authority import Trust
+from foedus.net.identity.callers import checked_name
+from foedus.net.identity.credentials import Credentials
+from foedus.net.identity.directory import token_digest
+from foedus.net.identity.sessions import Proof
+from foedus.net.identity.tls import DIRECT, Outward, client_context, first_visit, permitted
+
+__all__ = ["Visit", "client", "discover", "enrol", "renew"]
+
+LARGEST = 65536  # bytes of an answer at the door
+Clock = Callable[[], float]
+
+
+async def discover(url: str, *, pin: str | None, outward: Outward = DIRECT, now: float) -> Trust:
+    """What a server is, checked against the pin of the join command.
+
+    Args:
+        url: the server's address.
+        pin: its authority's fingerprint; None if TLS is to prove it by the operating system's authorities.
+        outward: proxies and authorities beyond the plain way.
+        now: seconds since 1970.
+    """
+    address = permitted(url, outward)
+    async with (
+        httpx.AsyncClient(verify=first_visit(pin, outward), timeout=30.0) as client,
+        client.stream("GET", f"{address}/v1/authority") as response,
+    ):
+        document = await _short(response)
+    if response.status_code != 200:
+        raise NotTrusted(f"{address} answered {response.status_code} where a foedus server shows what it is")
+    return Trust.checked(document, pin=pin, now=now)
+
+
+async def enrol(
+    url: str,
+    *,
+    folder: Path,
+    pin: str | None,
+    token: str,
+    name: str,
+    outward: Outward = DIRECT,
+    now: float,
+) -> Credentials:
+    """Join a server: show the token and a key made in the folder, and keep what comes back.
+
+    Asking again after a lost answer is safe: the server knows the key.
+
+    Args:
+        url: the server's address.
+        folder: where the client's credentials are to lie.
+        pin: the authority's fingerprint, from the join command.
+        token: the join token, from the join command.
+        name: what the client wants to be called.
+        outward: proxies and authorities beyond the plain way.
+        now: seconds since 1970.
+    """
+    trust = await discover(url, pin=pin, outward=outward, now=now)
+    mine = Credentials.begun(folder, url=permitted(url, outward), trust=trust)
+    signature = mine.key.sign("enrol", trust.pin.encode(), token_digest(token), checked_name(name).encode())
+    asked = {"token": token, "name": name, "key": _text(mine.key.public.raw), "signature": _text(signature)}
+    async with httpx.AsyncClient(verify=client_context(trust, outward), timeout=30.0) as client:
+        answer = await _answer(await client.post(f"{mine.url}/v1/enrol", json=asked))
+    try:
+        told, position, certificate = str(answer["name"]), int(answer["position"]), str(answer["certificate"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotTrusted(f"{mine.url} answered something else than an enrolment") from error
+    return mine.joined(name=told, position=position, certificate=certificate.encode())
+
+
+def client(credentials: Credentials, *, outward: Outward = DIRECT, clock: Clock) -> httpx.AsyncClient:
+    """An HTTP client that is this client: mutual TLS if it has a certificate, a ticket with every request.
+
+    Args:
+        credentials: of the server it has joined.
+        outward: proxies and authorities beyond the plain way.
+        clock: seconds since 1970.
+    """
+    context = client_context(credentials.trust, outward, files=credentials.files(now=clock()))
+    return httpx.AsyncClient(
+        base_url=permitted(credentials.url, outward), verify=context, auth=Visit(credentials, clock=clock), timeout=60.0
+    )
+
+
+async def renew(credentials: Credentials, *, outward: Outward = DIRECT, clock: Clock) -> None:
+    """Have a silo's certificate renewed, if it is time; works with one that has run out, too.
+
+    Args:
+        credentials: of the server it has joined.
+        outward: proxies and authorities beyond the plain way.
+        clock: seconds since 1970.
+    """
+    if not credentials.due(now=clock()):
+        return
+    async with httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=30.0) as client:
+        given = await client.post(f"{credentials.url}/v1/challenge")
+        challenge = _bytes((await _answer(given)).get("challenge"))
+        proof = credentials.proof("certificate", challenge=challenge, channel=_channel(given))
+        answer = await _answer(await client.post(f"{credentials.url}/v1/certificate", json=_written(proof)))
+    credentials.renewed(str(answer.get("certificate", "")).encode())
+
+
+class Visit(httpx.Auth):
+    """Tickets for an HTTP client: asked for when needed, renewed before they expire or when the server says so.
+
+    Args:
+        credentials: whose visit it is.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, credentials: Credentials, *, clock: Clock) -> None:
+        self._mine, self._clock = credentials, clock
+        self._ticket, self._until = "", float("-inf")
+        self._alone = asyncio.Lock()
+
+    @property
+    def ticket(self) -> str:
+        """The present ticket, for what is not an HTTP request (the doorbell); empty before the first request."""
+        return self._ticket
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """As httpx has it: the request, and before it what is needed."""
+        for last in (False, True):
+            async with self._alone:
+                if self._clock() > self._until:
+                    challenge = yield httpx.Request("POST", self._at("challenge"))
+                    opened = yield self._session(await _answer(challenge), _channel(challenge))
+                    self._keep(await _answer(opened))
+            shown = self._ticket
+            request.headers["Authorization"] = f"Bearer {shown}"
+            response = yield request
+            if response.status_code != 401:
+                return
+            if shown == self._ticket:  # nobody has a newer one yet
+                self._until = float("-inf")
+            if last or not isinstance(request.stream, httpx.ByteStream):  # a body that was streamed is gone
+                return
+
+    def _at(self, what: str) -> str:
+        return f"{self._mine.url}/v1/{what}"
+
+    def _session(self, answer: dict[str, Any], channel: str) -> httpx.Request:
+        proof = self._mine.proof("session", challenge=_bytes(answer.get("challenge")), channel=channel)
+        return httpx.Request("POST", self._at("session"), json=_written(proof))
+
+    def _keep(self, answer: dict[str, Any]) -> None:
+        try:
+            self._ticket = str(answer["ticket"])
+            self._until = self._clock() + 0.8 * float(answer["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise NotTrusted("the server answered something else than a ticket") from error
+
+
+def _written(proof: Proof) -> dict[str, str]:
+    return {
+        "name": proof.name,
+        "challenge": _text(proof.challenge),
+        "channel": proof.channel,
+        "signature": _text(proof.signature),
+    }
+
+
+def _channel(response: httpx.Response) -> str:
+    """The digest of the certificate that the server showed on this connection; empty on plain HTTP."""
+    stream = response.extensions.get("network_stream")
+    tls = None if stream is None else stream.get_extra_info("ssl_object")
+    shown = None if tls is None else tls.getpeercert(binary_form=True)
+    return "" if shown is None else hashlib.sha256(shown).hexdigest()
+
+
+async def _answer(response: httpx.Response) -> dict[str, Any]:
+    """What the door answered, or the error that it names."""
+    body = await _short(response)
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise NotTrusted(f"{response.url} answered {response.status_code} and no JSON; is it a foedus server?")
+    if response.status_code == 200:
+        return told
+    said = str(told.get("told", f"the server answered {response.status_code}"))[:2000]
+    if response.status_code == 429:
+        raise TooFast(said, after_s=float(response.headers.get("Retry-After", "1")))
+    raise ProtocolError.of(Code(str(told.get("code"))), said)
+
+
+async def _short(response: httpx.Response) -> bytes:
+    """An answer's body, which must say that it is short before it is read, and must not be compressed."""
+    length, coding = response.headers.get("content-length", ""), response.headers.get("content-encoding", "identity")
+    if not length.isdecimal() or int(length) > LARGEST or coding != "identity":
+        raise NotTrusted(
+            f"{response.url} answers {length or 'an unknown number of'} bytes ({coding}) where a plain answer of at "
+            f"most {LARGEST} belongs; is it a foedus server?"
+        )
+    return await response.aread()
+
+
+def _bytes(text: object) -> bytes:
+    try:
+        return base64.b64decode(str(text) + "=" * (-len(str(text)) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise NotTrusted("the server answered bytes that are not base64url") from error
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
