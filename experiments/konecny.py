@@ -4,7 +4,8 @@ Fashion-MNIST on 200 clients of 300 pictures, and a lossy JPEG copy of CIFAR-10 
 round, one epoch on batches of 10, dealt evenly at random as in the paper. Compressed are the updates of matrices;
 biases are sent as they are.
 
-* *structured*: the update is confined to a random mask, or to matrices of low rank, of about equal size;
+* *structured*: the update is confined to a random mask, or to matrices of low rank, of about equal size: after the
+  training, or, *inside*, by training within it;
 * *sketched*: a random part of the entries, or fewer bits an entry, with and without a rotation first;
 * *the whole chain*: rotation, 6.25 % of the entries, 2 bits each; the same with the codebook of EDEN (Vargaftik et al.
   2022); and with lossless coding behind it;
@@ -39,6 +40,7 @@ RATES = {"fashion": 0.2, "cifar": 0.1}
 CLIENTS = {"fashion": 200, "cifar": 100}
 SGD_RATE, SGD_ROUNDS, SGD_EVERY = 0.1, 5, 20  # FedSGD's learning rate; so many times the rounds of the others
 BELOW = 0.01  # an arm is held to FedAvg's accuracy less this
+FASTER = 2.0  # a confined matrix moves less far along its gradient; twice the rate is as much as the other layers bear
 
 
 def sent(*stages: fd.Stage) -> fd.Aggregator:
@@ -56,11 +58,19 @@ def large(name: str, shape: tuple[int, ...]) -> bool:
 
 
 class Arm(NamedTuple):
-    """What is done to updates; ``None`` for nothing. ``on``: the data it is run on."""
+    """What is done to updates; ``None`` for nothing. ``on``: the data it is run on; ``form``: what clients train
+    within; ``faster``: so many times the rate of the others."""
 
     aggregator: Callable[[], fd.Aggregator] | None
     on: tuple[str, ...] = ("fashion",)
     sgd: bool = False
+    form: Callable[[], fd.Stage] | None = None
+    faster: float = 1.0
+
+
+def inside(form: Callable[[], fd.Stage], faster: float = 1.0) -> Arm:
+    """The one large matrix trained within a form."""
+    return Arm(None, form=lambda: fd.on_layers(large, form()), faster=faster)
 
 
 BOTH = ("fashion", "cifar")
@@ -90,6 +100,11 @@ ARMS = {
     "large matrix: low rank 4": Arm(lambda: sent_large(fd.low_rank(4, unbiased=False))),
     "large matrix: mask 6.25 %, scaled up": Arm(lambda: sent_large(fd.random_mask(0.0625))),
     "large matrix: low rank 4, scaled up": Arm(lambda: sent_large(fd.low_rank(4))),
+    "large matrix: mask 6.25 %, inside": inside(lambda: fd.random_mask(0.0625, unbiased=False)),
+    "large matrix: low rank 4, inside": inside(lambda: fd.low_rank(4, unbiased=False)),
+    "large matrix: own masks 6.25 %, inside": inside(lambda: fd.rand_k(0.0625)),
+    "large matrix: mask 6.25 %, inside, faster": inside(lambda: fd.random_mask(0.0625, unbiased=False), FASTER),
+    "large matrix: low rank 4, inside, faster": inside(lambda: fd.low_rank(4, unbiased=False), FASTER),
     "FedSGD": Arm(None, ("fashion",), sgd=True),
 }
 ROUNDS = {"fashion": 60, "cifar": 32}
@@ -119,7 +134,9 @@ DATA = {"fashion": fd.data.fashion_mnist, "cifar": fd.data.cifar10_jpeg}
 def algorithm(name: str, arm: Arm) -> fd.Algorithm:
     if arm.sgd:
         return fd.fedsgd(lr=SGD_RATE)
-    local = fd.local_sgd(lr=RATES[name], epochs=1, batch_size=BATCH)
+    local = fd.local_sgd(lr=RATES[name] * arm.faster, epochs=1, batch_size=BATCH)
+    if arm.form is not None:
+        return fd.structured(local, arm.form())
     return fd.fedavg(local, aggregator=arm.aggregator and arm.aggregator())
 
 
