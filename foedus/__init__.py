@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from foedus.core.timing import hierarchical as hierarchical
     from foedus.core.timing import semi_synchronous as semi_synchronous
     from foedus.core.widths import heterofl as heterofl
+    from foedus.net.owner.examples import ExampleStore as ExampleStore
     from foedus.privacy.claims import calibrate as calibrate
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
@@ -140,6 +141,7 @@ _HOMES = {
     "Consult": "foedus.core.method",
     "Contribution": "foedus.core.method",
     "Evaluation": "foedus.rounds.evaluate",
+    "ExampleStore": "foedus.net.owner.examples",
     "Examples": "foedus.core.examples",
     "Federation": "foedus.sim.federation",
     "Gate": "foedus.core.gate",

@@ -33,7 +33,10 @@
     │   ├── NotNow                           not at this moment: too many requests, or another server leads
     │   │   └── TooFast                      more was asked than the limits let through; says when to come back
     │   └── UploadRefused                    an upload that the server does not take
-    └── WorkerDied (RuntimeError)            a worker process ended by itself
+    ├── WorkerDied (RuntimeError)            a worker process ended by itself
+    ├── Unreachable (ConnectionError)        the server cannot be reached, or the connection was lost
+    ├── OwnerRefuses                         the rules of the data's owner do not allow it; says which
+    └── LedgerBroken                         the ledger of what left was changed or cut off
 
 Messages say what happened, why, and what to write instead.
 """
@@ -390,3 +393,26 @@ _KINDS: dict[Code, type[ProtocolError]] = {
 
 class WorkerDied(FoedusError, RuntimeError):
     """A worker process ended by itself (killed, or out of memory)."""
+
+
+class Unreachable(FoedusError, ConnectionError):
+    """The server cannot be reached, or the connection to it was lost; nothing is lost with it."""
+
+
+class OwnerRefuses(FoedusError):
+    """The rules of the owner of the data do not allow it.
+
+    Attributes:
+        reasons: in plain words, each with what would change it.
+    """
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.reasons
+
+
+class LedgerBroken(FoedusError):
+    """The ledger of what left this machine was changed, or lines of it were cut off."""

@@ -51,6 +51,7 @@ PUBLIC = [
     "Consult",
     "Contribution",
     "Evaluation",
+    "ExampleStore",
     "Examples",
     "Federation",
     "Gate",

@@ -123,6 +123,9 @@ def section(command: str) -> str:
 
 
 def options(command: click.Command) -> set[str]:
+    """Of a command, or of all commands of a group."""
+    if isinstance(command, click.Group):
+        return {name for each in command.commands.values() for name in options(each)}
     return {name for p in command.params if isinstance(p, click.Option) for name in p.opts if name.startswith("--")}
 
 

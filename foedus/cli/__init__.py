@@ -6,6 +6,7 @@
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
     foedus privacy                     how private a plan is, and how much noise it takes
+    foedus ledger / consent            what left this machine, and who agreed to it
     foedus doctor                      what is installed, and what works
 
 A federation is a Python value (:class:`foedus.Federation`); every flag replaces one field of it. Errors of ours
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 import click
 
-from foedus.cli import compare, demo, doctor, export, new, plot, privacy, runs, simulate
+from foedus.cli import compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate
 from foedus.cli.verb import State
 from foedus.errors import ConfigurationError, FoedusError
 
@@ -35,7 +36,7 @@ def foedus() -> None:
     """
 
 
-for _verb in (compare, demo, doctor, export, new, plot, privacy, runs, simulate):
+for _verb in (compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate):
     foedus.add_command(_verb.command)
 
 

@@ -1,0 +1,85 @@
+"""The owner's folder: one for all servers that a machine works for, so that rules and ledger hold for all of them.
+
+| file | |
+|---|---|
+| ``rules.toml`` | what is allowed; written with comments when there is none (``rules.py``) |
+| ``consent.jsonl`` | who agreed to what (``consent.py``) |
+| ``ledger.jsonl`` | what left (``ledger.py``) |
+| ``approvals.json``, ``bundles/`` | tasks that were approved or denied, and their source (``approvals.py``) |
+| ``servers/NAME/`` | of one server: credentials, what waits to be sent, what is kept between rounds, models |
+
+Not here: what is in the files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from foedus.errors import ConfigurationError
+from foedus.net.owner import rules
+from foedus.net.owner.consent import Consents
+from foedus.net.owner.ledger import Ledger
+from foedus.record.files import replace, storage
+
+__all__ = ["OwnerFolder", "default"]
+
+
+def default() -> Path:
+    """Where the owner's folder is if nobody says: in the user's own data folder."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("foedus")) / "owner"
+
+
+@dataclass(frozen=True)
+class OwnerFolder:
+    """The folder, and what lies in it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = OwnerFolder(Path(tempfile.mkdtemp()))
+        >>> folder.server("https://fl.example.org:8765").name
+        'fl.example.org-8765'
+    """
+
+    path: Path
+
+    @property
+    def rules_file(self) -> Path:
+        """The owner's rules."""
+        return self.path / "rules.toml"
+
+    @property
+    def bundles(self) -> Path:
+        """Source bundles that were fetched, by digest."""
+        return self.path / "bundles"
+
+    def rules(self) -> rules.Rules:
+        """The rules; a file with the template is written if there is none."""
+        if not self.rules_file.exists():
+            self._make(self.path)
+            replace(self.rules_file, rules.TEMPLATE.encode())
+        return rules.read(self.rules_file)
+
+    def consents(self) -> Consents:
+        """The records of consent."""
+        self._make(self.path)
+        return Consents(self.path / "consent.jsonl")
+
+    def ledger(self) -> Ledger:
+        """The ledger, checked."""
+        self._make(self.path)
+        return Ledger(self.path / "ledger.jsonl")
+
+    def server(self, address: str) -> Path:
+        """The folder of one server."""
+        name = re.sub(r"[^\w.-]+", "-", address.partition("://")[2] or address).strip("-.")
+        if not name:
+            raise ConfigurationError(f"{address!r} is no address of a server; write https://HOST:PORT")
+        return self.path / "servers" / name
+
+    def _make(self, path: Path) -> None:
+        with storage(path):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,0 +1,51 @@
+"""Locks between processes: held by a file, let go by the operating system however a process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from foedus.errors import ConfigurationError
+
+__all__ = ["alone", "in_turn"]
+
+
+@contextlib.contextmanager
+def alone(path: Path, told: str) -> Iterator[None]:
+    """Hold a lock file while this goes on; it ends with the process, however that ends.
+
+    Args:
+        path: of the lock file.
+        told: what to say if another process holds it.
+
+    Raises:
+        ConfigurationError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(path, "a+b") as file:
+        try:
+            _lock(file.fileno(), wait=False)
+        except OSError:
+            raise ConfigurationError(told) from None
+        yield
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Wait for a lock file, and hold it while this goes on."""
+    with open(path, "a+b") as file:
+        _lock(file.fileno(), wait=True)
+        yield
+
+
+def _lock(handle: int, *, wait: bool) -> None:
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    else:  # pragma: no cover
+        import msvcrt
+
+        getattr(msvcrt, "locking")(handle, getattr(msvcrt, "LK_LOCK" if wait else "LK_NBLCK"), 1)  # noqa: B009

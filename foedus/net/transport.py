@@ -1,0 +1,176 @@
+"""How a client reaches a server: three calls, over HTTP or in memory.
+
+The client always calls; the server never does. Everything works by these calls alone; the doorbell only says that it
+may be worth while to call now.
+
+Over HTTP every call is one request (``api.py`` has the addresses): messages are posted, blobs are fetched (a download
+that breaks is taken up again where it broke), pieces of an upload are put at their offset. Whoever it is that calls is
+the business of the HTTP client that is given (``identity/visits.py``).
+
+Not here: what is said (``protocol``), who is let in (``identity``), when to try again (``agent.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from foedus.errors import Code, MalformedMessage, TooLarge, Unreachable
+from foedus.net import api
+from foedus.protocol import wire
+from foedus.protocol.messages import ANSWERS, Answer, Blob, Message, Problem, Request
+
+__all__ = ["HttpTransport", "Transport"]
+
+TRIES = 5  # to take a download up again where it broke
+
+
+class Transport(Protocol):
+    """A way to a server.
+
+    Laws, held by the conformance suite: the same message may be asked again; bytes that were sent twice are there once;
+    what cannot be reached is :class:`~foedus.errors.Unreachable`, and nothing else is.
+    """
+
+    async def ask(self, message: Request) -> Answer:
+        """Say something, and hear the answer; a problem is an answer."""
+
+    async def fetch(self, blob: Blob) -> bytes:
+        """A blob's bytes, as many as were announced; their digest is not checked here."""
+
+    async def send(self, upload: bytes, offset: int, content: bytes) -> int | Problem:
+        """Bytes of an upload, to be at an offset; where to go on."""
+
+    async def close(self) -> None:
+        """Close connections."""
+
+
+class HttpTransport:
+    """A server over HTTP.
+
+    Args:
+        client: an ``httpx.AsyncClient`` whose base address is the server's, and that says who calls.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def ask(self, message: Request) -> Answer:
+        """See :class:`Transport`."""
+        headers = {"Content-Type": api.MEDIA}
+        found = await self._called("POST", api.PATHS[type(message)], content=wire.encode(message), headers=headers)
+        answer = _message(found)
+        if not isinstance(answer, (Problem, *ANSWERS[type(message)])):
+            raise MalformedMessage(f"the server answered {type(message).__name__} with {type(answer).__name__}")
+        return answer  # type: ignore[return-value]
+
+    async def fetch(self, blob: Blob) -> bytes:
+        """See :class:`Transport`."""
+        content = bytearray()
+        for left in reversed(range(TRIES)):
+            before = len(content)
+            try:
+                await self._more(blob, content)
+            except Unreachable:
+                if not left or len(content) == before:
+                    raise
+                continue
+            break
+        return bytes(content)
+
+    async def send(self, upload: bytes, offset: int, content: bytes) -> int | Problem:
+        """See :class:`Transport`."""
+        headers, where = {"Content-Type": api.BYTES}, {"offset": str(offset)}
+        found = await self._called("PUT", api.upload_path(upload), content=content, headers=headers, params=where)
+        if found.status == 200 and found.headers.get(api.OFFSET, "").isdecimal():
+            return int(found.headers[api.OFFSET])
+        answer = _message(found)
+        if not isinstance(answer, Problem):
+            raise MalformedMessage(f"the server answered bytes with {type(answer).__name__}")
+        return answer
+
+    async def close(self) -> None:
+        """See :class:`Transport`."""
+        await self._client.aclose()
+
+    async def _called(self, method: str, path: str, **given: Any) -> _Found:
+        """One request and its answer, which is small."""
+        import httpx
+
+        try:
+            async with self._client.stream(method, path, **given) as response:
+                return await _bounded(response)
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+
+    async def _more(self, blob: Blob, content: bytearray) -> None:
+        """Fetch a blob from where its content ends."""
+        import httpx
+
+        headers = {"Range": f"bytes={len(content)}-"} if content else {}
+        try:
+            async with self._client.stream("GET", api.blob_path(blob.digest), headers=headers) as response:
+                if response.status_code not in (200, 206):
+                    answer = _message(await _bounded(response))
+                    raise Unreachable(f"the server does not give a blob: {getattr(answer, 'told', answer)}")
+                if response.status_code == 200:
+                    content.clear()
+                async for piece in response.aiter_raw():
+                    content += piece
+                    if len(content) > blob.size:
+                        raise TooLarge(f"a blob of {blob.size} bytes was announced, and more came")
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        if len(content) < blob.size:
+            raise Unreachable(f"a blob of {blob.size} bytes was announced, and {len(content)} came")
+
+
+class _Found(NamedTuple):
+    """A small answer of HTTP's."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+async def _bounded(response: Any) -> _Found:
+    content = bytearray()
+    async for piece in response.aiter_raw():
+        content += piece
+        if len(content) > wire.MOST:
+            raise TooLarge(f"the server answered with more than {wire.MOST} bytes")
+    return _Found(response.status_code, response.headers, bytes(content))
+
+
+def _message(found: _Found) -> Message:
+    """The message that was answered; what the door says in JSON, or a proxy says, is a problem, too."""
+    kind = found.headers.get("Content-Type", "")
+    if kind.startswith(api.MEDIA):
+        return wire.decode(found.content)
+    if found.status < 400:
+        raise MalformedMessage(f"this is no foedus server: it answered {kind or 'nothing'}, and no message")
+    if found.status in (502, 503, 504):
+        raise Unreachable(f"whatever is before the server answered {found.status}; it is tried again by itself")
+    told: Any = {}
+    with contextlib.suppress(ValueError, RecursionError):
+        told = json.loads(found.content)
+    told = told if isinstance(told, dict) else {}
+    code = Code.UNAUTHENTICATED if found.status == 401 else Code(str(told.get("code", "other")))
+    after = found.headers.get("Retry-After", "")
+    return Problem(
+        code=code,
+        told=_printable(str(told.get("told") or f"the server answered {found.status}")),
+        fatal=found.status not in (401, 429) and found.status < 500,
+        after_s=float(after) if after.isdecimal() and len(after) < 6 else 0.0,
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)[:1000]
+
+
+def _unreachable(error: Exception) -> Unreachable:
+    told = str(error) or type(error).__name__
+    return Unreachable(f"the server cannot be reached, or the connection broke: {told}. It is tried again by itself")
