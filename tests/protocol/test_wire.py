@@ -195,7 +195,7 @@ def test_a_problem_is_an_error_on_the_other_side() -> None:
     assert answer == Problem(code=Code.RATE, told="ask once a minute", after_s=60.0)
     assert isinstance(answer, Problem)
     again = raised(answer)
-    assert type(again) is NotNow
+    assert isinstance(again, NotNow)
     assert (again.code, again.fatal) == (Code.RATE, False)
 
 
