@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 import pickle
 import stat
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ from foedus.net.identity.directory import invitation
 from foedus.net.identity.files import create_once, read_secret, write_secret
 from foedus.net.identity.keys import PublicKey, SigningKey, signed_bytes
 from foedus.net.identity.sessions import Proof
-from foedus.net.identity.signed import check_blob, sign_blob
+from foedus.net.identity.signed import check, check_content, sign
+from foedus.protocol.messages import Accepted, Blob, Finished, Kind
 
 KEY = SigningKey.generate()
 Parts = st.lists(st.binary(max_size=9), max_size=4)
@@ -63,17 +66,73 @@ def test_a_signature_from_a_published_vector() -> None:
     assert key.native.sign(bytes.fromhex("af82")).hex() == signature
 
 
-def test_what_a_server_signed_is_good_for_its_run_and_round_only() -> None:
-    import hashlib
+def accepted() -> Accepted:
+    return Accepted(
+        run="heart",
+        round=3,
+        attempt=1,
+        key=b"k" * 16,
+        kind=Kind.TRAIN,
+        orders=Blob(digest=b"o" * 32, size=5),
+        bundle=Blob(digest=b"b" * 32, size=6),
+        target="task:federation",
+        position=2,
+        seed=-7,
+        closes_s=60.0,
+        minimum=3,
+        protections=("secure-aggregation",),
+    )
 
-    digest = hashlib.sha256(b"weights").digest()
-    signature = sign_blob(KEY, "orders", run="heart", round=3, digest=digest)
-    check_blob(KEY.public, "orders", b"weights", signature=signature, run="heart", round=3, digest=digest)
-    for change in ({"run": "lung"}, {"round": 2}, {"what": "model"}, {"content": b"weightz"}):
-        given_ = {"what": "orders", "content": b"weights", "run": "heart", "round": 3} | change
-        what, content = given_.pop("what"), given_.pop("content")
-        with pytest.raises(SignatureInvalid):
-            check_blob(KEY.public, what, content, signature=signature, digest=digest, **given_)  # type: ignore[arg-type]
+
+CHANGES: dict[str, object] = {
+    "run": "lung",
+    "round": 4,
+    "attempt": 2,
+    "kind": Kind.EVALUATE,
+    "key": b"l" * 16,
+    "orders": Blob(digest=b"p" * 32, size=5),
+    "bundle": None,
+    "target": "task:other",
+    "position": 1,
+    "seed": 7,
+    "limit": 1,
+    "minimum": 1,
+    "protections": (),
+    "held": b"h" * 16,
+    "plan": Blob(digest=b"p" * 32, size=5),
+}
+
+
+@pytest.mark.parametrize("field", sorted(CHANGES))
+def test_what_a_server_signed_is_good_for_exactly_that(field: str) -> None:
+    told = sign(KEY, accepted())
+    check(KEY.public, told)
+    with pytest.raises(SignatureInvalid):
+        check(KEY.public, replace(told, **{field: CHANGES[field]}))  # type: ignore[arg-type]
+    with pytest.raises(SignatureInvalid):
+        check(SigningKey.generate().public, told)
+
+
+def test_every_field_that_matters_is_signed() -> None:
+    """A field that a later version adds is thought about here."""
+    unsigned = {"closes_s", "signature"}
+    assert {f.name for f in fields(Accepted)} == {*CHANGES, *unsigned}
+
+
+@pytest.mark.parametrize("change", [{"rounds": 4}, {"personal": True}, {"model": None}, {"target": "x:y"}, {"seed": 1}])
+def test_the_final_model_is_signed(change: dict[str, object]) -> None:
+    told = sign(KEY, Finished(run="heart", model=Blob(digest=b"m" * 32, size=9), rounds=3))
+    check(KEY.public, told)
+    with pytest.raises(SignatureInvalid):
+        check(KEY.public, replace(told, **change))  # type: ignore[arg-type]
+
+
+def test_bytes_are_compared_with_what_was_signed_for() -> None:
+    blob = Blob(digest=hashlib.sha256(b"weights").digest(), size=7)
+    check_content(blob, b"weights")
+    for other in (b"weightz", b"weights ", b""):
+        with pytest.raises(SignatureInvalid, match="cut or changed"):
+            check_content(blob, other)
 
 
 # --- files ----------------------------------------------------------------------------------------------------
