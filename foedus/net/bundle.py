@@ -62,7 +62,7 @@ class Bundle:
     Example:
         >>> bundle = Bundle.of({"task.py": b"answer = 42\\n"})
         >>> bundle.digest.hex()[:16], len(bundle.content)
-        ('bf2fe5b8aab5c2d0', 37)
+        ('50bae904ba5db9ad', 40)
 
     Attributes:
         files: content by path, in the order of paths.
