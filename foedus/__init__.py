@@ -116,6 +116,8 @@ if TYPE_CHECKING:
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
     from foedus.rounds.evaluate import Evaluation as Evaluation
+    from foedus.secure.graph import Withstand as Withstand
+    from foedus.secure.masked import masked as masked
     from foedus.sim import executors as executors
     from foedus.sim.compare import Arms as Arms
     from foedus.sim.compare import Comparison as Comparison
@@ -160,6 +162,7 @@ _HOMES = {
     "TensorBoard": "foedus.record.export",
     "Train": "foedus.core.method",
     "Watch": "foedus.core.scores",
+    "Withstand": "foedus.secure.graph",
     "World": "foedus.sim.world",
     "accuracy": "foedus.core.task",
     "adagrad": "foedus.core.server",
@@ -209,6 +212,7 @@ _HOMES = {
     "logistic": "foedus.core.linear",
     "low_rank": "foedus.core.layers",
     "mae": "foedus.core.task",
+    "masked": "foedus.secure.masked",
     "matrices": "foedus.core.layers",
     "mean": "foedus.core.aggregate",
     "median": "foedus.core.robust",

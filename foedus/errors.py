@@ -19,6 +19,9 @@
     │   ├── SignatureInvalid                 a signature is not of this key over these bytes
     │   ├── PinMismatch                      the server is not the one that was pinned
     │   └── BundleRefused                    a source bundle is unsafe, damaged, or not approved
+    ├── SecureAggregationFailed              an attempt at a masked sum ended without one; nothing was revealed
+    │   ├── ForgedMessage                    a key, share or signature is not what it must be
+    │   └── NotEnoughShares                  fewer shares than a secret takes, or shares that do not fit together
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
     ├── StaleEpoch                           another server process has taken over; nothing was written
@@ -216,6 +219,18 @@ class PinMismatch(NotTrusted):
 
 class BundleRefused(NotTrusted):
     """A source bundle is unsafe, damaged, not signed by the server that was pinned, or not approved."""
+
+
+class SecureAggregationFailed(FoedusError):
+    """An attempt at a masked sum ended without one. A new attempt has fresh keys."""
+
+
+class ForgedMessage(SecureAggregationFailed):
+    """A key, a sealed share or a signature is not what it must be: somebody changed, replayed or made it up."""
+
+
+class NotEnoughShares(SecureAggregationFailed):
+    """There are fewer shares than it takes to put a secret together, or they do not fit together."""
 
 
 class CheckpointError(FoedusError):

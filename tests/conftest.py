@@ -48,7 +48,7 @@ def data_folder() -> Path:
 # their annotations stay as they are, so that tests may hand them what a careless user would.
 
 SHAPES = frozenset({"Bool", "Float", "Float64", "Int", "Int32", "Int64", "Shaped", "UInt32", "UInt64"})
-PACKAGES = ("foedus.core", "foedus.tree", "foedus.sim", "foedus.record")
+PACKAGES = ("foedus.core", "foedus.secure", "foedus.tree", "foedus.sim", "foedus.record")
 
 check = jaxtyping.jaxtyped(typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))
 

@@ -63,6 +63,7 @@ class Aggregator(NamedTuple):
       find it in ``context.told``.
     * ``event``: what ``foedus.privacy`` accounts for one decoding; ``None``: no privacy is claimed. One that has it
       ignores how many contributed, and is decoded even if nobody did.
+    * ``masking``: if given, messages are added up under masks, and nobody ever sees a single one; see :class:`Masking`.
 
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
     ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit, of admitted messages.
@@ -94,6 +95,7 @@ class Aggregator(NamedTuple):
     least: int = 1
     tell: Callable[[State], Mapping[str, NDArray[Any]]] | None = None
     event: object | None = None
+    masking: Masking | None = None
 
     @property
     def shortcut(self) -> Shortcut | None:
@@ -125,6 +127,29 @@ class Shortcut(NamedTuple):
 
     def __call__(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
         return self.function(updates, contexts)
+
+
+class Masking(NamedTuple):
+    """What an aggregator says of itself whose messages are whole numbers that are added up under masks.
+
+    * ``of_codes(bits)``: the same for codes from 0 to 2^bits − 1, which a quantiser before it gives.
+    * ``of_whole(bits)``: the same for whole numbers, positive and negative, whose sum over a round lies from −2^(bits −
+      1) to 2^(bits − 1) − 1: they are added modulo 2^bits.
+    * ``entries(n)``: how many numbers a message holds for an update of n entries.
+    * ``width``: bits of each; they are added modulo 2^width.
+    * ``least``: fewest messages in a sum that is ever shown.
+    * ``withstand``: what the masks withstand (``foedus.secure.graph.Withstand``), by which a round knows its cohort.
+    * ``overhead``: bytes that a client sends and receives in a round for keys, shares and unmasking, beside its
+      message.
+    """
+
+    of_codes: Callable[[int], Aggregator]
+    of_whole: Callable[[int], Aggregator]
+    entries: Callable[[int], int]
+    width: int
+    least: int
+    withstand: Any
+    overhead: tuple[int, int]
 
 
 def mean(*, weighted: bool = True) -> Aggregator:

@@ -14,7 +14,7 @@ from typing import Any
 
 from foedus.core.aggregate import Aggregator, mean
 from foedus.core.client import Client, LocalSGD, LocalTraining, Schedule, local_sgd
-from foedus.core.gate import Gate
+from foedus.core.gate import Gate, check_maskable
 from foedus.core.method import Method, Personal, averaging
 from foedus.core.server import ServerOptimiser, sgd
 from foedus.core.stage import Stage
@@ -92,6 +92,8 @@ class Algorithm:
                 f"{self.method.label} keeps sums of updates as clients send them, and {self.timing.label} scales stale "
                 "ones down. Use foedus.buffered(..., staleness=foedus.core.timing.constant()), or scaffold or fednova"
             )
+        if self.aggregator.masking is not None:
+            self._check_masked()
         if self.downlink is not None:
             self._check_downlink(self.downlink)
         if not isinstance(self.server, ServerOptimiser):
@@ -103,6 +105,32 @@ class Algorithm:
         """Whether the timing scales updates."""
         assert isinstance(self.timing, Buffered)
         return self.timing.mixing is not None or self.timing.staleness.weight(1) != 1.0
+
+    def _check_masked(self) -> None:
+        """Refuse what would need single updates, or show them beside the masked ones."""
+        check_maskable(self.aggregator, self.gate)
+        if isinstance(self.timing, Buffered):
+            raise IncompatibleStages(
+                f"{self.timing.label} takes updates as they come, and masks cancel only among clients who agree on "
+                "them "
+                f"for one round: {self.aggregator.label} needs rounds. Leave out the timing, or take mean()"
+            )
+        if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1:
+            raise IncompatibleStages(
+                f"with {self.timing.label} edges average {self.timing.rounds} times among few clients, and "
+                f"{self.aggregator.label} shows sums of at least {self._least()}. Write hierarchical(..., rounds=1)"
+            )
+        for name, rule in ({} if self.method is None else self.method.sides).items():
+            if rule.masking is None:
+                raise IncompatibleStages(
+                    f"{self.method and self.method.label} sends {name!r} beside the update, by {rule.label}, which the "
+                    f"server sees of every client, while {self.aggregator.label} hides the update. Give that channel "
+                    "masked(...), too, or use a method that sends updates only"
+                )
+
+    def _least(self) -> int:
+        assert self.aggregator.masking is not None
+        return self.aggregator.masking.least
 
     def _check_many(self, timing: Buffered) -> None:
         """Whether a step has the updates that the rule needs, where that is known beforehand."""
@@ -124,10 +152,11 @@ class Algorithm:
                 f"downlink={downlink.label} keeps something of a sender's, or compares many; the model is one message "
                 "to all. Write stages and a mean: foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
-        if downlink.event is not None or downlink.tell is not None:
+        if downlink.event is not None or downlink.tell is not None or downlink.masking is not None:
             raise ConfigurationError(
-                f"downlink={downlink.label} adds noise for privacy, or tells clients something; the model was made "
-                "private, if at all, before it is sent. Write stages and a mean: "
+                f"downlink={downlink.label} adds noise for privacy, or masks, or tells clients something; the model "
+                "was "
+                "made private, if at all, before it is sent. Write stages and a mean: "
                 "foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
         if self.method is not None and self.method.home is not None:

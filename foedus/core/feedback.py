@@ -30,7 +30,7 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
         aggregator: usually a chain that ends in a mean, e.g. ``chain(top_k(0.01), mean())``.
 
     Raises:
-        IncompatibleStages: the aggregator's clients keep something already.
+        IncompatibleStages: the aggregator's clients keep something already, or it adds noise or masks.
 
     Example:
         >>> import numpy as np
@@ -47,6 +47,12 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
         raise IncompatibleStages(
             f"{aggregator.label} adds noise for privacy, and a client that keeps what its message lacked would keep "
             "that noise, and send it later. Leave error_feedback() out"
+        )
+    if aggregator.masking is not None:
+        raise IncompatibleStages(
+            f"{aggregator.label} shows sums only, and a residual is what one message lacked. Leave error_feedback() "
+            "out: "
+            "what adds up under masks (rotate(), quantise(bits, scale=...), random_mask(share)) is unbiased"
         )
     if aggregator.remember is not None:
         raise IncompatibleStages(f"{aggregator.label} keeps a residual already; one error_feedback() is enough")

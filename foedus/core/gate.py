@@ -158,6 +158,10 @@ def forms_of(aggregator: Aggregator, context: Context, *, dtype: str = "<f4") ->
 def check_maskable(aggregator: Aggregator, gate: Gate | None = None) -> None:
     """Refuse what cannot work where only masked sums are seen.
 
+    Args:
+        aggregator: the one whose sums are to be masked, or are.
+        gate: what looks at updates before that.
+
     Raises:
         IncompatibleStages: says what needs single updates, and what to use instead.
 

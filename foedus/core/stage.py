@@ -40,6 +40,7 @@ class Kind(IntEnum):
     REALS = 0  # floating-point numbers
     CODES = 1  # whole numbers of a few bits: what quantisation gives
     BYTES = 2  # compressed bytes, uint8, of no known length
+    WHOLE = 3  # whole numbers of either sign, int64, that only masked sums take: see Stage.bits
 
 
 class Stage(NamedTuple):
@@ -51,7 +52,9 @@ class Stage(NamedTuple):
       into ``beside``.
     * ``linear``: whether decoding commutes with taking weighted means, to rounding.
     * ``takes``, ``gives``: what the vector holds before and after.
-    * ``bits``: if it gives codes, how many bits each takes on the wire: whole numbers from 0 to 2**bits − 1.
+    * ``bits``: if it gives codes, how many bits each takes on the wire: whole numbers from 0 to 2**bits − 1. If it
+      gives whole numbers of either sign, that the *sum* over a round lies from −2**(bits − 1) to 2**(bits − 1) − 1;
+      whoever adds noise to them answers for that.
     * ``size(n, layout) -> length``: of the encoded vector, from that of the vector before.
     * ``layers``: it looks at the model's layers, so that the vector must still lie as the model's ``Layout`` says.
     * ``scatters``: after it the vector does not.
@@ -112,6 +115,7 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
         'chain(clip(1.0), mean())'
     """
     outer, inner = _parted(stages)
+    inner = _taking(outer, inner)
     label = f"chain({', '.join(s.label for s in stages)})"
     if not outer:
         return inner._replace(label=label)
@@ -143,6 +147,33 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
             f"Write {inner.label.partition('(')[0]}(chain({outer[-1].label}, ...))"
         )
     return outer, inner
+
+
+def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
+    """The aggregator for what the last stage gives: one that masks adds up codes and whole numbers as they are.
+
+    Raises:
+        IncompatibleStages: a stage is undone message by message, and under masks there is only the sum; or whole
+            numbers go to an aggregator that does not mask.
+    """
+    gives = outer[-1].gives if outer else Kind.REALS
+    if inner.masking is None:
+        if gives is Kind.WHOLE:
+            raise IncompatibleStages(
+                f"{outer[-1].label} gives whole numbers that are to be added up under masks, and {inner.label} does "
+                "not mask. Write masked(...) in its place"
+            )
+        return inner
+    if firm := [stage.label for stage in outer if not stage.linear]:
+        raise IncompatibleStages(
+            f"{firm[0]} is undone message by message, and behind {inner.label} only the sum of all is seen. What "
+            "adds up: clip(c), rotate(), random_mask(share), quantise(bits, scale=...)"
+        )
+    if gives is Kind.REALS:
+        return inner
+    bits = outer[-1].bits
+    assert bits is not None
+    return inner.masking.of_codes(bits) if gives is Kind.CODES else inner.masking.of_whole(bits)
 
 
 def _event(outer: Sequence[Stage], inner: Aggregator) -> object | None:
@@ -206,8 +237,9 @@ class _Links(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether what travels is real numbers that add up as they are."""
-        return self.later == len(self.outer) and self.outer[-1].gives is Kind.REALS
+        """Whether what travels adds up as it is: real numbers, or whatever is masked."""
+        added = self.outer[-1].gives is Kind.REALS or self.inner.masking is not None
+        return self.later == len(self.outer) and added
 
     def encode(self, update: Update, context: Context) -> Message:
         if self.plain:  # then the aggregator's own way of writing is what travels

@@ -66,14 +66,14 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
 
 def seen_by_nobody(rule: Aggregator) -> bool:
     """Whether the server adds noise to the sum, so that nobody is to see whether anybody contributed: then also a round
-    without contributions is decoded, and gets its noise.
+    without contributions is decoded, and gets its noise. Where sums are masked, a round of too few shows none at all.
 
     Example:
         >>> from foedus.core.aggregate import mean
         >>> seen_by_nobody(mean())
         False
     """
-    return rule.event is not None and not isinstance(rule.event, LocalGaussian)
+    return rule.event is not None and rule.masking is None and not isinstance(rule.event, LocalGaussian)
 
 
 def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggregator]]:

@@ -31,8 +31,10 @@ from foedus.core.rotation import rotate
 from foedus.core.sparse import random_mask, subsample, top_k
 from foedus.core.stage import chain, clip
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, SumOverflow, UpdateRefused
+from foedus.errors import ConfigurationError, SecureAggregationFailed, SumOverflow, UpdateRefused
 from foedus.privacy.mechanisms import adaptive, central, local
+from foedus.secure.graph import Withstand
+from foedus.secure.masked import masked
 from foedus.tree import Layout
 
 from .updates import CONTEXT, cohorts, copies, encoded, merged_in_some_order, same_bits
@@ -77,8 +79,18 @@ PRIVATE = [
     chain(local(clip=1.0, noise_multiplier=0.5), mean()),
     chain(local(clip=1.0, noise_multiplier=0.5), median()),
 ]
+NINE = Withstand(clients=9, corrupt=0.0)
+MASKED = [
+    masked(NINE, bound=2.0**21, least=2),
+    masked(NINE, bits=12, bound=2.0**21, most=10_000, least=2),
+    masked(NINE, bits=5, planned=9.0),
+    chain(rotate(), masked(NINE, bound=1.0)),
+    chain(random_mask(0.5), masked(NINE, most=10)),
+    chain(rotate(), quantise(8, scale=2.0**23), masked(NINE, most=100)),
+    chain(local(clip=1.0, noise_multiplier=0.5), masked(NINE)),
+]
 CLIPPED = [chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
-MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, *COMPRESSED, *PRIVATE, *CLIPPED]
+MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, *COMPRESSED, *PRIVATE, *CLIPPED, *MASKED]
 SUMS = [m for m in MEMBERS if m.additive]
 IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
 
@@ -95,7 +107,7 @@ def decoded(member: Aggregator, message: Message, context: Context, state: State
     try:
         state = member.init(layout_of(context.size)) if state is None else state
         vector, state = member.decode(state, message, context)
-    except ConfigurationError as error:
+    except (ConfigurationError, SecureAggregationFailed) as error:
         return str(error)
     return vector.tobytes(), {name: array.tobytes() for name, array in state.items()}
 
@@ -162,7 +174,8 @@ def test_a_message_holds_arrays_only_and_is_no_larger_than_it_must_be(member: Ag
     vector = np.ones(1000, np.float32)
     message = member.encode(Update(vector, 3.0), CONTEXT)
     assert all(isinstance(array, np.ndarray) for array in message.values())
-    least = 0 if member in COMPRESSED or "qsgd" in member.label else vector.nbytes
+    small = member in COMPRESSED or "qsgd" in member.label or member.masking is not None
+    least = 0 if small else vector.nbytes
     assert least <= message_bytes(message) <= vector.nbytes + 64
 
 

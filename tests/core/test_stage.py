@@ -21,6 +21,8 @@ from foedus.core.sparse import rand_k, random_mask, subsample, top_k
 from foedus.core.stage import Kind, Stage, chain, clip
 from foedus.core.values import Context, Update
 from foedus.errors import FoedusError, IncompatibleStages, UpdateRefused
+from foedus.secure.graph import Withstand
+from foedus.secure.masked import masked
 from foedus.tree import Layout
 
 LAYOUT = Layout(("w", "b", "v"), ((9, 8), (5,), (4, 3)), ("float32",) * 3)
@@ -48,6 +50,8 @@ STAGES = [
     matrices(quantise(4)),
     on_layers(lambda name, shape: name == "v", top_k(0.5)),
 ]
+# What is masked is weighted by 1, 2, 3, and rounded on a grid far finer than what is compared.
+MASKED = masked(Withstand(clients=CLIENTS, corrupt=0.0), bits=24, bound=64.0, most=3)
 LAYERED = ("low_rank", "power_sgd", "matrices", "on_layers")
 KEEPING = ("clip",)  # those after which the vector still lies as the model's layout says
 CODING = ("quantise", "qsgd", "drive", "eden", "signs")
@@ -95,7 +99,7 @@ pairs = pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda s: s.labe
 @pairs
 def test_a_pair_composes_or_is_refused_with_a_reason(first: Stage, second: Stage) -> None:
     if not sensible(first, second):
-        for end in (mean(), median()):
+        for end in (mean(), median(), MASKED):
             with pytest.raises(
                 IncompatibleStages, match=r" takes (codes|reals), and | looks at the model's layers, and "
             ):
@@ -106,6 +110,11 @@ def test_a_pair_composes_or_is_refused_with_a_reason(first: Stage, second: Stage
     wanted = np.average(np.array(alone, "f8"), axis=0, weights=weights)
     np.testing.assert_allclose(aggregated(chain(first, second, mean())), wanted, atol=2e-5)
     np.testing.assert_allclose(aggregated(chain(first, second, median())), np.median(alone, axis=0), atol=2e-5)
+    if not (first.linear and second.linear):
+        with pytest.raises(IncompatibleStages, match="undone message by message, and behind masked"):
+            chain(first, second, MASKED)
+        return
+    np.testing.assert_allclose(aggregated(chain(first, second, MASKED)), wanted, atol=3e-5)
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s.takes is Kind.REALS], ids=lambda s: s.label)
