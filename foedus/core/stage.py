@@ -161,7 +161,7 @@ def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
         if gives is Kind.WHOLE:
             raise IncompatibleStages(
                 f"{outer[-1].label} gives whole numbers that are to be added up under masks, and {inner.label} does "
-                "not mask. Write masked(...) in its place"
+                "not mask. Write masked(...) in its place, or foedus.privacy.trusted_sum(...) around the stage"
             )
         return inner
     if firm := [stage.label for stage in outer if not stage.linear]:

@@ -1,21 +1,33 @@
 """Differential privacy: mechanisms, what may be claimed for them, and the ledger of what was spent.
 
-A mechanism (:func:`central`, :func:`adaptive`, :func:`local`) says what ran, as an *event*; an accountant (:func:`rdp`,
-:func:`pld`) says what events are worth together; a :class:`Ledger` counts them, and a :class:`Budget` ends a run before
-it would be exceeded. Pure: nothing here reads files or clocks.
+A mechanism (:func:`central`, :func:`adaptive`, :func:`local`, :func:`gaussian_shares`, ...) says what ran, as an
+*event*; an accountant (:func:`rdp`, :func:`pld`) says what events are worth together; a :class:`Ledger` counts them,
+and a :class:`Budget` ends a run before it would be exceeded. Pure: nothing here reads files or clocks.
 
 Not here: secure aggregation, noise on single examples within a client's training.
 """
 
 from foedus.privacy.accounting import pld, rdp
 from foedus.privacy.claims import Plan, Point, calibrate, curve, round_event
-from foedus.privacy.events import Concentrated, Gaussian, LocalGaussian, Neighbours, Sampled, Tree
+from foedus.privacy.distributed import gaussian_shares, skellam_shares, trusted_sum
+from foedus.privacy.events import (
+    Concentrated,
+    Gaussian,
+    LocalGaussian,
+    Neighbours,
+    Sampled,
+    SharedGaussian,
+    SharedSkellam,
+    Tree,
+    trusted,
+)
 from foedus.privacy.ledger import Budget, Ledger, allows, charged, ledger_json, of_ledger_json, spent
 from foedus.privacy.mechanisms import adaptive, central, local
 from foedus.privacy.noise import keyed, known_to_all_who_know_the_seed, system
 
 __all__ = [
-    "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point", "Sampled", "Tree",
-    "adaptive", "allows", "calibrate", "central", "charged", "curve", "keyed", "known_to_all_who_know_the_seed",
-    "ledger_json", "local", "of_ledger_json", "pld", "rdp", "round_event", "spent", "system",
+    "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point", "Sampled",
+    "SharedGaussian", "SharedSkellam", "Tree", "adaptive", "allows", "calibrate", "central", "charged", "curve",
+    "gaussian_shares", "keyed", "known_to_all_who_know_the_seed", "ledger_json", "local", "of_ledger_json", "pld",
+    "rdp", "round_event", "skellam_shares", "spent", "system", "trusted", "trusted_sum",
 ]  # fmt: skip

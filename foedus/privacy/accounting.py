@@ -22,7 +22,18 @@ from numpy.typing import NDArray
 
 from foedus.core.checks import check_number, check_whole
 from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee
-from foedus.privacy.events import Concentrated, Event, Gaussian, LocalGaussian, Neighbours, Sampled, Tree, known
+from foedus.privacy.events import (
+    Concentrated,
+    Event,
+    Gaussian,
+    LocalGaussian,
+    Neighbours,
+    Sampled,
+    SharedGaussian,
+    SharedSkellam,
+    Tree,
+    known,
+)
 
 History = Sequence[tuple[Event, int]]  # events, and how often each took place
 Accountant = Callable[[History, float], float]  # (history, δ) -> ε
@@ -52,7 +63,7 @@ def pld(history: History, delta: float) -> float:
     """ε by the distribution of the privacy loss: tighter than :func:`rdp`, for schedules fixed beforehand.
 
     Args:
-        history: as for :func:`rdp`; no ``Tree`` and no ``Concentrated``.
+        history: as for :func:`rdp`; no ``Tree``, no shares of noise, and no ``Concentrated``.
         delta: δ in (0, 1).
 
     Raises:
@@ -64,7 +75,7 @@ def pld(history: History, delta: float) -> float:
         (4.38, 4.73)
     """
     rows = checked(history)
-    if loose := [event for event, _ in rows if isinstance(event, Tree | Concentrated)]:
+    if loose := [event for event, _ in rows if isinstance(event, Tree | SharedGaussian | SharedSkellam | Concentrated)]:
         raise NoGuarantee(f"the privacy loss of {loose[0]} has no distribution that is known; use rdp")
     return _pld(rows, _share(delta))
 
@@ -101,6 +112,8 @@ def _rdp(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
 @lru_cache(maxsize=4096)
 def _divergences(event: Event) -> NDArray[np.float64]:
     """The Rényi divergence of one event at each of the orders; infinite where it is not known."""
+    if isinstance(event, SharedSkellam):  # the library has no such event
+        return np.array([event.divergence(order) for order in _orders()])
     with _quiet() as library:
         accountant = library.rdp.RdpAccountant(_orders(), neighboring_relation=_relation(event, library))
         found = np.asarray(_composed(accountant, ((event, 1),), library).rdp, np.float64)
@@ -147,6 +160,10 @@ def _translated(event: Event, library: Any) -> Any:
             return library.SingleEpochTreeAggregationDpEvent(z, steps)
         case Concentrated(rho):
             return library.ZCDpEvent(rho)
+        case SharedGaussian():
+            return library.ZCDpEvent(event.rho)
+        case SharedSkellam():
+            raise NoGuarantee(f"{event} is accounted for by Rényi divergences only")
 
 
 def _relation(event: Event, library: Any) -> Any:

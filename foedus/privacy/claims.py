@@ -20,7 +20,16 @@ from foedus.core.select import Sampler
 from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import ConfigurationError, NoGuarantee
 from foedus.privacy.accounting import Accountant, History, rdp, smallest_noise
-from foedus.privacy.events import Event, Gaussian, LocalGaussian, Sampled, known, together
+from foedus.privacy.events import (
+    Event,
+    Gaussian,
+    LocalGaussian,
+    Sampled,
+    SharedGaussian,
+    SharedSkellam,
+    known,
+    together,
+)
 
 
 def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False, buffers: bool = False) -> Event:
@@ -59,6 +68,11 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
             "local noise protects against the server, which sees who takes part: sampling cannot be counted. Leave out "
             "hidden=True"
         )
+    if isinstance(event, SharedGaussian | SharedSkellam):
+        raise NoGuarantee(
+            "noise in shares protects against the server, which sees who takes part: sampling cannot be counted. Leave "
+            "out hidden=True"
+        )
     if not isinstance(event, Gaussian):
         raise NoGuarantee(f"sampling is accounted for where noise is Gaussian, not for {event}")
     return event if sampler.rate == 1 else Sampled(sampler.rate, event)
@@ -73,7 +87,20 @@ def seen_by_nobody(rule: Aggregator) -> bool:
         >>> seen_by_nobody(mean())
         False
     """
-    return rule.event is not None and rule.masking is None and not isinstance(rule.event, LocalGaussian)
+    by_clients = isinstance(rule.event, LocalGaussian | SharedGaussian | SharedSkellam)
+    return rule.event is not None and rule.masking is None and not by_clients
+
+
+def fewest(rule: Aggregator) -> int:
+    """How many have to contribute to a round at least, or nothing may be released of it.
+
+    Example:
+        >>> from foedus.privacy.distributed import gaussian_shares, trusted_sum
+        >>> fewest(trusted_sum(gaussian_shares(clip=1.0, noise_multiplier=1.0, cohort=10, honest=8), planned=10))
+        8
+    """
+    shares = rule.event.shares if isinstance(rule.event, SharedGaussian | SharedSkellam) else 0
+    return shares if rule.masking is None else max(shares, rule.masking.least)
 
 
 def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
@@ -86,7 +113,9 @@ def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggreg
 def _covered(channel: str, rule: Aggregator) -> Event:
     """The event of one channel."""
     if rule.event is not None:
-        return known(rule.event)
+        event = known(rule.event)
+        _check_honest(rule, event)
+        return event
     if channel == "update":
         raise NoGuarantee(
             f"{rule.label} adds no noise, so that nothing is private. Write "
@@ -102,6 +131,19 @@ def _covered(channel: str, rule: Aggregator) -> Event:
         f"the method also sends {channel!r} by {rule.label}, which adds no noise. Use a method that sends updates "
         f"only, or one whose side {channel!r} has a rule of foedus.privacy"
     )
+
+
+def _check_honest(rule: Aggregator, event: Event) -> None:
+    """Refuse shares of noise under masks that would show a sum with fewer of them than planned."""
+    if rule.masking is None or not isinstance(event, SharedGaussian | SharedSkellam):
+        return
+    honest = rule.masking.least - rule.masking.withstand.corrupted
+    if honest < event.shares:
+        raise NoGuarantee(
+            f"{rule.label} shows sums of {rule.masking.least} clients, of whom {rule.masking.withstand.corrupted} may "
+            f"be corrupt, and the noise was planned for {event.shares} honest ones. Write "
+            f"masked(..., least={event.shares + rule.masking.withstand.corrupted}), or honest={honest}"
+        )
 
 
 def _check_timing(algorithm: Algorithm) -> None:

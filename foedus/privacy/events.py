@@ -130,6 +130,82 @@ class Tree:
 
 
 @dataclass(frozen=True)
+class SharedGaussian:
+    """A sum to which at least ``shares`` clients have each added discrete Gaussian noise (Kairouz, Liu & Steinke 2021,
+    theorem 1). Of every client's contribution nothing is seen but the sum.
+
+    Attributes:
+        noise_multiplier: z of the noise of so many clients together.
+        shares: how many add noise at least.
+        spread: each one's standard deviation in steps of the grid, at least: a sum of discrete Gaussians of so many
+            steps is so near to one.
+        entries: of the sum, at most.
+
+    Example:
+        >>> round(SharedGaussian(1.0, shares=100).rho, 9)
+        0.5
+    """
+
+    noise_multiplier: float
+    shares: int
+    spread: float = 2.0
+    entries: int = 2**32
+
+    def __post_init__(self) -> None:
+        check_number("noise_multiplier", self.noise_multiplier, above=True)
+        check_number("spread", self.spread, above=True)
+        check_whole("shares", self.shares)
+        check_whole("entries", self.entries)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_BLANK
+
+    @property
+    def rho(self) -> float:
+        """It is ρ-zero-concentrated, ρ = (1 / z + τ √entries)² / 2."""
+        exponent = -2 * (math.pi * self.spread) ** 2
+        tau = 10 * math.fsum(math.exp(exponent * k / (k + 1)) for k in range(1, self.shares))
+        return (1 / self.noise_multiplier + tau * math.sqrt(self.entries)) ** 2 / 2
+
+
+@dataclass(frozen=True)
+class SharedSkellam:
+    """A sum to which at least ``shares`` clients have each added Skellam noise (Agarwal, Kairouz & Liu 2021, corollary
+    4.1). Of every client's contribution nothing is seen but the sum.
+
+    Attributes:
+        noise_multiplier: z of the noise of so many clients together.
+        shares: how many add noise at least.
+        steps: of the grid, in the bound of one client's contribution, at least.
+
+    Example:
+        >>> round(float(SharedSkellam(1.0, shares=100, steps=64).divergence(2.0)), 4)
+        1.0005
+    """
+
+    noise_multiplier: float
+    shares: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_number("noise_multiplier", self.noise_multiplier, above=True)
+        check_whole("shares", self.shares)
+        check_whole("steps", self.steps)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_BLANK
+
+    def divergence(self, order: float) -> float:
+        """Rényi's, of an order above 1; proven for whole ones, and no smaller order has a larger one."""
+        whole, squared = math.ceil(order), self.noise_multiplier**2
+        # A whole vector's sum of magnitudes is at most its squared norm, steps²; its variance is (z · steps)².
+        near = ((2 * whole - 1) + 6) / (4 * squared**2 * self.steps**2)
+        return whole / (2 * squared) + min(near, 3 / (2 * squared))
+
+
+@dataclass(frozen=True)
 class Concentrated:
     """A release of which only this is known: zero-concentrated differential privacy ρ (Bun & Steinke 2016).
 
@@ -151,10 +227,33 @@ class Concentrated:
         return Neighbours.ONE_CLIENT_MORE
 
 
-Event = Gaussian | LocalGaussian | Sampled | Tree | Concentrated
+Shared = SharedGaussian | SharedSkellam
+Event = Gaussian | LocalGaussian | Sampled | Tree | Shared | Concentrated
 _KINDS: dict[str, Callable[..., Event]] = {
-    kind.__name__: kind for kind in (Gaussian, LocalGaussian, Sampled, Tree, Concentrated)
+    kind.__name__: kind
+    for kind in (Gaussian, LocalGaussian, Sampled, Tree, SharedGaussian, SharedSkellam, Concentrated)
 }
+
+
+def trusted(event: Event) -> str:
+    """Whom a guarantee takes on trust.
+
+    Example:
+        >>> trusted(LocalGaussian(4.0))
+        'nobody'
+    """
+    match event:
+        case LocalGaussian():
+            return "nobody"
+        case SharedGaussian() | SharedSkellam():
+            return (
+                "whoever adds updates up looks at the sum only (masks see to that), and at least "
+                f"{event.shares} of the contributors keep their noise to themselves"
+            )
+        case Sampled():
+            return "the server, which sees updates and who takes part"
+        case _:
+            return "the server, which sees updates"
 
 
 def known(event: object) -> Event:

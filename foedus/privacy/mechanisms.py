@@ -95,7 +95,7 @@ def steps_of(
     Raises:
         SumOverflow: a value is not finite.
     """
-    most, squared = _square(reach), squared_norm(vector) * factor * factor
+    most, squared = square_of(reach), squared_norm(vector) * factor * factor
     if not math.isfinite(squared):
         raise SumOverflow("an update that is not finite cannot be clipped")
     spare = 1 / max(math.sqrt(most), 2.0)  # by about so much the rounding of single entries may lengthen an update
@@ -133,7 +133,7 @@ def squared_norm(vector: Vector) -> float:
         return float(np.sum(parts)) if not all(map(math.isfinite, parts)) else math.fsum(parts)
 
 
-def _square(length: float) -> int:
+def square_of(length: float) -> int:
     """The largest whole number that is at most the square of a length, less what adding up could round beyond 2⁵³."""
     above, below = length.as_integer_ratio()
     found = above**2 // below**2
@@ -170,7 +170,7 @@ class _Bound(NamedTuple):
         squared = squared_norm(steps)
         if not math.isfinite(squared):
             reason, told = Reason.NOT_FINITE, "has values that are not finite"
-        elif squared > _square(self.norm / self.step(len(vector))):
+        elif squared > square_of(self.norm / self.step(len(vector))):
             reason, told = Reason.NORM, f"is longer than the bound {self.norm:g} that clients are to keep"
         elif (steps != np.rint(steps)).any():
             reason, told = Reason.RANGE, f"is not on the grid of {self.step(len(vector)):g} that clients are to keep"

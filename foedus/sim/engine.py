@@ -26,7 +26,7 @@ from foedus.core.select import Population, Positions, Sampler, everybody, unifor
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import CheckpointError, ConfigurationError, DataError, FoedusError, NoGuarantee, NothingToAggregate
-from foedus.privacy.claims import seen_by_nobody
+from foedus.privacy.claims import fewest, seen_by_nobody
 from foedus.record import RunFolder
 from foedus.record.folder import CLIENTS, KEPT, LOCAL, METRICS, SCORES, TIMINGS, new_folder
 from foedus.record.folder import read as read_record
@@ -337,7 +337,8 @@ class _Engine:
             self.state.timing = brought.timing
         if sent := [n for n in outcome.sent if n]:
             self.state.sent = round(sum(sent) / len(sent))
-        if (outcome.clients or unseen) and brought.enough:
+        enough = brought.enough and outcome.senders >= fewest(self.plan.job.algorithm.aggregator)
+        if (outcome.clients or unseen) and enough:
             if self.plan.spending is not None:
                 self.plan.spending.charge(self.state, number)
             self.server.commit(self.state, outcome, number, pull=brought.pull)

@@ -16,7 +16,19 @@ from foedus.core.linear import logistic
 from foedus.core.method import Contribution, Local, Method, Train, Visit, averaging
 from foedus.core.select import Sampler
 from foedus.errors import CheckpointError, NoGuarantee
-from foedus.privacy import Budget, Gaussian, Plan, Sampled, adaptive, central, local, rdp
+from foedus.privacy import (
+    Budget,
+    Gaussian,
+    Plan,
+    Sampled,
+    adaptive,
+    central,
+    gaussian_shares,
+    local,
+    rdp,
+    skellam_shares,
+    trusted_sum,
+)
 from foedus.record.checkpoint import Checkpoint
 from foedus.record.folder import RunFolder
 from foedus.sim.world import phone
@@ -223,3 +235,29 @@ def test_what_clients_are_told_reaches_them_at_every_pace_and_in_every_channel(
     assert not any("refused" in line for line in whole.metrics)
     assert checkpoint(tmp_path / "whole").arrays["aggregator.clip"] != TELLING.init(Layout((), (), ()))["clip"]
     assert run("cut", 4).metrics == whole.metrics
+
+
+# --- noise in shares ----------------------------------------------------------------------------------------
+
+PLAIN = Budget(epsilon=1e3, delta=1e-3)
+
+
+def some(rounds: dict[int, int]) -> Sampler:
+    """Eight clients, but in some rounds fewer."""
+    usual = fd.uniform(8)
+    return usual._replace(sample=lambda p, seed, round: usual.sample(p, seed, round)[: rounds.get(round, 8)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [gaussian_shares, skellam_shares])
+def test_a_round_of_too_few_shares_is_not_decoded_and_costs_nothing(tmp_path: Path, make: Any) -> None:
+    rule = trusted_sum(make(clip=0.5, noise_multiplier=3.0, cohort=8, honest=5, bits=20), planned=8)
+    run = simulated(tmp_path, rule, rounds=5, cohort=some({2: 4, 3: 0, 4: 5}), budget=PLAIN)
+    losses = [line["central"]["loss"] for line in run.metrics]
+    spent = [line["privacy"]["epsilon"] for line in run.metrics]
+    assert losses[0] == losses[1] == losses[2] != losses[3]
+    assert spent == [rdp([(rule.event, n)], 1e-3) for n in (1, 1, 1, 2, 3)]
+    again = [
+        simulated(tmp_path / "again", rule, rounds=n, cohort=some({2: 4, 3: 0, 4: 5}), budget=PLAIN) for n in (2, 5)
+    ]
+    assert again[-1].metrics == run.metrics
