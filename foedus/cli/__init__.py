@@ -6,6 +6,7 @@
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
     foedus privacy                     how private a plan is, and how much noise it takes
+    foedus tasks                       tasks that servers sent: review, approve, deny
     foedus ledger / consent            what left this machine, and who agreed to it
     foedus doctor                      what is installed, and what works
 
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 
 import click
 
-from foedus.cli import compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate
+from foedus.cli import compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks
 from foedus.cli.verb import State
 from foedus.errors import ConfigurationError, FoedusError
 
@@ -36,7 +37,7 @@ def foedus() -> None:
     """
 
 
-for _verb in (compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate):
+for _verb in (compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks):
     foedus.add_command(_verb.command)
 
 
