@@ -6,13 +6,14 @@ everything else that uses jax.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import Any
 
 import jax
 
-__all__ = ["available_cores", "cpu_devices", "devices", "keep_programs"]
+from foedus.backends.cores import cores
+
+__all__ = ["cpu_devices", "devices", "keep_programs"]
 
 
 def devices(wanted: str | None = None) -> list[Any]:
@@ -23,8 +24,8 @@ def devices(wanted: str | None = None) -> list[Any]:
     """
     if wanted is not None and not wanted.startswith("cpu"):
         return list(jax.devices(wanted.split(":")[0]))
-    cores = cpu_devices()  # before jax is used: their number is fixed then
-    return cores if wanted is not None or jax.default_backend() == "cpu" else list(jax.devices())
+    own = cpu_devices()  # before jax is used: their number is fixed then
+    return own if wanted is not None or jax.default_backend() == "cpu" else list(jax.devices())
 
 
 def cpu_devices(count: int | None = None) -> list[Any]:
@@ -33,18 +34,11 @@ def cpu_devices(count: int | None = None) -> list[Any]:
     Jax fixes their number when it is first used in a process. If that was before, or the user has set the
     number, the devices are those there are, perhaps one.
     """
-    wanted = count or available_cores()
+    wanted = count or cores()
     if jax.config.jax_num_cpu_devices < 1:  # the user has not said how many
         with suppress(RuntimeError):  # jax has been used already
             jax.config.update("jax_num_cpu_devices", wanted)
     return list(jax.devices("cpu")[:wanted])
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def keep_programs() -> None:

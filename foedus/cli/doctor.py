@@ -84,9 +84,10 @@ def installed() -> list[dict[str, Any]]:
 
 def devices() -> list[dict[str, Any]]:
     """Processors, accelerators, memory, and where data is looked for."""
+    from foedus.backends.cores import cores
     from foedus.data import data_folder
 
-    rows = [{"": "processor", "what": f"{os.cpu_count()} cores"}]
+    rows = [{"": "processor", "what": f"{cores()} cores"}]
     for framework, names in _frameworks().items():
         gpu = "" if any("cpu" not in name for name in names) else "; it sees no GPU"
         rows.append({"": framework, "what": f"{', '.join(names)}{gpu}"})

@@ -53,6 +53,20 @@ class Algorithm:
     downlink: Aggregator | None = None
 
     def __post_init__(self) -> None:
+        self._check_parts()
+        if self.method is not None:
+            _check_method(self.method, self.client)
+        if isinstance(self.timing, Buffered):
+            self._check_buffered(self.timing)
+        if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1:
+            self._check_edges(self.timing)
+        if self.aggregator.masking is not None:
+            self._check_masked()
+        if self.downlink is not None:
+            self._check_downlink(self.downlink)
+
+    def _check_parts(self) -> None:
+        """Refuse what is not of its kind."""
         if not isinstance(self.client, LocalSGD | LocalTraining):
             raise ConfigurationError(
                 f"the client's part must be local training, e.g. foedus.local_sgd(lr=0.1); not {_told(self.client)}"
@@ -73,38 +87,23 @@ class Algorithm:
             raise ConfigurationError(f"gate must be a Gate, e.g. foedus.Gate(max_norm=10.0); not {_told(self.gate)}")
         if self.timing is not None and not isinstance(self.timing, Buffered | Hierarchical):
             raise ConfigurationError(f"timing must be a timing, e.g. foedus.buffered(10); not {_told(self.timing)}")
-        if self.method is not None:
-            _check_method(self.method, self.client)
-        if isinstance(self.timing, Buffered):
-            self._check_many(self.timing)
-        if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1 and self.method is not None:
-            raise ConfigurationError(
-                f"{self.method.label} gathers at the server, between whose rounds the edges would average "
-                f"{self.timing.rounds} times without it. Write hierarchical(..., rounds=1), or leave out the method"
-            )
-        if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1 and self.aggregator.event is not None:
-            raise IncompatibleStages(
-                f"with {self.timing.label} edges average {self.timing.rounds} times before the server does, and "
-                f"{self.aggregator.label} bounds what one client changes in one sum. Write hierarchical(..., rounds=1)"
-            )
-        if isinstance(self.timing, Buffered) and self.method is not None and self.method.unscaled and self._scales():
-            raise ConfigurationError(
-                f"{self.method.label} keeps sums of updates as clients send them, and {self.timing.label} scales stale "
-                "ones down. Use foedus.buffered(..., staleness=foedus.core.timing.constant()), or scaffold or fednova"
-            )
-        if self.aggregator.masking is not None:
-            self._check_masked()
-        if self.downlink is not None:
-            self._check_downlink(self.downlink)
         if not isinstance(self.server, ServerOptimiser):
             raise ConfigurationError(
                 f"server must be a server optimiser, e.g. foedus.adam(lr=0.01); not {_told(self.server)}"
             )
 
-    def _scales(self) -> bool:
-        """Whether the timing scales updates."""
-        assert isinstance(self.timing, Buffered)
-        return self.timing.mixing is not None or self.timing.staleness.weight(1) != 1.0
+    def _check_edges(self, timing: Hierarchical) -> None:
+        """Whether edges may average more than once before the server does."""
+        if self.method is not None:
+            raise ConfigurationError(
+                f"{self.method.label} gathers at the server, between whose rounds the edges would average "
+                f"{timing.rounds} times without it. Write hierarchical(..., rounds=1), or leave out the method"
+            )
+        if self.aggregator.event is not None:
+            raise IncompatibleStages(
+                f"with {timing.label} edges average {timing.rounds} times before the server does, and "
+                f"{self.aggregator.label} bounds what one client changes in one sum. Write hierarchical(..., rounds=1)"
+            )
 
     def _check_masked(self) -> None:
         """Refuse what would need single updates, or show them beside the masked ones."""
@@ -112,8 +111,7 @@ class Algorithm:
         if isinstance(self.timing, Buffered):
             raise IncompatibleStages(
                 f"{self.timing.label} takes updates as they come, and masks cancel only among clients who agree on "
-                "them "
-                f"for one round: {self.aggregator.label} needs rounds. Leave out the timing, or take mean()"
+                f"them for one round: {self.aggregator.label} needs rounds. Leave out the timing, or take mean()"
             )
         if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1:
             raise IncompatibleStages(
@@ -132,14 +130,20 @@ class Algorithm:
         assert self.aggregator.masking is not None
         return self.aggregator.masking.least
 
-    def _check_many(self, timing: Buffered) -> None:
-        """Whether a step has the updates that the rule needs, where that is known beforehand."""
+    def _check_buffered(self, timing: Buffered) -> None:
+        """Whether a step has the updates that the rule needs, where that is known beforehand, and they may be stale."""
         for rule in (self.aggregator, self.buffers):
             if timing.size is not None and timing.size < rule.least:
                 raise ConfigurationError(
                     f"{rule.label} needs at least {rule.least} updates, and a step of {timing.label} has "
                     f"{timing.size}: write timing=foedus.buffered({rule.least}), or take another aggregator"
                 )
+        scales = timing.mixing is not None or timing.staleness.weight(1) != 1.0
+        if self.method is not None and self.method.unscaled and scales:
+            raise ConfigurationError(
+                f"{self.method.label} keeps sums of updates as clients send them, and {timing.label} scales stale "
+                "ones down. Use foedus.buffered(..., staleness=foedus.core.timing.constant()), or scaffold or fednova"
+            )
 
     def _check_downlink(self, downlink: Any) -> None:
         if not isinstance(downlink, Aggregator):
@@ -155,8 +159,7 @@ class Algorithm:
         if downlink.event is not None or downlink.tell is not None or downlink.masking is not None:
             raise ConfigurationError(
                 f"downlink={downlink.label} adds noise for privacy, or masks, or tells clients something; the model "
-                "was "
-                "made private, if at all, before it is sent. Write stages and a mean: "
+                "was made private, if at all, before it is sent. Write stages and a mean: "
                 "foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
         if self.method is not None and self.method.home is not None:

@@ -95,7 +95,7 @@ def scaffold(
     method = Method(
         local,
         f"scaffold(full_gradient={full_gradient}, weighted={weighted}{_told(control)})",
-        init=lambda vector, population: {"control": zeros(vector), "seen": np.zeros(2)},
+        init=lambda vector, population: {"control": zeros(vector), "seen": np.zeros(3)},
         down=lambda state: {"control": state["control"]},
         sides={"control": control or mean(), "sizes": mean(weighted=False)},
         finish=finish,
@@ -153,7 +153,7 @@ def feddyn(
     method = Method(
         local,
         f"feddyn(alpha={alpha}, weighted={weighted})",
-        init=lambda vector, population: {"drift": np.zeros(vector.shape), "seen": np.zeros(2)},
+        init=lambda vector, population: {"drift": np.zeros(vector.shape), "seen": np.zeros(3)},
         sides={"sizes": mean(weighted=False)},
         finish=finish,
         unscaled=True,
@@ -358,12 +358,13 @@ class Grown(NamedTuple):
     """A sum over all clients of the population, after a round, in a form that needs no sums of sizes beforehand.
 
     What the server keeps is ``Σ nᵢ vᵢ / (N · n̄)`` over those who ever sent: N clients in all, of which n̄ is the mean
-    size as far as known. Every client's summand is replaced by itself plus what it sends.
+    size as far as known. Every client's summand is replaced by itself plus what it sends. N may change where data
+    arrives over rounds.
 
     Attributes:
         total: Σ nᵢ of the round's senders.
         before, after: N · n̄ before and after the round.
-        seen: float64 [2]: Σ nᵢ and number of the clients who ever sent.
+        seen: float64 [3]: Σ nᵢ and number of the clients who ever sent, and N.
     """
 
     total: float
@@ -391,8 +392,8 @@ def grown(gathered: Gathered) -> Grown:
     """See :class:`Grown`; the state has ``seen``, and there are senders."""
     total, fresh, count = gathered.sides["sizes"] * gathered.senders
     old = gathered.state["seen"]
-    seen = old + np.array([fresh, count])
-    before, after = (gathered.population * float(s[0] / s[1]) if s[1] else 0.0 for s in (old, seen))
+    seen = np.array([old[0] + fresh, old[1] + count, gathered.population])
+    before, after = (float(n * total / count) if count else 0.0 for total, count, n in (old, seen))
     return Grown(float(total), before, after, seen)
 
 

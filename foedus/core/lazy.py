@@ -110,7 +110,7 @@ def lag(method: Method | None = None, *, rounds: int = 10, xi: float | None = No
         local=local,
         label=f"lag({inner.label}, rounds={rounds}, xi={xi:g})",
         init=lambda vector, population: {
-            "sum": np.zeros(vector.shape), "seen": np.zeros(2), "steps": np.zeros(rounds),
+            "sum": np.zeros(vector.shape), "seen": np.zeros(3), "steps": np.zeros(rounds),
         },
         down=lambda state: {"limit": np.array([xi * state["steps"].sum()])},
         sides={"sizes": mean(weighted=False)},

@@ -195,7 +195,7 @@ class Gathered(NamedTuple):
         update: the aggregated update, [parameter]; ``None`` if no client sent one.
         sides: the aggregated vectors, by channel.
         senders: how many clients sent something.
-        population: how many clients there are in all, without those known to have no examples.
+        population: how many clients there are in all, without those known to have no examples in this round.
         round: counted from 1.
         rate: the learning rate of local training in this round.
         visited: how many clients took part, whether they sent an update or not; without those that were refused.

@@ -79,7 +79,7 @@ class Server(NamedTuple):
             kept = state.sides.get(name) or self._first_side(name, size)
             sides[name], state.sides[name] = self._decoded(name, kept, message, number, size=size)
         return Gathered(
-            state.method, state.weights.vector, update, sides, outcome.senders, self._population(), number,
+            state.method, state.weights.vector, update, sides, outcome.senders, self._population(number), number,
             self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
             self.layout,
         )  # fmt: skip
@@ -102,9 +102,9 @@ class Server(NamedTuple):
         scattered[part.at] = vector
         return scattered, state
 
-    def _population(self) -> int:
-        """How many clients can ever send something."""
-        sizes = self.job.clients.sizes
+    def _population(self, number: int) -> int:
+        """How many clients could send something in a round."""
+        sizes = self.job.clients.at(number).sizes
         return len(self.job.clients) if sizes is None else int(np.count_nonzero(sizes))
 
     def _context(

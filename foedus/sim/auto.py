@@ -13,7 +13,6 @@ passed by, and the line that tells the choice names the reason.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from foedus.backends.cores import cores
 from foedus.errors import ConfigurationError, FoedusError, LoweringMismatch, UnsupportedOperator
 from foedus.rounds.work import Executor, Job, Orders, Session
 
@@ -157,8 +157,8 @@ def affordable(session: Session, sample: Orders, now: Callable[[], float] = time
     A few short steps would tell how long a round, or a client, takes to begin, not how long it takes. Of a slow model
     there is time for one client per core only, and that one makes more steps instead.
     """
-    cores, most = os.cpu_count() or 1, STEPS
-    least = min(CLIENTS * cores, len(sample.cohort))
+    count, most = cores(), STEPS
+    least = min(CLIENTS * count, len(sample.cohort))
 
     def seconds(steps: int) -> float:
         one = replace(sample, cohort=sample.cohort[:1], limit=steps)
@@ -171,7 +171,7 @@ def affordable(session: Session, sample: Orders, now: Callable[[], float] = time
 
     one_step = seconds(1)
     if BUDGET / one_step / least < STEPS:
-        least, most = min(cores, len(sample.cohort)), LASTING
+        least, most = min(count, len(sample.cohort)), LASTING
     steps = int(min(max(BUDGET / one_step / least, 1), most))
     clients = int(min(max(LONG / seconds(steps), least), len(sample.cohort)))
     return replace(sample, cohort=sample.cohort[:clients], limit=steps)
@@ -185,7 +185,7 @@ def _hopeless(candidate: Executor, measured: Sequence[Measured], auto: Auto, tot
     seconds = {m.name: m.seconds for m in measured if m.seconds is not None}
     if "debug" not in seconds:
         return None
-    best, expected = min(seconds.values()), seconds["debug"] / (os.cpu_count() or 1)
+    best, expected = min(seconds.values()), seconds["debug"] / cores()
     if expected >= GAIN * best:
         return f"at best {1e3 * expected:.3g}"
     if total * (best - expected) < STARTING:

@@ -47,6 +47,7 @@ from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
 from foedus.sim.settings import Settings
+from foedus.sim.singly import check_scored
 from foedus.tree import Vector
 
 
@@ -96,6 +97,7 @@ def simulate(
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
     _check_minimum(settings, most=wanted or len(clients))
+    check_scored(algorithm.method, settings.watch)
     trainer = open_trainer(evaluate.checked(task), seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     averaged = task.average_buffers and trainer.buffer_layout.size > 0

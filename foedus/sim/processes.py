@@ -22,9 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import IO, Any
 
+from foedus.backends.cores import cores
 from foedus.rounds.work import Job
 from foedus.sim.crew import CrewSession, check_workers, dismiss
 from foedus.sim.parcels import Line, memory_file, receive, send
@@ -130,17 +130,6 @@ def _close(crew: list[Process], file: IO[bytes]) -> None:
         worker.connection.close()  # all know before any is waited for
     dismiss(crew, at_once=False)
     file.close()
-
-
-def cores() -> int:
-    """How many processor cores this process may use: by affinity, and by a container's quota."""
-    count = os.cpu_count() or 1
-    if sys.platform == "linux":
-        count = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, max(1, round(int(quota) / int(period))))
-    return count
 
 
 # --- the operating system's part ----------------------------------------------------------------------------

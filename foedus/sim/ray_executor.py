@@ -28,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
+from foedus.backends.cores import cores
 from foedus.core.method import Vectors
 from foedus.errors import ConfigurationError, MissingExtra
 from foedus.rounds.work import Job, Orders, Outcome
 from foedus.sim.crew import CrewSession, check_workers, dismiss
 from foedus.sim.parcels import Failure, pack, unpack
-from foedus.sim.processes import cores
 from foedus.sim.worker import Begin, Share, Trainee, Word, caught
 
 PATIENCE = 20  # seconds until a core that is not free is given up

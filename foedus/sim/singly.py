@@ -44,7 +44,6 @@ class Singly(NamedTuple):
 
     def bring(self, session: Session, orders: Orders, state: RunState) -> Outcome:
         """What a round brings; where it is watched, with what every client sent in ``Outcome.given``."""
-        check_scored(self.job.algorithm.method, self.watch)
         hostile = self._attacked(orders)
         if not hostile and self.watch is None:
             return union(self.job, [session.run(orders)])

@@ -10,7 +10,6 @@ Carries out ``local_sgd()``; a training loop of the user's own runs in ``debug``
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from foedus.backends import Assignment, Trainer, Weights, open_trainer
 from foedus.backends.cohort import UNGUIDED, Block, Cohort, Stacked, open_cohort
+from foedus.backends.cores import cores
 from foedus.core.batches import Plan, alike, plan
 from foedus.core.checks import check_whole
 from foedus.core.client import Client, LocalSGD, rule
@@ -241,13 +241,6 @@ class VectorisedSession(Session):
             f"({type(error).__name__}: {error}), though each can alone. Use the executor debug or processes",
             round=orders.round,
         )
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gathered(spec: Client, clients: Clients, cohort: Slots, slots: Slots) -> Iterator[_Part]:

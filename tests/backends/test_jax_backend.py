@@ -266,10 +266,11 @@ def test_opening_a_trainer_leaves_every_core_to_the_compiled_executor() -> None:
 import jax.numpy as jnp
 import foedus as fd
 from foedus.backends import open_trainer
-from foedus.backends.jax_devices import available_cores, devices
+from foedus.backends.cores import cores
+from foedus.backends.jax_devices import devices
 
 model = fd.JaxModel(lambda key: {"w": jnp.ones((2, 2))}, lambda p, x, *, train, key: x @ p["w"])
 trainer = open_trainer(fd.Task(model, loss=lambda output, target: ((output - target) ** 2).mean(1)), seed=0)
-assert trainer.device != "cpu" or len(devices()) == available_cores(), devices()
+assert trainer.device != "cpu" or len(devices()) == cores(), devices()
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import foedus as fd
 from foedus.core.client import LocalSGD
-from foedus.core.drift import averaged_momentum, feddyn, fednova, mime_lite, scaffold, stretch
+from foedus.core.drift import averaged_momentum, feddyn, fednova, grown, mime_lite, scaffold, stretch
+from foedus.core.method import Gathered, averaging
+from foedus.core.values import State
 from foedus.errors import ConfigurationError
 
 from .oracle import (
     COUNT,
+    DATA,
     FEATURES,
     SHARES,
     SIZES,
+    TASK,
     Floats,
     batches,
     cohort,
@@ -261,6 +266,39 @@ def test_fednovas_fixed_point_with_unequal_steps_is_the_optimum() -> None:
     plain = apart(fd.fedavg(slow, server=fd.sgd(lr=400.0)), 300, optimum())
     assert nova[0] < 0.3 * nova[1] < 0.001
     assert plain > 500 * nova[0]
+
+
+# --- populations that change ------------------------------------------------------------------------------------
+
+
+def test_the_population_is_that_of_the_round(tmp_path: Path) -> None:
+    """Data arrives over rounds: two clients have some at first, and all five from the third on."""
+
+    def at(number: int) -> fd.Clients:
+        own = [x if i < 2 or number > 2 else (x[0][:0], x[1][:0]) for i, x in enumerate(DATA)]
+        return fd.Clients.generated(lambda i: own[i], COUNT, sizes=[len(y) for _, y in own])
+
+    seen: list[int] = []
+
+    def finish(gathered: Gathered) -> tuple[Floats | None, State]:
+        seen.append(gathered.population)
+        return gathered.update, gathered.state
+
+    algorithm = fd.Algorithm(client=LONG, method=averaging()._replace(finish=finish))
+    settings = fd.Settings(folder=tmp_path / "run", executor=fd.executors.debug(), progress=False)
+    fd.simulate(TASK, algorithm, fd.Clients.streamed(at), rounds=4, settings=settings)
+    assert seen == [2, 2, 5, 5]
+
+
+@pytest.mark.parametrize("population", [10, 25])
+def test_a_sum_over_all_clients_survives_that_there_are_more(population: int) -> None:
+    """Σ nᵢ vᵢ over N · n̄ before, of 10 clients; what the round brings is added to the sum itself."""
+    seen, kept, brought = np.array([30.0, 3.0, 10.0]), np.array([0.5, -2.0]), np.array([1.0, 4.0])
+    sides = {"sizes": np.array([12.0, 2.0, 0.5])}  # means over two senders: Σ n = 24, of whom one of 4 is new
+    gathered = Gathered({"seen": seen}, kept, brought, sides, 2, population, 4, 0.1)
+    found = grown(gathered)
+    assert found.seen.tolist() == [30 + 2 * 2, 3 + 1, population]
+    np.testing.assert_allclose(found.summed(kept, brought) * population * 34 / 4, kept * 10 * 10 + brought * 24)
 
 
 # --- what they refuse -------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 import foedus as fd
 from foedus.backends import open_trainer
+from foedus.backends.cores import cores
 from foedus.errors import ConfigurationError, LoweringMismatch, UnsupportedOperator
 from foedus.rounds.debug import Debug, DebugSession
 from foedus.rounds.work import Job, Orders, Outcome, Session
@@ -175,9 +175,9 @@ def test_a_rehearsal_is_as_long_as_the_model_allows(client: float, step: float, 
     session = Slow(client, step)
     whole = replace(orders(job()), cohort=np.arange(cohort), limit=STEPS)
     sample = affordable(session, whole, now=lambda: session.now)  # type: ignore[arg-type]
-    cores, count, steps = os.cpu_count() or 1, len(sample.cohort), sample.limit or 0
-    slow = BUDGET / (client + step) / min(cohort, CLIENTS * cores) < STEPS
-    least, most = min(cohort, cores if slow else CLIENTS * cores), LASTING if slow else STEPS
+    own, count, steps = cores(), len(sample.cohort), sample.limit or 0
+    slow = BUDGET / (client + step) / min(cohort, CLIENTS * own) < STEPS
+    least, most = min(cohort, own if slow else CLIENTS * own), LASTING if slow else STEPS
     assert least <= count <= cohort
     assert 1 <= steps <= most
     took = count * (client + steps * step)

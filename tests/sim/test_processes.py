@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+from foedus.backends.cores import cores
 from foedus.core.client import local_training
 from foedus.core.compose import fedavg
 from foedus.core.population import Clients, Examples
@@ -26,7 +27,7 @@ from foedus.core.task import Task
 from foedus.errors import ConfigurationError, DataError, TrainingError, WorkerDied
 from foedus.rounds.debug import Debug
 from foedus.rounds.work import Job, Outcome
-from foedus.sim.processes import Processes, cores
+from foedus.sim.processes import Processes
 
 from .jobs import EVERYONE, SIZES, Tiny, bits, examples, numpy_job, orders, pooled, rounds, torch_job
 
@@ -60,7 +61,8 @@ def test_the_number_of_workers_is_checked_and_defaults_to_the_cores() -> None:
     for wrong in (0, -1, 1.5, "2"):
         with pytest.raises(ConfigurationError, match="workers must be a whole number of at least 1"):
             Processes(wrong)  # type: ignore[arg-type]
-    assert 1 <= cores() <= (os.cpu_count() or 1)
+    with Processes().open(numpy_job(pooled())) as session:
+        assert session._workers == cores()  # type: ignore[attr-defined]
 
 
 def test_the_users_own_loop_and_optimiser_run_in_workers() -> None:
