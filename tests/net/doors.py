@@ -22,7 +22,7 @@ from foedus.net.identity import routes as door
 from foedus.net.identity import tls
 from foedus.net.identity.access import Access
 from foedus.net.identity.authority import Authority
-from foedus.net.identity.connections import guarded, steadily
+from foedus.net.identity.connections import guarded
 from foedus.net.identity.limits import Rate
 from foedus.net.store import SqlStore, open_store
 
@@ -79,18 +79,18 @@ def opened(
             )
         except FoedusError as error:
             return door.refusal(error)
-        size = sum([len(piece) async for piece in steadily(request, stall_s=stall_s)])
+        size = sum([len(piece) async for piece in request.stream()])
         return JSONResponse({"name": caller.name, "position": caller.position, "size": size})
 
     served = [*door.routes(access, clock=clock, rate=rate or Rate(per_s=1e6, burst=10**6), aside=_aside)]
     app = Starlette(routes=[*served, Route("/who", who, methods=["GET", "POST", "PUT"])])
-    with running(app, context, head_s=head_s) as port:
+    with running(app, context, head_s=head_s, stall_s=stall_s) as port:
         yield Door(f"http{'' if plain else 's'}://localhost:{port}", access, authority, store, clock)
     store.close()
 
 
 @contextmanager
-def running(app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0) -> Iterator[int]:
+def running(app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0, stall_s: float = 30.0) -> Iterator[int]:
     """uvicorn in a thread of its own, at a port that the operating system chose."""
     config = uvicorn.Config(
         app,
@@ -98,7 +98,7 @@ def running(app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0) -
         port=0,
         log_config=None,
         lifespan="off",
-        http=guarded(H11Protocol, head_s=head_s),
+        http=guarded(H11Protocol, head_s=head_s, stall_s=stall_s),
         ssl_context_factory=None if context is None else lambda config, default: context,
     )
     server = uvicorn.Server(config)

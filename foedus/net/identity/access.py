@@ -7,7 +7,7 @@ A silo's ticket must come over a connection that proves its certificate, wheneve
 takes hold at the next `reload`, which a server calls every few seconds; nothing else here but joining and beginning
 a session reads the database, so that letting a request in costs microseconds.
 
-Not here: how often somebody may knock (``limits.py``).
+A member that asks too often is told so (``limits.py``); how often an address may knock is the routes' business.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from foedus.net.identity.authority import Authority, fingerprint
 from foedus.net.identity.callers import Caller, read
 from foedus.net.identity.directory import Directory, invitation, token_digest
 from foedus.net.identity.keys import PublicKey
+from foedus.net.identity.limits import Rate
 from foedus.net.identity.sessions import TICKET_S, Challenges, Proof, Ticket, Tickets
 from foedus.net.store import Enrolled, Store
 
@@ -45,10 +46,14 @@ class Access:
         store: where members and invitations are kept.
         channel: SHA-256 of the certificate that this server shows, in hexadecimal; empty for plain HTTP on loopback,
             None if a proxy before it ends TLS, so that neither channels nor client certificates can be seen.
+        rate: how often one member may ask.
     """
 
-    def __init__(self, authority: Authority, store: Store, *, channel: str | None = "") -> None:
+    def __init__(
+        self, authority: Authority, store: Store, *, channel: str | None = "", rate: Rate | None = None
+    ) -> None:
         self.authority, self.directory = authority, Directory(store)
+        self._rate = rate or Rate(per_s=50.0, burst=500)
         self._channels: tuple[str, ...] | None = None if channel is None else (channel,)
         self._challenges = Challenges(hashlib.sha256(authority.signing.sign("challenge key")).digest())
         self._tickets = Tickets(authority.signing, server=authority.pin)
@@ -130,7 +135,7 @@ class Access:
             peer: the client certificate that the connection has proven, in DER form.
             now: seconds since 1970.
 
-        Errors: `Unauthenticated`.
+        Errors: `Unauthenticated`; `TooFast`.
         """
         kind, _, text = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not text:
@@ -142,6 +147,7 @@ class Access:
             raise Unauthenticated("the ticket is bound to a client certificate, and this connection does not show it")
         if ticket.caller.name in self._revoked:
             raise Unauthenticated(f"{ticket.caller.name!r} was revoked; ask whoever runs the server")
+        self._rate.take(ticket.caller.name, now=now)
         return ticket.caller
 
     @property

@@ -1,11 +1,10 @@
 """Connections that say who is at their other end, and that do not wait for ever.
 
-uvicorn does not hand a client's certificate to the application, and it has no limit on how slowly a request's head may
-come. `guarded` makes a protocol class of uvicorn's that has both: what the handshake has proven is in every request's
-scope (``extensions.tls.client_der``), and a connection whose first request's head is not whole in ``head_s`` seconds is
-closed (a "slow loris" otherwise holds a connection with a byte a minute).
-
-How slowly a request's *body* may come is bounded where it is read: `steadily`.
+uvicorn does not hand a client's certificate to the application, and it has no limit on how slowly a request may come.
+`guarded` makes a protocol class of uvicorn's that has both: what the handshake has proven is in every request's scope
+(``extensions.tls.client_der``), and a connection is closed whose request's head is not whole in ``head_s`` seconds, or
+whose body has stood still for ``stall_s`` while the server was ready to read (a "slow loris" otherwise holds a
+connection, and perhaps a client's seat, with a byte a minute). A connection on which nothing is asked has no timer.
 
 Not here: rate limits (``limits.py``).
 """
@@ -13,20 +12,18 @@ Not here: rate limits (``limits.py``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
-from starlette.requests import ClientDisconnect, Request
-
-__all__ = ["guarded", "steadily"]
+__all__ = ["guarded"]
 
 
-def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0) -> type[asyncio.Protocol]:
-    """A protocol class of uvicorn's with certificates in the scope and a limit on the head's time.
+def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: float = 30.0) -> type[asyncio.Protocol]:
+    """A protocol class of uvicorn's with certificates in the scope and limits on how slowly a request may come.
 
     Args:
         protocol: ``H11Protocol`` or ``HttpToolsProtocol``.
-        head_s: seconds until the first request's head must have come.
+        head_s: seconds within which a request's head must have come.
+        stall_s: seconds that a body may stand still.
     """
 
     class Guarded(protocol):  # type: ignore[misc, valid-type]
@@ -34,29 +31,60 @@ def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0) -> type[a
 
         app: Any
         transport: asyncio.Transport
+        _timer: asyncio.TimerHandle | None = None
+        _asked = 0  # requests that the application is at
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self._asked = False
-            plain: Any = self.app
-            peer = _proven(transport)
+            self._loop = asyncio.get_running_loop()
+            self._last = self._loop.time()
+            self._since: float | None = self._last  # when the head under way began
+            self.app = self._noted(self.app, _proven(transport))
+            self._watch()
 
-            async def noted(scope: dict[str, Any], receive: Any, send: Any) -> None:
-                self._asked = True
-                if peer is not None:
-                    scope.setdefault("extensions", {})["tls"] = {"client_der": peer}
-                await plain(scope, receive, send)
-
-            self.app = noted
-            self._loris = asyncio.get_running_loop().call_later(head_s, self._too_slow)
+        def data_received(self, data: bytes) -> None:
+            self._last = self._loop.time()
+            if not self._asked and self._since is None:
+                self._since = self._last
+            if self._timer is None:
+                self._watch()
+            super().data_received(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._loris.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             super().connection_lost(exc)
 
-        def _too_slow(self) -> None:
-            if not self._asked:
+        def _noted(self, app: Any, peer: bytes | None) -> Any:
+            async def noted(scope: dict[str, Any], receive: Any, send: Any) -> None:
+                self._asked, self._since = self._asked + 1, None
+                if peer is not None:
+                    scope.setdefault("extensions", {})["tls"] = {"client_der": peer}
+                try:
+                    await app(scope, receive, send)
+                finally:
+                    self._asked -= 1
+
+            return noted
+
+        def _watch(self) -> None:
+            self._timer = self._loop.call_later(min(head_s, stall_s) / 2, self._look)
+
+        def _look(self) -> None:
+            self._timer, now = None, self._loop.time()
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:  # gone, or a WebSocket now
+                return
+            slow_head = self._since is not None and now - self._since > head_s
+            slow_body = self._reading() and now - self._last > stall_s
+            if slow_head or slow_body:
                 self.transport.abort()
+            elif self._since is not None or self._reading():
+                self._watch()
+
+        def _reading(self) -> bool:
+            """Whether a body is under way, and the server is ready for more of it."""
+            cycle = cast(Any, self).cycle
+            return bool(self._asked and cycle is not None and cycle.more_body and not cast(Any, self).flow.read_paused)
 
     return Guarded
 
@@ -64,24 +92,3 @@ def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0) -> type[a
 def _proven(transport: asyncio.Transport) -> bytes | None:
     tls = transport.get_extra_info("ssl_object")
     return None if tls is None else cast("bytes | None", tls.getpeercert(binary_form=True))
-
-
-async def steadily(request: Request, *, stall_s: float = 30.0) -> AsyncIterator[bytes]:
-    """A request's body, piece by piece, as long as pieces keep coming.
-
-    Args:
-        request: whose body is read.
-        stall_s: the longest between two pieces.
-
-    Errors: `TooFast`'s opposite has no class of its own: a body that stalls ends as `ClientDisconnect`.
-    """
-    pieces = request.stream().__aiter__()
-    while True:
-        try:
-            piece = await asyncio.wait_for(pieces.__anext__(), stall_s)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            raise ClientDisconnect from error
-        if piece:
-            yield piece

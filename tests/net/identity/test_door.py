@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 import ssl
@@ -385,21 +386,68 @@ def test_whoever_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> Non
         assert told.value.after_s == 2.0
 
 
+def test_a_member_that_asks_too_often_slows_nobody_else(tmp_path: Path) -> None:
+    from foedus.net.identity.access import Access
+    from foedus.net.identity.authority import Authority
+    from foedus.net.identity.callers import TRAIN, Caller
+    from foedus.net.store import open_store
+
+    store = open_store("sqlite://")
+    access = Access(Authority.kept(tmp_path, now=1e9), store, rate=Rate(per_s=1.0, burst=2))
+    loud, quiet = (f"Bearer {access.mint(Caller(0, n, TRAIN), now=1e9, lifetime_s=60)}" for n in ("loud", "quiet"))
+    for _ in range(2):
+        access.caller(loud, now=1e9)
+    with pytest.raises(TooFast, match="'loud' asks too often"):
+        access.caller(loud, now=1e9)
+    assert access.caller(quiet, now=1e9).name == "quiet"
+    store.close()
+
+
 @pytest.mark.slow
 def test_a_connection_that_sends_a_byte_now_and_then_is_closed(tmp_path: Path) -> None:
-    """A slow loris: in the request's head, and in its body."""
-    with opened(tmp_path, plain=True, head_s=0.3, stall_s=0.3) as door:
-        port = int(door.url.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.settimeout(20)
-            slow.sendall(b"GET /who HT")
-            assert slow.recv(10) == b""  # closed, and nothing was answered
+    """A slow loris: before the head, in the head of a first and of a later request, and in a body."""
+    with opened(tmp_path, plain=True, head_s=0.2, stall_s=0.2) as door:
         ticket = door.access.mint(_caller(), now=door.clock(), lifetime_s=60)
-        with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.settimeout(20)
-            head = f"PUT /who HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\nContent-Length: 99\r\n\r\nx"
-            slow.sendall(head.encode())
-            assert b"500" in slow.recv(1000) or slow.recv(10) == b""
+        port = int(door.url.rpartition(":")[2])
+        whole = f"GET /who HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\n\r\n".encode()
+        body = f"PUT /who HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\nContent-Length: 9\r\n\r\nx".encode()
+        for before, sent in ((b"", b""), (b"", b"GET /who HT"), (whole, b"GET /w"), (b"", body), (whole, body)):
+            with socket.create_connection(("127.0.0.1", port)) as slow:
+                slow.settimeout(20)
+                if before:
+                    slow.sendall(before)
+                    _until(slow, b"}")
+                slow.sendall(sent)
+                assert _until(slow, b"nothing") == b""
+
+
+@pytest.mark.slow
+def test_a_connection_on_which_nothing_is_asked_stays_open(tmp_path: Path) -> None:
+    """And so does one whose body comes slowly but steadily."""
+    import time
+
+    with opened(tmp_path, plain=True, head_s=0.2, stall_s=0.2) as door:
+        ticket = door.access.mint(_caller(), now=door.clock(), lifetime_s=60)
+        port = int(door.url.rpartition(":")[2])
+        head = f"PUT /who HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\nContent-Length: 6\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", port)) as steady:
+            steady.settimeout(20)
+            for _ in range(2):
+                steady.sendall(head)
+                for _ in range(6):
+                    time.sleep(0.1)  # what is tested is the time that passes
+                    steady.sendall(b"x")
+                assert b'"size":6' in _until(steady, b"}")
+                time.sleep(0.5)
+
+
+def _until(connection: socket.socket, end: bytes) -> bytes:
+    """What comes, up to a text, or until the other side closes."""
+    told = b""
+    with contextlib.suppress(ConnectionResetError):
+        while end not in told and (piece := connection.recv(10_000)):
+            told += piece
+    return told
 
 
 def _caller() -> Any:
