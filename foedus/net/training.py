@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from foedus.backends.cores import cores
 from foedus.errors import MalformedMessage, StorageError, TrainingError, WorkerDied
 from foedus.net.pipe import Frame, head_of, length_of, packed
 from foedus.net.sandbox import Limits, Walls
@@ -113,7 +114,7 @@ class Training:
     async def _spawned(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
-        count = str(self._limits.cores or os.cpu_count() or 1)
+        count = str(self._limits.cores or cores())
         environment |= {name: os.environ.get(name, count) for name in THREADS}
         environment |= {"HOME": str(self._folder), "TMPDIR": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
         command = (sys.executable, "-m", "foedus.net.trainee")
