@@ -14,7 +14,9 @@ from foedus.net.store import LEADER, Lease, Store
 SECONDS = 6.0  # how long a lease runs; renewed after a third of it
 
 
-def lead(store: Store, holder: str, address: str, now: float, *, seconds: float = SECONDS) -> Lease:
+def lead(
+    store: Store, holder: str, address: str, now: float, *, seconds: float = SECONDS, fresh: bool = False
+) -> Lease:  # fmt: skip
     """Take the lease if it is free, renew it if it is ours; the lease as it is then, whoever holds it.
 
     Args:
@@ -23,6 +25,7 @@ def lead(store: Store, holder: str, address: str, now: float, *, seconds: float 
         address: where others reach it.
         now: seconds.
         seconds: how long the lease runs from now on.
+        fresh: this process has just begun: what another of the same name left is taken, with a new epoch.
 
     Example:
         >>> from foedus.net.store import open_store
@@ -37,7 +40,7 @@ def lead(store: Store, holder: str, address: str, now: float, *, seconds: float 
         found = rows.lease(LEADER)
         if found is not None and found.holder != holder and found.expires_at > now:
             return found
-        kept = found is not None and found.holder == holder and found.expires_at > now
+        kept = found is not None and found.holder == holder and found.expires_at > now and not fresh
         epoch = 1 if found is None else found.epoch + (not kept)
         taken = Lease(LEADER, holder, address, epoch, now + seconds)
         rows.put_lease(taken)

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from foedus.errors import ConfigurationError, CountedTwice, MissingExtra, StaleEpoch, StorageError
-from foedus.net.tables import AUDIT, CLIENTS, COUNTED, INVITATIONS, LEASES, METADATA, RUNS, SEATS
+from foedus.net.tables import AUDIT, CLIENTS, COUNTED, INVITATIONS, LEASES, LINES, METADATA, RUNS, SEATS
 
 LEADER = "coordinator"  # the lease of whoever writes
 FIRST_DIGEST = "0" * 64  # before the first line of the audit log
@@ -76,6 +76,7 @@ class RunRow(NamedTuple):
     state: bytes
     checkpoint: str = ""
     sum: str = ""
+    key: bytes = b""
     changed_at: float = 0.0
 
 
@@ -84,6 +85,7 @@ class SeatRow(NamedTuple):
 
     run: str
     round: int
+    part: int
     attempt: int
     position: int
     key: bytes
@@ -126,8 +128,11 @@ class Transaction(Protocol):
     def put_seats(self, rows: Iterable[SeatRow]) -> None: ...
     def forget_seats(self, run: str, before: int) -> None: ...
 
-    def count(self, run: str, round: int, positions: Iterable[int]) -> None: ...
-    def counted(self, run: str, round: int) -> set[int]: ...
+    def count(self, run: str, round: int, positions: Iterable[int], *, part: int = 0) -> None: ...
+    def counted(self, run: str, round: int, *, part: int = 0) -> set[int]: ...
+
+    def put_line(self, run: str, file: str, round: int, text: str) -> None: ...
+    def lines(self, run: str, file: str, after: int = 0) -> list[tuple[int, str]]: ...
 
     def note(self, kind: str, told: Mapping[str, Any], now: float) -> Line: ...
     def notes(self, after: int = 0, limit: int = 1000) -> list[Line]: ...
@@ -281,7 +286,7 @@ class SqlTransaction:
     def seats(self, run: str, since: int = 0) -> list[SeatRow]:
         """The seats of a run's rounds from one on, in the order of rounds, attempts and positions."""
         asked = sa.select(SEATS).where(SEATS.c.run == run, SEATS.c.round >= since)
-        asked = asked.order_by(SEATS.c.round, SEATS.c.attempt, SEATS.c.position)
+        asked = asked.order_by(SEATS.c.round, SEATS.c.part, SEATS.c.attempt, SEATS.c.position)
         return [SeatRow(*row) for row in self._connection.execute(asked)]
 
     def seat(self, key: bytes) -> SeatRow | None:
@@ -291,20 +296,20 @@ class SqlTransaction:
     def put_seats(self, rows: Iterable[SeatRow]) -> None:
         values = [row._asdict() for row in rows]
         if values:
-            own = ("run", "round", "attempt", "position")
+            own = ("run", "round", "part", "attempt", "position")
             self._connection.execute(self._upsert(SEATS, own), values)
 
     def forget_seats(self, run: str, before: int) -> None:
         self._connection.execute(SEATS.delete().where(SEATS.c.run == run, SEATS.c.round < before))
         self._connection.execute(COUNTED.delete().where(COUNTED.c.run == run, COUNTED.c.round < before))
 
-    def count(self, run: str, round: int, positions: Iterable[int]) -> None:
+    def count(self, run: str, round: int, positions: Iterable[int], *, part: int = 0) -> None:
         """Write down whose updates are in the model of a round.
 
         Raises:
             CountedTwice: one of them is already.
         """
-        values = [{"run": run, "round": round, "position": int(position)} for position in positions]
+        values = [{"run": run, "round": round, "part": part, "position": int(p)} for p in positions]
         if not values:
             return
         try:
@@ -314,9 +319,22 @@ class SqlTransaction:
                 f"a client is in the model of round {round} of the run {run!r} already; nothing was written"
             ) from error
 
-    def counted(self, run: str, round: int) -> set[int]:
-        asked = sa.select(COUNTED.c.position).where(COUNTED.c.run == run, COUNTED.c.round == round)
-        return set(self._connection.execute(asked).scalars())
+    def counted(self, run: str, round: int, *, part: int = 0) -> set[int]:
+        where = COUNTED.c.run == run, COUNTED.c.round == round, COUNTED.c.part == part
+        return set(self._connection.execute(sa.select(COUNTED.c.position).where(*where)).scalars())
+
+    # --- the record
+
+    def put_line(self, run: str, file: str, round: int, text: str) -> None:
+        """Write a round's line of one of the record's files, in place of the one that was there."""
+        where = LINES.c.run == run, LINES.c.file == file, LINES.c.round == round
+        self._put(LINES, {"run": run, "file": file, "round": round, "text": text}, where)
+
+    def lines(self, run: str, file: str, after: int = 0) -> list[tuple[int, str]]:
+        """The lines of a file of the record, of the rounds after one."""
+        asked = sa.select(LINES.c.round, LINES.c.text).where(LINES.c.run == run, LINES.c.file == file)
+        asked = asked.where(LINES.c.round > after).order_by(LINES.c.round)
+        return [(row.round, row.text) for row in self._connection.execute(asked)]
 
     # --- the audit log
 

@@ -54,6 +54,7 @@ RUNS = Table(
     Column("state", LargeBinary, nullable=False),  # of the round machine, without its seats
     Column("checkpoint", String(100), nullable=False),  # digest: what the run is between two rounds
     Column("sum", String(100), nullable=False),  # digest: the partial sum of the round under way; "" for none
+    Column("key", LargeBinary, nullable=False),  # the round's own, sealed; destroyed at its end
     Column("changed_at", Float, nullable=False),
 )  # fmt: skip
 
@@ -61,6 +62,7 @@ SEATS = Table(
     "seats", METADATA,
     Column("run", String(200), primary_key=True),
     Column("round", WHOLE, primary_key=True, autoincrement=False),
+    Column("part", WHOLE, primary_key=True, autoincrement=False),
     Column("attempt", WHOLE, primary_key=True, autoincrement=False),
     Column("position", WHOLE, primary_key=True, autoincrement=False),
     Column("key", LargeBinary, nullable=False),
@@ -74,7 +76,17 @@ COUNTED = Table(
     "counted", METADATA,
     Column("run", String(200), primary_key=True),
     Column("round", WHOLE, primary_key=True, autoincrement=False),
+    Column("part", WHOLE, primary_key=True, autoincrement=False),
     Column("position", WHOLE, primary_key=True, autoincrement=False),
+)  # fmt: skip
+
+# The record of a run, line by line, as it stands in the files of its folder.
+LINES = Table(
+    "lines", METADATA,
+    Column("run", String(200), primary_key=True),
+    Column("file", String(100), primary_key=True),
+    Column("round", WHOLE, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
 )  # fmt: skip
 
 AUDIT = Table(

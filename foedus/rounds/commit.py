@@ -15,7 +15,7 @@ from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator, nothing
 from foedus.core.method import Gathered, Travels, Vectors, travelling
 from foedus.core.server import sgd
-from foedus.core.values import NOTHING, SERVER, Context, Message, State
+from foedus.core.values import NOTHING, SERVER, Context, Message, Secret, State
 from foedus.privacy.claims import seen_by_nobody
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.rounds.brought import finished, first_state
@@ -25,11 +25,13 @@ from foedus.tree import Layout, Vector
 
 
 class Server(NamedTuple):
-    """What the server needs to know to decode: the job, and the layouts of parameters and buffers."""
+    """What the server needs to know to decode: the job, and the layouts of parameters and buffers; and where its noise
+    comes from: counted, so that simulated runs repeat, or ``None`` for the operating system."""
 
     job: Job
     layout: Layout
     buffer_layout: Layout
+    secret: Secret | None = known_to_all_who_know_the_seed
 
     def first(self, state_of: Weights) -> RunState:
         """The state of a run in which nothing has happened."""
@@ -110,12 +112,12 @@ class Server(NamedTuple):
     def _context(
         self, channel: str, number: int, *, size: int = 0, told: Mapping[str, Vectors] | None = None
     ) -> Context:
-        """The server's context of a channel. Noise is counted from the seed, so that runs repeat."""
+        """The server's context of a channel."""
         whole = {UPDATE: self.layout, BUFFERS: self.buffer_layout}.get(channel)
         layout = side_layout(channel, size, self.layout) if whole is None else self._own(channel, whole)
         return Context(
             self.job.seed, number, SERVER, layout=layout, size=layout.size, channel=channel,
-            told=(told or {}).get(channel, NOTHING), secret=known_to_all_who_know_the_seed,
+            told=(told or {}).get(channel, NOTHING), secret=self.secret,
         )  # fmt: skip
 
     def told(self, state: RunState) -> dict[str, Vectors]:

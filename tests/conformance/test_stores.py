@@ -16,8 +16,7 @@ from foedus.net.leases import lead, resign
 from foedus.net.store import LEADER, InvitedRow, Lease, RunRow, SeatRow, SqlStore, check_log, open_store
 from foedus.net.tables import METADATA
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "net"))
-import databases
+from ..net import databases
 
 KINDS: dict[str, Callable[[Path], str]] = {
     "memory": lambda folder: "sqlite://",
@@ -75,17 +74,17 @@ def test_invitations_come_back_and_are_counted_down(store: SqlStore) -> None:
 
 
 def test_runs_and_seats_come_back_as_they_were_put(store: SqlStore) -> None:
-    seats = [SeatRow("r", n, 1, p, bytes([n, p]), "open", b"\0x") for n in (1, 2) for p in (5, 3)]
+    seats = [SeatRow("r", n, 0, 1, p, bytes([n, p]), "open", b"\0x") for n in (1, 2) for p in (5, 3)]
     with store.begin() as rows:
-        rows.put_run(RunRow("r", "id", b"\x00\xff", "c", "s", 1.0))
+        rows.put_run(RunRow("r", "id", b"\x00\xff", "c", "s", b"k", 1.0))
         rows.put_seats(seats)
         rows.put_seats([])
     changed = seats[0]._replace(state="counted", about=b"")
     with store.begin() as rows:
-        rows.put_run(RunRow("r", "id", b"later", "c2", "", 2.0))
-        rows.put_seats([changed, SeatRow("r", 2, 2, 3, b"new", "open")])
+        rows.put_run(RunRow("r", "id", b"later", "c2", "", b"", 2.0))
+        rows.put_seats([changed, SeatRow("r", 2, 0, 2, 3, b"new", "open")])
     with store.begin() as rows:
-        assert rows.run("r") == ("r", "id", b"later", "c2", "", 2.0)
+        assert rows.run("r") == ("r", "id", b"later", "c2", "", b"", 2.0)
         assert rows.run("other") is None
         assert [s.position for s in rows.seats("r")] == [3, 5, 3, 5, 3]
         assert rows.seat(changed.key) == changed
@@ -100,12 +99,25 @@ def test_a_client_is_counted_once_in_a_round(store: SqlStore) -> None:
         rows.count("r", 1, [3, 5])
         rows.count("r", 2, [3])
         rows.count("r", 2, [])
+        rows.count("r", 1, [3], part=1)
     with pytest.raises(CountedTwice, match="round 1"), store.begin() as rows:  # noqa: PT012
         rows.put_run(RunRow("r", "id", b""))
         rows.count("r", 1, [4, 5])
     with store.begin() as rows:
         assert (rows.counted("r", 1), rows.counted("r", 2), rows.counted("r", 3)) == ({3, 5}, {3}, set())
         assert rows.run("r") is None, "nothing of it was written"
+
+
+def test_a_line_of_the_record_is_replaced_by_a_later_one(store: SqlStore) -> None:
+    with store.begin() as rows:
+        for number in (2, 1):
+            rows.put_line("r", "metrics.jsonl", number, f'{{"round": {number}}}')
+        rows.put_line("r", "metrics.jsonl", 2, "later")
+        rows.put_line("r", "timings.jsonl", 1, "x")
+        rows.put_line("other", "metrics.jsonl", 1, "x")
+    with store.begin() as rows:
+        assert rows.lines("r", "metrics.jsonl") == [(1, '{"round": 1}'), (2, "later")]
+        assert rows.lines("r", "metrics.jsonl", after=1) == [(2, "later")]
 
 
 # --- leases and epochs ----------------------------------------------------------------------------------------

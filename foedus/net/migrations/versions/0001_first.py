@@ -1,4 +1,4 @@
-"""The first tables: leases, clients, invitations, runs, seats, who is counted, and the audit log."""
+"""The first tables: leases, clients, invitations, runs, seats, who is counted, the record, and the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -50,12 +50,14 @@ def upgrade() -> None:
         sa.Column("state", sa.LargeBinary, nullable=False),
         sa.Column("checkpoint", sa.String(100), nullable=False),
         sa.Column("sum", sa.String(100), nullable=False),
+        sa.Column("key", sa.LargeBinary, nullable=False),
         sa.Column("changed_at", sa.Float, nullable=False),
     )
     op.create_table(
         "seats",
         sa.Column("run", sa.String(200), primary_key=True),
         sa.Column("round", WHOLE, primary_key=True, autoincrement=False),
+        sa.Column("part", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("attempt", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("position", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("key", sa.LargeBinary, nullable=False),
@@ -67,7 +69,15 @@ def upgrade() -> None:
         "counted",
         sa.Column("run", sa.String(200), primary_key=True),
         sa.Column("round", WHOLE, primary_key=True, autoincrement=False),
+        sa.Column("part", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("position", WHOLE, primary_key=True, autoincrement=False),
+    )
+    op.create_table(
+        "lines",
+        sa.Column("run", sa.String(200), primary_key=True),
+        sa.Column("file", sa.String(100), primary_key=True),
+        sa.Column("round", WHOLE, primary_key=True, autoincrement=False),
+        sa.Column("text", sa.Text, nullable=False),
     )
     op.create_table(
         "audit",
@@ -81,5 +91,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them."""
-    for table in ("audit", "counted", "seats", "runs", "invitations", "clients", "leases"):
+    for table in ("audit", "lines", "counted", "seats", "runs", "invitations", "clients", "leases"):
         op.drop_table(table)

@@ -1,0 +1,169 @@
+"""One run under way on a server: its machine's state, what has come, and who is asked next.
+
+A value that the coordinator changes; everything that decides is in ``protocol/round.py`` and ``learning.py``.
+
+Not here: what is written, and answered (``coordinator.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from foedus.core.timing import Buffered
+from foedus.net.learning import Committed, Gathering, Learning
+from foedus.net.store import SeatRow
+from foedus.protocol import round as machine
+from foedus.protocol.messages import Kind, Window
+from foedus.protocol.pacing import come_back
+from foedus.protocol.round import At, Phase, Rules, Seat, State
+from foedus.rounds.evaluate import ClientFigures
+
+FIRST_PERIOD = 30.0  # seconds that a round is thought to take, before one has
+EVALUATION = "/evaluation"  # what a run's evaluations are called after its name
+
+
+class Wanted(NamedTuple):
+    """Who is to take part in a step: how many end it, how many are let in at a time, and who (None: whoever comes)."""
+
+    goal: int
+    places: int
+    cohort: frozenset[int] | None
+
+
+@dataclass
+class Course:
+    """One run, or the evaluations on clients that belong to one.
+
+    Attributes:
+        name: of the rows in the store.
+        kind: what clients are asked to do.
+        rules: of the machine.
+        state: of the machine.
+        gathering: what has come in the step under way.
+        figures: what has come in an evaluation, by position.
+        pending: a commit that could not be written yet.
+        uploads: places of uploads, by key.
+        written: digest of the partial sum on the disk, and how many are in it; ``""`` for none.
+        wrote_at: when it was written.
+        key: of the round, sealed; empty if nothing is sealed.
+        unwritten: the machine's state is ahead of the store; harmless, and made good at the next tick.
+        begun_at, period: of the step under way, and how long the last ones took.
+    """
+
+    name: str
+    learning: Learning
+    rules: Rules
+    kind: Kind = Kind.TRAIN
+    state: State = field(default_factory=State)
+    gathering: Gathering | None = None
+    figures: dict[int, ClientFigures] = field(default_factory=dict)
+    pending: Committed | None = None
+    uploads: dict[bytes, bytes] = field(default_factory=dict)
+    written: tuple[str, int] = ("", 0)
+    wrote_at: float = 0.0
+    key: bytes = b""
+    checkpoint: str = ""
+    unwritten: bool = False
+    begun_at: float = 0.0
+    period: float = FIRST_PERIOD
+    offered: int = 0
+
+    @staticmethod
+    def training(learning: Learning) -> Course:
+        """The run itself."""
+        each, timing = learning.served.each, learning.served.algorithm.timing
+        rules = Rules(
+            minimum=each.minimum, window_s=each.window, deadline_s=each.deadline, retry_s=each.retry,
+            attempts=each.attempts, flowing=isinstance(timing, Buffered),
+        )  # fmt: skip
+        return Course(learning.served.name, learning, rules)
+
+    @staticmethod
+    def evaluating(learning: Learning) -> Course:
+        """Its evaluations on clients: one attempt each, and whoever comes counts."""
+        each = learning.served.each
+        rules = Rules(minimum=each.minimum, window_s=each.window, deadline_s=each.deadline, attempts=1)
+        return Course(learning.served.name + EVALUATION, learning, rules, Kind.EVALUATE)
+
+    # --- who is asked
+
+    def wanted(self) -> Wanted:
+        """Who is to take part in the step that is next."""
+        learning = self.learning
+        served, timing = learning.served, learning.served.algorithm.timing
+        there = learning.population
+        if self.kind is Kind.EVALUATE:
+            return Wanted(there, there, None)
+        if isinstance(timing, Buffered):
+            places = served.cohort if isinstance(served.cohort, int) else there
+            return Wanted(timing.size or 2**31, places, None)
+        if isinstance(served.cohort, int):
+            places = math.ceil(served.cohort * served.each.over_selection - 1e-9)
+            return Wanted(min(served.cohort, there), min(places, max(there, served.cohort)), None)
+        cohort = learning.cohort(learning.step)
+        assert cohort is not None
+        return Wanted(len(cohort), len(cohort), frozenset(cohort.tolist()))
+
+    @property
+    def every(self) -> float | None:
+        """Seconds from step to step, where the clock decides."""
+        timing = self.learning.served.algorithm.timing
+        return timing.seconds if isinstance(timing, Buffered) and self.kind is Kind.TRAIN else None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something is wanted of clients."""
+        return self.state.phase in (Phase.SELECTING, Phase.TRAINING, Phase.AGGREGATING, Phase.FAILED)
+
+    def versions(self) -> set[int]:
+        """The rounds that updates under way started from."""
+        return {seat.round for seat in self.state.at(*machine.OPEN)} if self.rules.flowing else set()
+
+    # --- time
+
+    def window(self, now: float, *, pause: float) -> Window:
+        """When one client is to come back."""
+        left = machine.worthwhile_s(self.state, now)
+        if self.state.phase is Phase.TRAINING:  # it will not last until its deadline, most likely
+            left = min(left, max(pause, self.period - (now - self.begun_at)))
+        elif self.state.phase is not Phase.FAILED:
+            left = min(left, pause)
+        wanted = max(1, self.state.places)
+        return come_back(
+            population=max(1, self.learning.population), wanted=wanted, period_s=self.period, left_s=left, floor_s=pause
+        )
+
+    def ended(self, now: float) -> None:
+        """A step is over: the next ones are thought to take about as long."""
+        took = max(0.0, now - self.begun_at)
+        self.period = took if self.period == FIRST_PERIOD else 0.5 * self.period + 0.5 * took
+
+    # --- rows
+
+    def row(self, seat: Seat) -> SeatRow:
+        """A seat as it is written."""
+        about = json.dumps({"since": seat.since, "scale": seat.scale}).encode()
+        return SeatRow(
+            self.name, seat.round, seat.part, seat.attempt, seat.position, seat.key, str(seat.at), about
+        )  # fmt: skip
+
+    @staticmethod
+    def seat(row: SeatRow) -> Seat:
+        """A seat that was written."""
+        told = json.loads(row.about)
+        return Seat(
+            row.key, row.position, row.round, row.attempt, At(row.state), told["since"], told["scale"], row.part
+        )  # fmt: skip
+
+    def read(self, state: bytes, rows: list[SeatRow]) -> State:
+        """The machine's state as it was written, with the seats that still count."""
+        bare = machine.read(state, ())
+        here = [self.seat(row) for row in rows]
+        kept = [
+            seat for seat in here
+            if (seat.round, seat.part) == (bare.round, bare.part) or (self.rules.flowing and seat.at in machine.OPEN)
+        ]  # fmt: skip
+        return machine.read(state, kept)

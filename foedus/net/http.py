@@ -1,0 +1,378 @@
+"""The HTTP shell around a coordinator: bytes in, bytes out (Starlette).
+
+Everything that the coordinator does takes place in one thread of its own, message after message, so that neither the
+database nor the merging of updates holds up the event loop. The loop's own work is to move bytes: uploads go piece by
+piece into bounded memory (``uploads.py``), blobs go out in pieces as fast as the other side takes them.
+
+Not here: what is answered (``coordinator.py``), who somebody is (``identity``), the doorbell (``doorbell.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from foedus.errors import (
+    Code,
+    FoedusError,
+    MalformedMessage,
+    NotNow,
+    ProtocolError,
+    StaleEpoch,
+    StorageError,
+    TooLarge,
+)  # fmt: skip
+from foedus.net import openapi
+from foedus.net.api import BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
+from foedus.net.identity.callers import Caller, Scope
+from foedus.net.logs import say
+from foedus.net.metrics import Metrics
+from foedus.net.uploads import Uploads
+from foedus.protocol import wire
+from foedus.protocol.messages import KINDS, Bell, Message, Problem
+
+T = TypeVar("T")
+PIECE = 1 << 18  # bytes of a blob that go out at once
+TICK = 0.2  # seconds between two looks at the clock
+_NAMES = {kind: name for name, kind in KINDS.items()}
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+
+
+class Core(Protocol):
+    """What is behind the shell: a coordinator. All but ``uploads`` is called in one thread, one call at a time."""
+
+    uploads: Uploads
+
+    def handle(self, caller: Caller, message: Message, now: float) -> Message: ...
+
+    def tick(self, now: float) -> Sequence[Bell]: ...
+
+    def blob(self, caller: Caller, digest: bytes) -> bytes: ...
+
+    def runs(self) -> list[dict[str, Any]]: ...
+
+    def lines(self, run: str, file: str, after: int) -> bytes: ...
+
+
+class Door(Protocol):
+    """Who a request comes from."""
+
+    def caller(self, authorization: str | None, *, peer: bytes | None = None, now: float) -> Caller: ...
+
+
+class Leading(Protocol):
+    """Whether this process leads, and who does if not."""
+
+    def address(self) -> str | None:
+        """None if this process leads."""
+
+    def keep(self, now: float) -> None:
+        """Renew or take the lease; called in the coordinator's thread."""
+
+    def resign(self, now: float) -> None: ...
+
+
+class Shell:
+    """One server process.
+
+    Args:
+        core: what is behind it.
+        door: who is let in.
+        clock: seconds since 1970.
+        metrics: counts what happens.
+        leading: where several processes serve together; ``None`` for one alone.
+        more: further routes, such as the door's own.
+    """
+
+    def __init__(
+        self, core: Core, door: Door, *, clock: Callable[[], float], metrics: Metrics | None = None,
+        leading: Leading | None = None, more: Sequence[BaseRoute] = (),
+    ) -> None:  # fmt: skip
+        self.core, self.door, self.clock = core, door, clock
+        self.metrics = metrics or Metrics()
+        self.leading, self._more = leading, more
+        self.ring: Callable[[Bell], Awaitable[None]] | None = None  # the doorbell, where there is one
+        self._thread = ThreadPoolExecutor(1, "coordinator")
+        self.closing = False
+
+    async def aside(self, act: Callable[..., T], *given: Any) -> T:
+        """Something that the coordinator's thread is to do."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, act, *given)
+
+    def application(self) -> Starlette:
+        """The ASGI application."""
+        routes: list[BaseRoute] = [Route(path, self._message(kind), methods=["POST"]) for kind, path in PATHS.items()]
+        routes += [
+            Route("/v1/blobs/{digest}", self._guarded(self._blob), methods=["GET"]),
+            Route("/v1/uploads/{upload}", self._guarded(self._upload), methods=["PUT"]),
+            Route("/v1/uploads/{upload}", self._guarded(self._offset), methods=["HEAD"]),
+            Route("/v1/runs", self._guarded(self._runs), methods=["GET"]),
+            Route("/v1/runs/{run}", self._guarded(self._run), methods=["GET"]),
+            Route("/v1/runs/{run}/{file}", self._guarded(self._lines), methods=["GET"]),
+            Route("/health", self._health, methods=["GET"]),
+            Route("/leading", self._leads, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
+            *self._more,
+        ]
+        return Starlette(routes=routes, lifespan=self._lifespan)
+
+    # --- time
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        ticking = asyncio.create_task(self._tick())
+        try:
+            yield
+        finally:
+            self.closing = True
+            ticking.cancel()
+            with suppress(asyncio.CancelledError):
+                await ticking
+            if self.leading is not None:
+                with suppress(FoedusError):
+                    await self.aside(self.leading.resign, self.clock())
+            self._thread.shutdown()
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                bells = await self.aside(self._ticked)
+                for bell in bells:
+                    if self.ring is not None:
+                        await self.ring(bell)
+            except FoedusError as error:
+                say("tick failed", level=logging.ERROR, error=f"{type(error).__name__}: {error}")
+            except Exception:
+                logging.getLogger("foedus.server").exception("tick failed")
+            await asyncio.sleep(TICK)
+
+    def _ticked(self) -> Sequence[Bell]:
+        now = self.clock()
+        if self.leading is not None:
+            self.leading.keep(now)
+            self.metrics.leading.set(self.leading.address() is None)
+            if self.leading.address() is not None:
+                return ()
+        self.metrics.waiting.set(self.core.uploads.taken)
+        return self.core.tick(now)
+
+    # --- requests
+
+    def caller(self, request: Request) -> Caller:
+        """Who asks.
+
+        Raises:
+            NotAllowed: nobody that is known.
+        """
+        peer = request.scope.get("extensions", {}).get("tls", {}).get("client_der")
+        return self.door.caller(request.headers.get("authorization"), peer=peer, now=self.clock())
+
+    def _message(self, kind: type[Message]) -> Callable[[Request], Awaitable[Response]]:
+        name = _NAMES[kind]
+
+        async def answer(request: Request) -> Response:
+            with self.metrics.seconds.labels(name).time():
+                try:
+                    heard = wire.hear(await _whole(request, wire.MOST))
+                    if type(heard.message) is not kind:
+                        raise MalformedMessage(f"a {name} is sent here, not a {_NAMES[type(heard.message)]}")
+                    caller = self.caller(request)
+                    caller.may(Scope.TRAIN)
+                    self._check_leads()
+                    reply = await self.aside(self.core.handle, caller, heard.message, self.clock())
+                except ClientDisconnect:
+                    return Response(status_code=400)
+                except Exception as error:
+                    reply = self._problem(error)
+            self.metrics.answers.labels(name, _NAMES[type(reply)]).inc()
+            return self._said(reply)
+
+        return answer
+
+    def _said(self, reply: Message) -> Response:
+        status, headers = 200, {}
+        if isinstance(reply, Problem):
+            self.metrics.problems.labels(str(reply.code)).inc()
+            status = status_of(reply.code)
+            if reply.after_s:
+                headers["Retry-After"] = str(max(1, round(reply.after_s)))
+            if reply.code is Code.NOT_LEADER and self.leading is not None:
+                headers[LEADER] = self.leading.address() or ""
+        return Response(wire.encode(reply), status, headers, MEDIA)
+
+    def _problem(self, error: Exception) -> Problem:
+        """What is answered instead, whatever went wrong."""
+        match error:
+            case ProtocolError():
+                after = 2.0 if isinstance(error, NotNow) else 0.0
+                return Problem(code=error.code, told=_told(error), fatal=error.fatal, after_s=after)
+            case StaleEpoch():
+                return Problem(code=Code.NOT_LEADER, told="another server leads now; ask again", after_s=1.0)
+            case StorageError():
+                say("storage failed", level=logging.ERROR, error=str(error))
+                return Problem(code=Code.STORAGE, told="the server cannot write at the moment; ask again", after_s=5.0)
+        logging.getLogger("foedus.server").error("request failed", exc_info=error)
+        return Problem(code=Code.OTHER, told="the server failed at this request; it is in its log", after_s=30.0)
+
+    def _check_leads(self) -> None:
+        if self.leading is not None and (address := self.leading.address()) is not None:
+            raise NotNow(f"another server leads: {address or 'not known yet'}", code=Code.NOT_LEADER)
+
+    def _guarded(self, act: Callable[[Request, Caller], Awaitable[Response]]) -> Any:
+        """A request whose answer is no message; what goes wrong is answered by a Problem all the same."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                caller = self.caller(request)
+                self._check_leads()
+                return await act(request, caller)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except Exception as error:
+                return self._said(self._problem(error))
+
+        return answer
+
+    # --- bytes
+
+    async def _blob(self, request: Request, caller: Caller) -> Response:
+        digest = _hex(request.path_params["digest"], 32)
+        tag = f'"{digest.hex()}"'
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers={"ETag": tag})
+        content = memoryview(await self.aside(self.core.blob, caller, digest))
+        begin, end, status = 0, len(content), 200
+        headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable"}
+        asked = request.headers.get("range", "")
+        if asked and request.headers.get("if-range", tag) == tag:
+            if (found := _range(asked, end)) is None:
+                return Response(status_code=416, headers={"Content-Range": f"bytes */{end}"})
+            (begin, end), status = found, 206
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        headers["Content-Length"] = str(end - begin)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(begin, end, PIECE):
+                piece = bytes(content[at : min(at + PIECE, end)])
+                self.metrics.bytes_out.inc(len(piece))
+                yield piece
+
+        return StreamingResponse(pieces(), status, headers, BYTES)
+
+    async def _upload(self, request: Request, caller: Caller) -> Response:
+        caller.may(Scope.TRAIN)
+        upload, offset = _hex(request.path_params["upload"], 16), _number(request.query_params.get("offset", "0"))
+        uploads, now = self.core.uploads, self.clock()
+        try:
+            async for piece in request.stream():
+                if piece:
+                    offset = uploads.write(upload, offset, piece, owner=caller.position, now=now)
+                    self.metrics.bytes_in.inc(len(piece))
+        except ProtocolError as error:
+            problem = self._problem(error)
+            if error.code is Code.WRONG_OFFSET:
+                problem = Problem(
+                    code=error.code, told=_told(error), offset=uploads.offset(upload, owner=caller.position)
+                )
+            response = self._said(problem)
+            response.headers["Connection"] = "close"  # what else is on its way is not read
+            return response
+        return Response(status_code=200, headers={OFFSET: str(uploads.offset(upload, owner=caller.position))})
+
+    async def _offset(self, request: Request, caller: Caller) -> Response:
+        caller.may(Scope.TRAIN)
+        offset = self.core.uploads.offset(_hex(request.path_params["upload"], 16), owner=caller.position)
+        return Response(status_code=200, headers={OFFSET: str(offset)})
+
+    # --- figures
+
+    async def _runs(self, _: Request, caller: Caller) -> Response:
+        caller.may(Scope.READ)
+        return JSONResponse({"runs": await self.aside(self.core.runs)})
+
+    async def _run(self, request: Request, caller: Caller) -> Response:
+        caller.may(Scope.READ)
+        name = request.path_params["run"]
+        for run in await self.aside(self.core.runs):
+            if run["run"] == name:
+                return JSONResponse(run)
+        raise ProtocolError(f"there is no run {name[:80]!r} here", code=Code.UNKNOWN_RUN)
+
+    async def _lines(self, request: Request, caller: Caller) -> Response:
+        caller.may(Scope.READ)
+        after = _number(request.query_params.get("after", "0"))
+        run, file = request.path_params["run"], request.path_params["file"]
+        return Response(await self.aside(self.core.lines, run, file, after), media_type="application/x-ndjson")
+
+    async def _health(self, _: Request) -> Response:
+        leader = None if self.leading is None else self.leading.address()
+        return JSONResponse({"status": "closing" if self.closing else "ok", "leading": leader is None})
+
+    async def _leads(self, _: Request) -> Response:
+        """For reverse proxies: 200 where requests are to go."""
+        here = self.leading is None or self.leading.address() is None
+        return PlainTextResponse("leading\n" if here else "waiting\n", 200 if here else 503)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _openapi(self, _: Request) -> Response:
+        return JSONResponse(openapi.document())
+
+
+async def _whole(request: Request, most: int) -> bytes:
+    """A request's body, of which no more is read than may be."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise TooLarge(f"a message of {announced} bytes is announced, and {most} are let in")
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > most:
+            raise TooLarge(f"more than {most} bytes of a message came")
+    return bytes(content)
+
+
+def _hex(text: str, length: int) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != length or text != found.hex():
+        raise MalformedMessage(f"the address names {2 * length} hexadecimal digits, not {text[:80]!r}")
+    return found
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 16):
+        raise MalformedMessage(f"a whole number is wanted in the address, not {text[:40]!r}")
+    return int(text)
+
+
+def _range(asked: str, size: int) -> tuple[int, int] | None:
+    """The bytes that a range names, from and to; None if there are none such."""
+    found = _RANGE.fullmatch(asked.strip())
+    if found is None or len(asked) > 64:
+        return None
+    begin, end = int(found[1]), min(size, int(found[2] or size) + (1 if found[2] else 0))
+    return (begin, end) if begin < end else None
+
+
+def _told(error: Exception) -> str:
+    """An error's message, as it may travel."""
+    text = str(error)[:1000]
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+__all__ = ["Core", "Door", "Leading", "Shell"]
