@@ -2,9 +2,8 @@
 
 A message is the array ``[major, minor, kind, fields]``; ``fields`` is a map by name. Everything is checked against the
 types and bounds of ``messages.py``: whoever writes is held to them like whoever reads. A field that is missing takes
-its default if it has one; a field that nobody knows is ignored if the writer's version is later than ours, and is
-malformed otherwise. Size is checked before anything is parsed; lengths while parsing; there is one level of nesting
-more than the types have, and no more.
+its default if it has one; a field that nobody knows is ignored if the writer's minor version is later than the one
+that we know, and is malformed otherwise. Size is checked before anything is parsed, and lengths while parsing.
 
 Not here: tensors (``blob.py``), the meaning of messages (``messages.py``, docs/protocol.md).
 """
@@ -33,12 +32,16 @@ class Version(NamedTuple):
     minor: int
 
 
-OURS = Version(1, 0)
-SERVED = (1,)  # major versions that are still read, oldest first
+SERVED = {1: 0}  # major versions that are spoken, and of each the latest minor version that we know
+OURS = Version(1, SERVED[1])
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, *, major: int | None = None) -> bytes:
     """A message as bytes; the same bytes for the same message.
+
+    Args:
+        message: what to say.
+        major: the version that the other side speaks; by default ours.
 
     Raises:
         MalformedMessage: a field is of the wrong type, or out of its bounds.
@@ -49,7 +52,9 @@ def encode(message: Message) -> bytes:
         52
     """
     kind = _NAMES[type(message)]
-    data: bytes = _msgpack().packb([*OURS, kind, _written(kind, message)], use_bin_type=True)
+    stamp = OURS if major is None else Version(major, SERVED.get(major, 0))
+    _check_served(stamp)
+    data: bytes = _msgpack().packb([*stamp, kind, _written(kind, message)], use_bin_type=True)
     if len(data) > MOST:
         raise TooLarge(f"the message {kind!r} takes {len(data)} bytes, and {MOST} are let through; send fewer entries")
     return data
@@ -90,7 +95,7 @@ def hear(data: bytes | memoryview) -> Heard:
     _check_served(version)
     if kind not in KINDS:
         raise MalformedMessage(f"no message: its kind is {kind[:40]!r}, and there are {', '.join(KINDS)}")
-    message: Message = _Reading(version > OURS).record(KINDS[kind], given, kind)
+    message: Message = _Reading(minor > SERVED[major]).record(KINDS[kind], given, kind)
     return Heard(message, version)
 
 

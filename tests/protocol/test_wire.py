@@ -2,71 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import msgpack
 import pytest
+from hypothesis import given, settings
 
 from foedus.errors import Code, MalformedMessage, NotNow, ProtocolError, TooLarge, WrongVersion
+from foedus.protocol import blob, wire
 from foedus.protocol.messages import (
     ANSWERS,
     KINDS,
-    Accepted,
     Ask,
     Bell,
-    Blob,
     CheckIn,
-    Closed,
-    Decline,
-    Event,
-    Finished,
-    Kind,
     Later,
     Message,
     Place,
     Problem,
-    Received,
-    Refused,
-    Standing,
-    Standings,
-    Stands,
-    StartUpload,
-    Submit,
-    Why,
-    Window,
     problem,
     raised,
     sentence,
 )
 from foedus.protocol.wire import MOST, OURS, decode, encode, hear
 
-KEY, OTHER, DIGEST = bytes(range(16)), bytes(16), bytes(range(32))
-LATER = Window(after_s=60.0, until_s=90.5)
-
-EXAMPLES: list[Message] = [
-    CheckIn(
-        run="study", kinds=(Kind.TRAIN, Kind.EVALUATE), examples=1234, software={"foedus": "0.1.0"},
-        protections=("secure-aggregation",), pending=(KEY, OTHER),
-    ),
-    Accepted(
-        run="study", round=3, attempt=2, kind=Kind.TRAIN, key=KEY, orders=Blob(digest=DIGEST, size=6653480),
-        bundle=Blob(digest=DIGEST, size=100), target="federation:federation", position=7, seed=2**64 - 1, limit=5,
-        closes_s=600.0, minimum=3, protections=("privacy-budget",), held=OTHER, signature=bytes(64),
-    ),
-    Later(after_s=60.0, until_s=90.0, reason="the cohort is full"),
-    Finished(run="study", model=Blob(digest=DIGEST, size=5), personal=True, rounds=20),
-    Decline(key=KEY, reason="rules"),
-    StartUpload(key=KEY, size=1000, digest=DIGEST, version=2),
-    Place(upload=OTHER, offset=512, scale=0.5, chunk=65536, most=1 << 24),
-    Submit(key=KEY, upload=OTHER, size=1000, digest=DIGEST),
-    Received(later=LATER),
-    Refused(code=Code.NOT_FINITE, told="NaN in 'w'", later=LATER),
-    Closed(why=Why.GOAL_REACHED, later=LATER),
-    Ask(keys=(KEY,)),
-    Standings(entries=(Standing(key=KEY, state=Stands.AGAIN),), later=LATER),
-    Bell(run="study", event=Event.OFFER, round=4, progress=0.25),
-    Problem(code=Code.RATE, told="ask once a minute", fatal=False, after_s=60.0),
-]  # fmt: skip
+from .examples import EXAMPLES, KEY
 
 
 def bytes_of(kind: Any = "later", fields: Any = None, version: tuple[Any, Any] = (1, 0)) -> bytes:
@@ -206,3 +170,90 @@ def test_every_code_has_an_error_of_its_own_kind(code: Code) -> None:
 
 def test_sentences_fit_into_messages() -> None:
     assert decode(encode(Later(after_s=0.0, until_s=1.0, reason=sentence("a\n" * 5000))))
+
+
+# --- version 1, for ever
+
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "wire_v1.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_version_1_is_what_it_was(message: Message) -> None:
+    """Bytes that were written by the first release; they are read for ever, and version 1 is written as it was."""
+    data = bytes.fromhex(VECTORS["messages"][type(message).__name__])
+    assert decode(data) == message
+    assert encode(message, major=1) == data
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_a_server_of_version_2_serves_version_1(message: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "SERVED", {1: 0, 2: 0})
+    monkeypatch.setattr(wire, "OURS", wire.Version(2, 0))
+    data = bytes.fromhex(VECTORS["messages"][type(message).__name__])
+    heard = hear(data)
+    assert heard == (message, (1, 0))
+    assert encode(message, major=heard.version.major) == data
+    assert hear(encode(message)).version == (2, 0)
+
+
+def test_a_version_that_is_no_longer_served_is_not_written() -> None:
+    with pytest.raises(WrongVersion):
+        encode(EXAMPLES[0], major=7)
+
+
+def test_blobs_of_version_1_are_what_they_were() -> None:
+    for data, told in zip(map(bytes.fromhex, VECTORS["blobs"]), ({"kind": "vector", "round": "1"}, {}), strict=True):
+        found = blob.unpack(data)
+        assert found.told == told
+        assert blob.pack(found.arrays, found.told) == data
+    assert list(blob.unpack(bytes.fromhex(VECTORS["blobs"][0])).arrays) == ["vector", "counts", "mask"]
+
+
+# --- fuzzing: messages that are nearly right
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        decode(data)
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_a_changed_message_is_read_or_refused(data: st.DataObject) -> None:
+    whole = bytearray(encode(data.draw(st.sampled_from(EXAMPLES))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        whole[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    check(bytes(whole))
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from(EXAMPLES), st.data())
+@settings(max_examples=400, deadline=None)
+def test_a_message_with_a_strange_field_is_read_or_refused(message: Message, data: st.DataObject) -> None:
+    major, minor, kind, fields = msgpack.unpackb(encode(message))
+    fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(plain)
+    check(msgpack.packb([major, minor + data.draw(st.integers(0, 1)), kind, fields]))
+
+
+def check(data: bytes) -> None:
+    """Whatever is read can be written, and reads the same."""
+    try:
+        found = decode(data)
+    except ProtocolError:
+        return
+    assert decode(encode(found)) == found
