@@ -40,6 +40,8 @@ from foedus.errors import (
 )  # fmt: skip
 from foedus.net.blobs import Blobs
 from foedus.net.course import EVALUATION, Course
+from foedus.net.identity.keys import SigningKey
+from foedus.net.identity.signed import Signed, sign
 from foedus.net.learning import Gathering, Learning
 from foedus.net.sealing import Vault
 from foedus.net.served import Keeping
@@ -95,12 +97,7 @@ class Who(Protocol):
     def name(self) -> str: ...
 
 
-Sign = Callable[[str, str, int, bytes], bytes]  # what, run, round, digest → the server's signature
 Watch = Callable[[str, Mapping[str, Any]], None]  # something that happened, for logs and counters
-
-
-def _unsigned(what: str, run: str, round: int, digest: bytes) -> bytes:
-    return b""
 
 
 def _unwatched(event: str, told: Mapping[str, Any]) -> None:
@@ -116,7 +113,7 @@ class Ground:
         secret: so many random bytes that nobody can guess, e.g. ``secrets.token_bytes``.
         uploads: memory for uploads.
         epoch: of the lease that this process writes under; ``None`` where there is no lease (tests).
-        sign: the server's signature.
+        signing: the server's key, under which clients are accepted and models published; ``None``: unsigned (tests).
         watch: is told what happens.
         memory: encrypts partial sums under a key that no disk has; ``None``: they are not written.
         operator: encrypts the keys of rounds, in mode sealed.
@@ -128,7 +125,7 @@ class Ground:
     secret: Callable[[int], bytes]
     uploads: Uploads = field(default_factory=Uploads)
     epoch: Callable[[], int | None] = lambda: None
-    sign: Sign = _unsigned
+    signing: SigningKey | None = None
     watch: Watch = _unwatched
     memory: Vault | None = None
     operator: Vault | None = None
@@ -370,12 +367,15 @@ class Coordinator:
         orders = self._give(self._orders(course, seat), course)
         closes = seat.since + course.rules.deadline_s if course.rules.flowing else state.deadline
         self._session(seat.key, "-", course)
-        return Accepted(
+        return self._signed(Accepted(
             run=served.name, round=seat.round, attempt=seat.attempt, kind=course.kind, key=seat.key, orders=orders,
             bundle=served.bundle, target=served.target, position=seat.position, seed=served.seed,
             closes_s=max(0.0, closes - now), minimum=course.rules.minimum, protections=served.protections, held=held,
-            signature=self._ground.sign("orders", served.name, seat.round, orders.digest),
-        )  # fmt: skip
+        ))  # fmt: skip
+
+    def _signed(self, message: Signed) -> Signed:
+        signing = self._ground.signing
+        return message if signing is None else sign(signing, message)
 
     def _orders(self, course: Course, seat: Seat) -> bytes:
         learning = course.learning
@@ -389,14 +389,14 @@ class Coordinator:
         learning = course.learning
         served, state = learning.served, learning.state
         if state is None:
-            return Finished(run=served.name, model=None)
+            return self._signed(Finished(run=served.name, model=None))
         model = self._give(learning.model(), course)
         method = served.algorithm.method
-        return Finished(
+        return self._signed(Finished(
             run=served.name, model=model, personal=method is not None and method.personal is not None,
             rounds=state.round, bundle=served.bundle, target=served.target, seed=served.seed,
-            position=caller.position, signature=self._ground.sign("model", served.name, state.round, model.digest),
-        )  # fmt: skip
+            position=caller.position,
+        ))  # fmt: skip
 
     def _give(self, content: bytes, course: Course) -> Blob:
         """Let clients fetch some bytes, as long as they are of interest."""
