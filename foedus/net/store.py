@@ -191,6 +191,11 @@ class SqlStore:
                 rows.fence(epoch)
             yield rows
 
+    @property
+    def engine(self) -> sa.Engine:
+        """The database itself, for what lies beside these rows (``brokers/partials.py``)."""
+        return self._engine
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()

@@ -89,6 +89,38 @@ LINES = Table(
     Column("text", Text, nullable=False),
 )  # fmt: skip
 
+# What aggregation workers behind a broker have merged (``brokers/partials.py``).
+PARTITIONS = Table(
+    "partitions", METADATA,
+    Column("topic", String(200), primary_key=True),
+    Column("partition", WHOLE, primary_key=True, autoincrement=False),
+    Column("epoch", WHOLE, nullable=False),  # grows with every worker that has it
+    Column("next", WHOLE, nullable=False),  # the offset after the last record that is in a sum
+)  # fmt: skip
+
+PARTIALS = Table(
+    "partials", METADATA,
+    Column("run", String(200), primary_key=True),
+    Column("round", WHOLE, primary_key=True, autoincrement=False),
+    Column("part", WHOLE, primary_key=True, autoincrement=False),
+    Column("topic", String(200), primary_key=True),
+    Column("partition", WHOLE, primary_key=True, autoincrement=False),
+    Column("sum", String(100), nullable=False),  # digest
+)  # fmt: skip
+
+GATHERED = Table(
+    "gathered", METADATA,
+    Column("run", String(200), primary_key=True),
+    Column("round", WHOLE, primary_key=True, autoincrement=False),
+    Column("part", WHOLE, primary_key=True, autoincrement=False),
+    Column("position", WHOLE, primary_key=True, autoincrement=False),
+    Column("partition", WHOLE, nullable=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("refused", Text, nullable=False),  # why; "" if it is in the sum
+    Column("version", WHOLE, nullable=False),
+    Column("scale", Float, nullable=False),
+)  # fmt: skip
+
 AUDIT = Table(
     "audit", METADATA,
     Column("number", WHOLE, primary_key=True, autoincrement=False),
