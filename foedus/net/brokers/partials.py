@@ -1,9 +1,9 @@
 """Partial sums in the database: what makes at-least-once delivery count once.
 
 A worker owns a partition under an *epoch*, which grows with every owner; every write names it, and fails once another
-has taken over (`StaleEpoch`). One write is one transaction: the offset to go on at, the digests of the partial sums, and
-who is in them or was refused. So after any crash the sum holds exactly the records before the offset. That a client counts
-once in a step is a primary key, which holds across partitions, too.
+has taken over (`StaleEpoch`). One write is one transaction: the offset to go on at, the digests of the partial sums,
+and who is in them or was refused. So after any crash the sum holds exactly the records before the offset. That a client
+counts once in a step is a primary key, which holds across partitions, too.
 
 The sums themselves are blobs, written before and encrypted by whoever writes them: a sum of few is nearly an update.
 

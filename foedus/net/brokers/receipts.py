@@ -28,7 +28,7 @@ class Receipt:
     Example:
         >>> receipt = Receipt("heart", 3, 0, 1, 7, b"k" * 16, 3, 1.0, "memory:gw-1/ab", 100, b"d" * 32)
         >>> Receipt.read(receipt.packed()) == receipt, len(receipt.packed())
-        (True, 119)
+        (True, 105)
 
     Attributes:
         run, round, part, attempt: what it is for.
