@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foedus import audit as audit
     from foedus import data as data
     from foedus import privacy as privacy
     from foedus.core import attacks as attacks
@@ -252,6 +253,7 @@ _HOMES = {
 }
 _MODULES = {
     "attacks": "foedus.core.attacks",
+    "audit": "foedus.audit",
     "data": "foedus.data",
     "executors": "foedus.sim.executors",
     "poison": "foedus.core.poison",

@@ -79,6 +79,7 @@ PUBLIC = [
     "always",
     "asynchronous",
     "attacks",
+    "audit",
     "auroc",
     "available",
     "averaged_momentum",

@@ -8,6 +8,7 @@
     foedus privacy                     how private a plan is, and how much noise it takes
     foedus tasks                       tasks that servers sent: review, approve, deny
     foedus ledger / consent            what left this machine, and who agreed to it
+    foedus audit module:object         attack a run of one's own, and say what could be learnt
     foedus doctor                      what is installed, and what works
 
 A federation is a Python value (:class:`foedus.Federation`); every flag replaces one field of it. Errors of ours
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 
 import click
 
-from foedus.cli import compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks
+from foedus.cli import audit, compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks
 from foedus.cli.verb import State
 from foedus.errors import ConfigurationError, FoedusError
 
@@ -37,7 +38,7 @@ def foedus() -> None:
     """
 
 
-for _verb in (compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks):
+for _verb in (audit, compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks):
     foedus.add_command(_verb.command)
 
 

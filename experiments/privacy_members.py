@@ -1,0 +1,178 @@
+"""What the finished model, and single updates, say about the data: membership, model inversion, property inference.
+
+**Membership** (Fashion-MNIST, 20 clients with 50 pictures each, a network that learns them by heart): a threshold on
+the loss (Yeom et al. 2018) and likelihood ratios with 8 shadow federations (LiRA, Carlini et al. 2022); members are the
+1000 training pictures, others 1000 of the same kind. **Model inversion** (Fredrikson et al. 2015) on MNIST: what each
+class looks like, beside the mean of its pictures. **Property inference** (after Melis et al. 2019): from one update,
+whether a client's digits are written with a thick pen, which has nothing to do with which digits they are.
+
+    OPENBLAS_NUM_THREADS=1 python experiments/privacy_members.py   # some 10 minutes on one core
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from outcome import RESULTS, store, stored, wanted
+from torch import nn
+
+import foedus as fd
+from foedus import audit
+from foedus.backends import open_trainer
+
+NAME = "privacy_members"
+CLIENTS, EACH, ROUNDS, SHADOWS = 20, 50, 20, 6
+CLIP, DELTA = 0.5, 1e-5
+STORED = RESULTS / f"{NAME}.npz"  # imagined classes, uint8 [10, 28, 28]
+
+
+def mlp() -> nn.Module:
+    """784-128-10."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+TASK = fd.Task(mlp, nn.functional.cross_entropy, metrics=[fd.accuracy])
+LOCAL = fd.local_sgd(0.1, epochs=3, batch_size=10)
+
+
+def mean_of(*stages: Any) -> Any:
+    return fd.chain(*stages, fd.mean(weighted=False))
+
+
+def central(noise_multiplier: float, clients: int = CLIENTS, clip: float = CLIP) -> Any:
+    return fd.privacy.central(clip=clip, noise_multiplier=noise_multiplier, cohort=clients)
+
+
+def local(noise_multiplier: float, clip: float = CLIP) -> Any:
+    return mean_of(fd.privacy.local(clip=clip, noise_multiplier=noise_multiplier))
+
+
+MODELS: dict[str, Any] = {
+    "none": mean_of(),
+    "clipping": mean_of(fd.clip(CLIP)),
+    "top-k, 5 %": mean_of(fd.top_k(0.05)),
+    "central noise, z = 0.1": central(0.1),
+    "central noise, z = 0.5": central(0.5),
+    "central noise, z = 2": central(2.0),
+    "local noise, z = 0.1": local(0.1),
+}
+
+UPDATES: dict[str, tuple[Any, int]] = {  # the aggregator, and how many others are in the sum
+    "none": (mean_of(), 0),
+    "clipping": (mean_of(fd.clip(0.1)), 0),
+    "top-k, 1 %": (mean_of(fd.top_k(0.01)), 0),
+    "1 bit per entry": (mean_of(fd.rotate(), fd.quantise(bits=1)), 0),
+    "local noise, z = 0.01": (local(0.01), 0),
+    "local noise, z = 0.1": (local(0.1), 0),
+    "sum of 10 clients": (mean_of(), 9),
+}
+
+
+def trained(
+    rule: Any, examples: Any, *, seed: int, clients: int = CLIENTS, rounds: int = ROUNDS, test: Any = None
+) -> Any:
+    """A federation on these examples, dealt evenly."""
+    data = fd.data.from_arrays(examples.inputs[0], examples.targets, test=test, name="pictures")
+    with tempfile.TemporaryDirectory() as folder:
+        run = fd.simulate(
+            TASK, fd.fedavg(LOCAL, aggregator=rule), data.partition(fd.data.iid(clients), seed=seed), rounds=rounds,
+            seed=seed, evaluation=fd.Evaluation(every=rounds),
+            settings=fd.Settings(folder=folder, progress=False, executor=fd.executors.vectorised(), resume=False),
+        )  # fmt: skip
+        return run.weights, run.final
+
+
+def epsilon(rule: Any, rounds: int) -> dict[str, float]:
+    return {} if rule.event is None else {"epsilon": fd.privacy.rdp([(rule.event, rounds)], DELTA)}
+
+
+# --- membership ---------------------------------------------------------------------------------------------
+
+
+def membership(rule: Any) -> dict[str, Any]:
+    data, count = fd.data.fashion_mnist(), CLIENTS * EACH
+    members, others = data.train.take(slice(0, count)), data.train.take(slice(count, 2 * count))
+    weights, final = trained(rule, members, seed=0, test=data.test)
+    # The loss on members tells how much is known by heart.
+    simple = audit.by_loss(TASK, weights, members=members, others=others)
+
+    def fit(examples: Any, number: int) -> Any:
+        return trained(rule, examples, seed=100 + number)[0]
+
+    ratio = audit.by_likelihood_ratio(TASK, weights, fit, members=members, others=others, shadows=SHADOWS)
+    found = {"accuracy": final["accuracy"]} | epsilon(rule, ROUNDS)
+    for name, one in (("loss", simple), ("ratio", ratio)):
+        found |= {f"{name} {key}": value for key, value in one.figures().items()}
+    return found
+
+
+# --- model inversion ----------------------------------------------------------------------------------------
+
+
+def imagined(rule: Any) -> tuple[dict[str, Any], Any]:
+    data = fd.data.mnist()
+    train = data.train.take(slice(0, 4000))
+    means = np.stack([train.inputs[0][train.targets == c].mean(axis=0) for c in range(10)])
+    weights, final = trained(rule, train, seed=0, rounds=20, test=data.test)
+    found = audit.imagine(TASK, weights, audit.Knowledge(shape=(1, 28, 28), classes=10))
+    figures = found.likeness(means) | found.closeness(means) | {"accuracy": final["accuracy"]} | epsilon(rule, 20)
+    return figures, (found.inputs[:, 0] * 255).round().astype(np.uint8)
+
+
+# --- property inference -------------------------------------------------------------------------------------
+
+
+def properties(rule: Any, others: int) -> dict[str, Any]:
+    data = fd.data.mnist()
+    ink = data.train.inputs[0].mean(axis=(1, 2, 3))
+    thick, thin = (
+        np.flatnonzero(which)[:6000] for which in (ink > np.quantile(ink, 0.85), ink < np.quantile(ink, 0.6))
+    )
+    start = open_trainer(TASK, seed=0, device="cpu").initial()
+    one = audit.Victim(
+        task=TASK, before=start, spec=fd.local_sgd(0.1, batch_size=8), examples=data.test.take(slice(0, 1))
+    )
+    played = audit.Played(examples=32, share=0.3, shadows=60, tested=60, others=others)
+    having, lacking = data.train.take(thick), data.train.take(thin)
+    found = audit.infer_property(one, having=having, lacking=lacking, through=rule, played=played)
+    return found.figures() | epsilon(rule, 1)
+
+
+def cases() -> dict[str, Callable[[], Any]]:
+    found: dict[str, Callable[[], Any]] = {}
+    for name, (rule, others) in UPDATES.items():
+        found[f"property / {name}"] = lambda rule=rule, others=others: (properties(rule, others), None)
+    for name, rule in MODELS.items():
+        found[f"model inversion / {name}"] = lambda rule=rule: imagined(rule)
+    for name, rule in MODELS.items():
+        found[f"membership / {name}"] = lambda rule=rule: (membership(rule), None)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help="parts of names")
+    options = parser.parse_args()
+    kept = stored(NAME)
+    found, pictures = kept.get("found", {}), dict(np.load(STORED)) if STORED.exists() else {}
+    for name, case in cases().items():
+        if name in found or not wanted(name, options.only):
+            continue
+        figures, shown = case()
+        found[name] = {key: round(float(value), 4) for key, value in figures.items()}
+        if shown is not None:
+            pictures[name] = shown
+            np.savez_compressed(STORED, **pictures)
+        print(name, found[name], flush=True)
+        about = {"clients": CLIENTS, "pictures each": EACH, "rounds": ROUNDS, "shadows": SHADOWS, "delta": DELTA}
+        store(NAME, about | {"clip": CLIP, "found": found})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,296 @@
+"""``foedus.audit``: attack a federation of one's own, and say in plain words what could be learnt from it.
+
+Four parts, each kept when it is done, so that an audit that was interrupted goes on: the run itself (made if it is not
+there), membership inference on the final model, canaries (the run once more, with clients that are known directions,
+unless they entered beforehand), and gradient inversion on a few examples.
+
+Not here: the parts (``parts.py``), the sentences (``words.py``), how they are set (``foedus.report.pages``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.audit import parts as attacks
+from foedus.audit.parts import Effort, Figures, Ground
+from foedus.audit.protections import Protections, protections
+from foedus.audit.words import Place, advice, places
+from foedus.backends import open_trainer
+from foedus.errors import CheckpointError, ConfigurationError, FoedusError, MissingExtra
+from foedus.record import files
+from foedus.record.folder import new_folder
+from foedus.report.pages import Block, Heading, Picture, Rows, Text, as_html, as_markdown
+from foedus.rounds import start
+from foedus.sim.federation import Federation, run_federation
+from foedus.sim.progress import steps
+from foedus.sim.run import Run, read_run
+
+FINDINGS, ARRAYS = "audit.json", "audit.npz"
+PARTS: Mapping[str, Callable[[Ground], Figures]] = {
+    "membership": attacks.membership,
+    "inversion": attacks.inversion,
+    "canaries": attacks.canaries,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        protections: what is switched on.
+        findings: figures by part; a part that could not be carried out has the reason under ``failed``.
+        places: what an adversary at each place could learn.
+        advice: what to switch on.
+        folder: with ``report.md``, ``report.html``, ``audit.json`` and figures.
+    """
+
+    protections: Protections
+    findings: Mapping[str, Figures]
+    places: tuple[Place, ...]
+    advice: tuple[str, ...]
+    folder: Path
+
+    @property
+    def text(self) -> str:
+        """The report, as Markdown."""
+        return as_markdown(page(self))
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{place.who}: {place.verdict}" for place in self.places)
+        return f"Audit({told}; in {self.folder})"
+
+
+def audit(federation: Federation, *, run: str | Path | None = None, effort: Effort | None = None) -> Audit:
+    """Attack a federation, and report what an adversary at each place could learn.
+
+    Without ``run`` the federation is run first (or read, if its folder holds it). Clients that are canaries measure
+    what the run gives away about any one client: if they did not enter beforehand (``foedus.audit.with_canaries``),
+    the run is made once more with them, which the report says.
+
+    Args:
+        federation: what is audited.
+        run: the folder of its finished run.
+        effort: how hard to try, and where to keep what is found.
+
+    Returns:
+        Figures, sentences and a report; ``report.md`` and ``report.html`` are in its folder.
+
+    Raises:
+        ConfigurationError: it is no federation, or the run is of another one.
+        CheckpointError: the folder holds the audit of another run.
+
+    Example:
+        >>> found = audit(federation, effort=Effort(canaries=64))  # doctest: +SKIP
+        >>> print(found.text)  # doctest: +SKIP
+    """
+    if not isinstance(federation, Federation):
+        raise ConfigurationError(
+            f"audit() takes a foedus.Federation(task=..., algorithm=..., clients=..., rounds=...), not "
+            f"{type(federation).__name__}"
+        )
+    effort = Effort() if effort is None else effort
+    federation = replace(federation, clients=federation.population())  # made once
+    folder = _folder(federation, run, effort)
+    folder.mkdir(parents=True, exist_ok=True)
+    with steps(effort.progress, 1 + len(PARTS), "audit") as tell:
+        ground = _ground(federation, run, effort, folder)
+        tell("the run is there")
+        kept = _Kept(folder, _identity(ground))
+        for name, part in PARTS.items():
+            if _wanted(name, effort):
+                tell(f"{name}: {_carried_out(name, part, ground, kept)}")
+    return _reported(ground, kept)
+
+
+# --- where things are ---------------------------------------------------------------------------------------
+
+
+def _folder(federation: Federation, run: str | Path | None, effort: Effort) -> Path:
+    if effort.folder is not None:
+        return Path(effort.folder)
+    place = run or federation.settings.folder
+    return Path(place) / "audit" if place is not None else new_folder("audit-")
+
+
+def _ground(federation: Federation, run: str | Path | None, effort: Effort, folder: Path) -> Ground:
+    trainer = open_trainer(federation.task, seed=federation.seed, device=federation.settings.device)
+    done = _run(federation, folder) if run is None else read_run(run, federation.task)
+    rounds = len(done.metrics)
+    if run is not None and done.configuration["algorithm"] != federation.algorithm.label:
+        raise ConfigurationError(
+            f"{run} is a run of {done.configuration['algorithm']}, and this federation's algorithm is "
+            f"{federation.algorithm.label}. Give the federation that was run, or leave out the run"
+        )
+    return Ground(
+        federation=replace(federation, rounds=rounds), run=done, trainer=trainer,
+        first=start.weights(federation.settings.start, trainer), effort=effort, folder=folder,
+    )  # fmt: skip
+
+
+def _run(federation: Federation, folder: Path) -> Run:
+    settings = replace(federation.settings, folder=federation.settings.folder or folder / "run", progress=False)
+    return run_federation(replace(federation, settings=settings))
+
+
+def _identity(ground: Ground) -> str:
+    """What an audit that goes on must share with the one before."""
+    effort, federation = ground.effort, ground.federation
+    told = (
+        federation.algorithm.label, federation.population().fingerprint(), federation.seed, federation.rounds,
+        ground.trainer.layout.digest(), hashlib.sha256(ground.run.weights.vector.tobytes()).hexdigest(),
+        effort.delta, effort.examples, effort.steps, effort.sizes, effort.canaries,
+    )  # fmt: skip
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _wanted(name: str, effort: Effort) -> bool:
+    return not (name == "canaries" and not effort.canaries) and not (name == "inversion" and not effort.sizes)
+
+
+class _Kept:
+    """What is finished, in the audit's folder: figures as JSON, arrays for drawing beside them."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder, self.identity = folder, identity
+        self.findings: dict[str, Figures] = {}
+        self.arrays: dict[str, NDArray[Any]] = {}
+        if (folder / FINDINGS).exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            found = json.loads((self.folder / FINDINGS).read_text("utf-8"))
+            identity, parts = found["identity"], dict(found["findings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.folder / FINDINGS} is damaged: {error}. Delete it, or audit elsewhere"
+            ) from error
+        if identity != self.identity:
+            raise CheckpointError(
+                f"{self.folder} holds the audit of another run, or one with another effort. Choose another folder, "
+                "Effort(folder=...), or delete this one"
+            )
+        self.findings = parts
+        if (self.folder / ARRAYS).exists():
+            with np.load(self.folder / ARRAYS, allow_pickle=False) as stored:
+                self.arrays = {name: stored[name] for name in stored.files}
+
+    def add(self, name: str, figures: Figures, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """One part is done."""
+        self.findings[name] = figures
+        self.arrays |= arrays
+        if self.arrays:
+            with files.storage(self.folder / ARRAYS):
+                np.savez_compressed(self.folder / ARRAYS, **self.arrays)  # type: ignore[arg-type]
+        told = {"identity": self.identity, "findings": self.findings}
+        files.replace(self.folder / FINDINGS, json.dumps(_plain(told), indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def _carried_out(name: str, part: Callable[[Ground], Figures], ground: Ground, kept: _Kept) -> str:
+    if name in kept.findings:
+        return "done before"
+    ground.arrays = {}
+    try:
+        found = part(ground)
+    except FoedusError as error:
+        found = {"failed": str(error)}
+    kept.add(name, _plain(found), ground.arrays)
+    return "not possible" if "failed" in found else "done"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: no infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def _reported(ground: Ground, kept: _Kept) -> Audit:
+    delta = ground.effort.delta
+    guard = protections(ground.federation, ground.layout, delta=delta)
+    found = Audit(
+        protections=guard, findings=kept.findings, places=tuple(places(guard, kept.findings)),
+        advice=tuple(advice(guard, kept.findings, delta=delta)), folder=kept.folder,
+    )  # fmt: skip
+    _drawn(kept)
+    files.replace(kept.folder / "report.md", as_markdown(page(found)).encode())
+    files.replace(kept.folder / "report.html", as_html(page(found), "Privacy audit", kept.folder).encode())
+    return found
+
+
+def _drawn(kept: _Kept) -> None:
+    """The figures; none without matplotlib."""
+    try:
+        from foedus.report.attacks import plot_audit
+
+        plot_audit(kept.arrays, kept.folder / "figures")
+    except MissingExtra:
+        return
+
+
+def page(found: Audit) -> list[Block]:
+    """The report as blocks, to be set as Markdown or HTML."""
+    guard, blocks = found.protections, list[Block]()
+    blocks += [Heading(1, "Privacy audit"), Text(f"`{guard.algorithm}`"), Text(_setting(found))]
+    blocks.append(Rows([{"who": p.who, "": p.verdict} for p in found.places]))
+    for place in found.places:
+        blocks.append(Heading(2, f"What {place.who} could learn"))
+        blocks += [Text(sentence) for sentence in place.told]
+    blocks.append(Heading(2, "What to switch on"))
+    blocks += [Text(f"{number}. {text}") for number, text in enumerate(found.advice, 1)]
+    blocks.append(Heading(2, "How this was found"))
+    blocks += [Text(sentence) for sentence in _method(found)]
+    for path in sorted((found.folder / "figures").glob("*.png")):
+        blocks.append(Picture(path.relative_to(found.folder).as_posix(), path.stem))
+    return blocks
+
+
+def _setting(found: Audit) -> str:
+    guard = found.protections
+    on = [
+        *(["sums only for the server"] if guard.hidden else []),
+        *([f"updates clipped to about {guard.bound:.3g}"] if guard.bound is not None else []),
+        *(["noise by the clients"] if guard.local else ["noise by the server"] if guard.noisy else []),
+    ]
+    return (
+        f"{guard.clients} clients, {guard.cohort:.0f} in a round, {guard.rounds} rounds. Switched on: "
+        f"{', '.join(on) or 'nothing'}."
+    )
+
+
+def _method(found: Audit) -> list[str]:
+    seen, told = found.findings.get("canaries", {}), list[str]()
+    if "failed" in seen:
+        told.append(f"ε was not measured: {seen['failed'].rstrip('.')}.")
+    elif seen:
+        count = seen["final model"]["canaries"]
+        how = (
+            f"They were not there when your run was made, so it was made once more with {count} of them; ε is of that "
+            "run."
+            if seen["rerun"] else f"The {count} of them had entered before your run, which was not repeated."
+        )  # fmt: skip
+        told.append(f"ε was measured with canaries, clients that send known random directions. {how}")
+    told.append(
+        "Membership is told by the loss on single examples. Examples are rebuilt from the update of the first "
+        "round, in which the model tells most, by the angle of gradients. Attacks that find "
+        "nothing prove nothing; ε promises."
+    )
+    if any(trial["recovered"] for trial in found.findings.get("inversion", {}).get("trials", ())):
+        told.append("Mind that the pictures below, and this folder, hold examples of a client: do not pass them on.")
+    return told

@@ -1,0 +1,107 @@
+"""What protects a federation, read off its algorithm: what the audit's report is about.
+
+Not here: whether it helps (``parts.py`` measures), what to say of it (``words.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foedus.audit.canaries import sending
+from foedus.core.aggregate import Aggregator
+from foedus.core.select import Sampler, everybody, uniform
+from foedus.core.task import Task
+from foedus.errors import FoedusError
+from foedus.privacy.accounting import rdp
+from foedus.privacy.claims import round_event
+from foedus.privacy.events import LocalGaussian
+from foedus.sim.federation import Federation
+from foedus.tree import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protections:
+    """What is switched on.
+
+    Attributes:
+        algorithm: its label.
+        hidden: the server sees sums only (secure aggregation).
+        local: clients add noise before they send.
+        noisy: noise is added, by whomever, before a model is released.
+        bound: updates are clipped to about this length; ``None``: not at all.
+        compares: the rule needs single updates, and cannot be hidden from the server.
+        claimed: ε of the whole run by its accountant; ``None`` where nothing is claimed.
+        refused: why nothing can be claimed, although noise is added.
+        clients, cohort, rounds: how many there are, planned in a round, and in all.
+    """
+
+    algorithm: str
+    hidden: bool
+    local: bool
+    noisy: bool
+    bound: float | None
+    compares: bool
+    claimed: float | None
+    refused: str | None
+    clients: int
+    cohort: float
+    rounds: int
+
+    def plain(self) -> dict[str, Any]:
+        """For a record."""
+        return asdict(self)
+
+
+def protections(federation: Federation, layout: Layout, *, delta: float) -> Protections:
+    """What protects a federation.
+
+    Args:
+        federation: the one to look at.
+        layout: of its model.
+        delta: δ of the ε that it claims.
+    """
+    rule, sampler = federation.algorithm.aggregator, sampler_of(federation)
+    length = None if hides(rule) else sending(rule, layout, federation.seed)
+    claimed, refused = _claimed(federation, sampler, delta) if rule.event is not None else (None, None)
+    return Protections(
+        algorithm=federation.algorithm.label, hidden=hides(rule), local=isinstance(rule.event, LocalGaussian),
+        noisy=rule.event is not None, bound=None if length is None else length / 2, compares=not rule.additive,
+        claimed=claimed, refused=refused, clients=len(federation.population()),
+        cohort=_expected(sampler, federation), rounds=federation.rounds,
+    )  # fmt: skip
+
+
+def hides(rule: Aggregator) -> bool:
+    """Whether nobody sees a single message of this aggregator."""
+    return getattr(rule, "masking", None) is not None
+
+
+def sampler_of(federation: Federation) -> Sampler:
+    """Who is asked in a round."""
+    cohort = federation.cohort
+    if cohort is None:
+        return everybody()
+    return cohort if isinstance(cohort, Sampler) else uniform(int(cohort))
+
+
+def _expected(sampler: Sampler, federation: Federation) -> float:
+    from foedus.core.select import Population
+
+    return float(sampler.expected(Population(len(federation.population()), federation.population().sizes)))
+
+
+def _claimed(federation: Federation, sampler: Sampler, delta: float) -> tuple[float | None, str | None]:
+    budget = federation.settings.budget
+    hidden = budget is not None and budget.hidden
+    try:
+        event = round_event(federation.algorithm, sampler, hidden=hidden, buffers=_buffers(federation.task))
+        return rdp([(event, federation.rounds)], delta), None
+    except FoedusError as error:
+        return None, str(error)
+
+
+def _buffers(task: Task) -> bool:
+    from foedus.backends import open_trainer
+
+    return task.average_buffers and open_trainer(task, seed=0).buffer_layout.size > 0
