@@ -119,22 +119,11 @@ def victim(network: Callable[[], Any], spec: Any, examples: Any, number: int) ->
     return audit.Victim(task=task, before=start, spec=spec, examples=examples, seed=number)
 
 
-def judged(found: Any, truth: Any, mean: Any) -> Any:
-    """The closest reconstruction of each original; where more were searched for than the victim has, the best of
-    them."""
-    inputs = found.inputs
-    if len(inputs) > len(truth):  # a sum of many clients: whichever come closest
-        apart = ((inputs[None] - truth[:, None]) ** 2).reshape(len(truth), len(inputs), -1).sum(-1)
-        inputs = inputs[apart.argmin(1)]
-    return audit.judge(inputs, truth, baseline=mean), inputs
-
-
 def attacked(one: Any, seen: Any, by: Any, mean: Any, number: int) -> tuple[dict[str, float], Any]:
     found = audit.invert(one.task, seen, KNOWN, by=by, seed=number)
-    judgement, inputs = judged(found, one.examples.inputs[0], mean)
+    judged = audit.judge(found.inputs, one.examples.inputs[0], baseline=mean)  # of a sum, those that come closest
     right = sorted(found.targets.tolist()) == sorted(one.examples.targets.tolist())
-    pictures = inputs[list(judgement.order)] if len(inputs) == len(judgement.order) else inputs
-    return judgement.figures() | {"labels right": float(right)}, pictures
+    return judged.figures() | {"labels right": float(right)}, found.inputs[list(judged.order)]
 
 
 def averaged(rows: list[dict[str, float]]) -> dict[str, float]:

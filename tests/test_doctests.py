@@ -13,6 +13,7 @@ import foedus
 
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 HEAVY = (
+    "foedus.audit",
     "foedus.core.task",
     "foedus.backends",
     "foedus.sim",

@@ -33,6 +33,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.parts import chosen
 from foedus.core.population import Clients
 from foedus.core.random import generator
+from foedus.core.select import Sampler
 from foedus.core.values import NOTHING, Context
 from foedus.errors import ConfigurationError, DataError
 from foedus.sim.federation import Federation
@@ -156,7 +157,8 @@ def with_canaries(
 ) -> Federation:
     """The federation with clients that are canaries, at the end of the population, entered before training.
 
-    Cohorts that are a number grow with the population, so that everybody takes part as often as before.
+    Cohorts that are a number grow with the population, so that everybody takes part as often as before; masked sums
+    have room for no more than they were made for, and there canaries take turns with the clients.
 
     Args:
         federation: the one to be measured.
@@ -188,6 +190,8 @@ def with_canaries(
     cohort = federation.cohort
     if isinstance(cohort, int | np.integer):
         cohort = min(len(grown), round(int(cohort) * len(grown) / len(clients)))
+    if rule.masking is not None and not isinstance(cohort, Sampler):  # a masked sum has room for so many only
+        cohort = min(cohort or len(grown), rule.masking.withstand.clients)
     return replace(federation, clients=grown, cohort=cohort, settings=settings)
 
 
@@ -206,8 +210,9 @@ def sending(rule: Aggregator, layout: Layout, seed: int) -> float | None:
         context = Context(seed, 1, 0, layout=layout, size=layout.size, told=_told(rule, layout))
         vector = (length * direction(seed, -1, layout.size)).astype(np.float32)
         message = passed(rule, vector, context, weight=1.0, secret=without_noise)
-        return float(np.linalg.norm(opened(rule, [message], context)))
+        return float(np.linalg.norm(opened(rule, [message] * least, context)))
 
+    least = 1 if rule.masking is None else rule.masking.least  # smaller sums are not shown
     longest, most = 1e6, left(1e6)
     length = longest
     while length > 1e-6 and left(length) > 0.5 * most:

@@ -266,7 +266,7 @@ def _setting(found: Audit) -> str:
     on = [
         *(["sums only for the server"] if guard.hidden else []),
         *([f"updates clipped to about {guard.bound:.3g}"] if guard.bound is not None else []),
-        *(["noise by the clients"] if guard.local else ["noise by the server"] if guard.noisy else []),
+        *(["noise by the clients"] if guard.local or guard.shared else ["noise by the server"] if guard.noisy else []),
     ]
     return (
         f"{guard.clients} clients, {guard.cohort:.0f} in a round, {guard.rounds} rounds. Switched on: "

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from foedus.audit.canaries import Empirical, Lookout, canaries_in, in_final_model, in_messages, with_canaries
 from foedus.audit.membership import by_loss
+from foedus.audit.protections import sampler_of
 from foedus.audit.quality import judge
 from foedus.audit.seen import Victim, look
 from foedus.backends import Trainer, Weights
@@ -25,6 +26,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.client import Client, LocalSGD, local_sgd
 from foedus.core.examples import Examples
 from foedus.core.random import generator
+from foedus.core.select import Population
 from foedus.errors import ConfigurationError, DataError, MissingExtra
 from foedus.rounds.evaluate import Evaluation
 from foedus.sim.federation import Federation, run_federation
@@ -35,6 +37,7 @@ Figures = dict[str, Any]  # plain numbers, texts, and lists of them
 
 LEAST = 20  # examples of either kind, below which membership is not measured
 SOME = 50  # clients whose data is looked at, where there are more
+SUMMED = 16  # clients in a sum that is to be taken apart, where more would take long
 OTHERS = 500  # examples of other clients that the mean example is made of
 
 
@@ -172,7 +175,7 @@ def canaries(ground: Ground) -> Figures:
     final = in_final_model(ground.first.vector, last, seed=federation.seed, count=count, delta=effort.delta)
     found["final model"] = _told(ground, final, "final model")
     rule = federation.algorithm.aggregator
-    if rule.additive and rule.remember is None:
+    if rule.additive and rule.remember is None and rule.masking is None:  # else the server never sees one
         single = in_messages(rule, ground.layout, seed=federation.seed, count=16, delta=effort.delta)
         found["message"] = _told(ground, single, "message")
     return found
@@ -237,7 +240,8 @@ def _inverted(ground: Ground, client: int, spec: Client, examples: Examples, siz
     victim = Victim(
         task=federation.task, before=ground.first, spec=spec, examples=own, seed=federation.seed, client=client
     )
-    seen = look(victim, through=federation.algorithm.aggregator, trainer=ground.trainer)
+    rule, summed = federation.algorithm.aggregator, _summed(ground, client, size)
+    seen = look(victim, through=rule, others=summed, trainer=ground.trainer)
     knowledge = Knowledge(shape=own.inputs[0].shape[1:], limits=_limits(examples), classes=_classes(ground, examples))
     by = cosine(steps=ground.effort.steps, smoothness=1e-2 if own.inputs[0].ndim >= 4 else 0.0)
     try:
@@ -249,7 +253,20 @@ def _inverted(ground: Ground, client: int, spec: Client, examples: Examples, siz
     judged = judge(got.inputs, own.inputs[0], baseline=others, limits=knowledge.limits)
     name = f"inversion {way} {size}"
     ground.arrays |= {f"{name} original": own.inputs[0], f"{name} rebuilt": got.inputs[list(judged.order)]}
-    return judged.figures()
+    return judged.figures() | {"clients": 1 + len(summed)}
+
+
+def _summed(ground: Ground, client: int, size: int) -> list[Examples]:
+    """Examples of those whose updates are in the sum with the client's; nobody's where the server sees single ones."""
+    rule, clients = ground.federation.algorithm.aggregator, ground.federation.population()
+    if rule.masking is None:
+        return []
+    cohort = sampler_of(ground.federation).expected(Population(len(clients), clients.sizes))
+    count = max(rule.masking.least, min(round(cohort), SUMMED)) - 1
+    found = (clients.train(i) for i in range(len(clients)) if i != client)
+    return [
+        e.take(np.arange(min(size, len(e)))) for e, _ in zip((e for e in found if len(e)), range(count), strict=False)
+    ]
 
 
 def _rate(spec: Client) -> float:

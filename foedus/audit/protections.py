@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foedus.audit.canaries import sending
-from foedus.core.aggregate import Aggregator
-from foedus.core.select import Sampler, everybody, uniform
+from foedus.core.select import Population, Sampler, everybody, uniform
 from foedus.core.task import Task
 from foedus.errors import FoedusError
 from foedus.privacy.accounting import rdp
 from foedus.privacy.claims import round_event
-from foedus.privacy.events import LocalGaussian
+from foedus.privacy.events import LocalGaussian, SharedGaussian, SharedSkellam
 from foedus.sim.federation import Federation
 from foedus.tree import Layout
 
@@ -28,6 +27,7 @@ class Protections:
         algorithm: its label.
         hidden: the server sees sums only (secure aggregation).
         local: clients add noise before they send.
+        shared: clients add shares of noise, of which only the sum over a cohort protects.
         noisy: noise is added, by whomever, before a model is released.
         bound: updates are clipped to about this length; ``None``: not at all.
         compares: the rule needs single updates, and cannot be hidden from the server.
@@ -39,6 +39,7 @@ class Protections:
     algorithm: str
     hidden: bool
     local: bool
+    shared: bool
     noisy: bool
     bound: float | None
     compares: bool
@@ -62,19 +63,15 @@ def protections(federation: Federation, layout: Layout, *, delta: float) -> Prot
         delta: δ of the ε that it claims.
     """
     rule, sampler = federation.algorithm.aggregator, sampler_of(federation)
-    length = None if hides(rule) else sending(rule, layout, federation.seed)
+    length = sending(rule, layout, federation.seed)
     claimed, refused = _claimed(federation, sampler, delta) if rule.event is not None else (None, None)
     return Protections(
-        algorithm=federation.algorithm.label, hidden=hides(rule), local=isinstance(rule.event, LocalGaussian),
+        algorithm=federation.algorithm.label, hidden=rule.masking is not None,
+        local=isinstance(rule.event, LocalGaussian), shared=isinstance(rule.event, SharedGaussian | SharedSkellam),
         noisy=rule.event is not None, bound=None if length is None else length / 2, compares=not rule.additive,
-        claimed=claimed, refused=refused, clients=len(federation.population()),
-        cohort=_expected(sampler, federation), rounds=federation.rounds,
+        claimed=claimed, refused=refused, clients=len(federation.population()), cohort=_expected(sampler, federation),
+        rounds=federation.rounds,
     )  # fmt: skip
-
-
-def hides(rule: Aggregator) -> bool:
-    """Whether nobody sees a single message of this aggregator."""
-    return getattr(rule, "masking", None) is not None
 
 
 def sampler_of(federation: Federation) -> Sampler:
@@ -86,8 +83,6 @@ def sampler_of(federation: Federation) -> Sampler:
 
 
 def _expected(sampler: Sampler, federation: Federation) -> float:
-    from foedus.core.select import Population
-
     return float(sampler.expected(Population(len(federation.population()), federation.population().sizes)))
 
 

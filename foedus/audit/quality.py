@@ -68,7 +68,8 @@ def judge(found: Array, truth: Array, *, baseline: Array, limits: tuple[float, f
     """How close reconstructions come to the originals.
 
     Args:
-        found: reconstructions [k, ...].
+        found: reconstructions [m, ...], at least as many as there are originals: whoever attacks a sum over many
+            clients has one for each of their examples.
         truth: originals [k, ...].
         baseline: one example [...], what is guessed without any attack.
         limits: the smallest and the largest value that the data can have.
@@ -82,10 +83,10 @@ def judge(found: Array, truth: Array, *, baseline: Array, limits: tuple[float, f
         >>> seen.order, round(seen.psnr[1], 1), round(seen.baseline_psnr[1], 1), seen.recovered
         ((1, 0), 20.0, 6.0, 1.0)
     """
-    if found.shape != truth.shape or baseline.shape != truth.shape[1:]:
+    if found.shape[1:] != truth.shape[1:] or len(found) < len(truth) or baseline.shape != truth.shape[1:]:
         raise DataError(
             f"reconstructions {list(found.shape)}, originals {list(truth.shape)} and a baseline "
-            f"{list(baseline.shape)} do not go together: [k, ...], [k, ...] and [...] are wanted"
+            f"{list(baseline.shape)} do not go together: [m, ...], [k, ...] with k ≤ m, and [...] are wanted"
         )
     peak = limits[1] - limits[0]
     order = paired(found, truth)

@@ -75,20 +75,27 @@ def _server(guard: Protections, parts: Mapping[str, Figures]) -> Place:
     told: list[str] = []
     if guard.hidden:
         level = Level.SOME if rebuilt else Level.LITTLE
+        noise = ", with noise in them that clients added" if guard.shared else ""
         told.append(
-            "It sees sums over a cohort only. That holds as long as it does not control so many of the cohort's "
-            "clients that it knows the rest of the sum, and as long as clients check that all of them have the same "
-            "model."
+            f"It sees sums over a cohort only{noise}. That holds as long as it does not control so many of the "
+            "cohort's clients that it knows the rest of the sum, and as long as clients check that all of them have "
+            "the same model."
         )
     elif guard.local:
-        level = _level(message)
+        level = Level.MUCH if rebuilt else _level(message)
         told.append(f"It sees single updates, with noise that clients added. {_measured(message, 'of one update')}")
     else:
         level = Level.MUCH
-        noise = " The noise that it adds itself hides nothing from it." if guard.noisy else ""
-        told.append(f"It sees every client's update as it was sent.{noise}")
+        told.append(f"It sees every client's update as it was sent.{_in_vain(guard)}")
     told += _inversions(parts)
-    return Place(who="a curious server", level=max(level, Level.MUCH if rebuilt else level), told=tuple(told))
+    return Place(who="a curious server", level=level, told=tuple(told))
+
+
+def _in_vain(guard: Protections) -> str:
+    """Why noise does not help against a server that sees single updates."""
+    if guard.shared:
+        return " The share of noise in each hides little; it protects only where sums are all that is seen."
+    return " The noise that it adds itself hides nothing from it." if guard.noisy else ""
 
 
 def _client(guard: Protections, parts: Mapping[str, Figures]) -> Place:
@@ -137,11 +144,12 @@ def _inversions(parts: Mapping[str, Figures]) -> Iterator[str]:
             else f"{trial['recovered'] * trial['size']:.0f} of {trial['size']} examples"
         )
         how = "after one step on" if trial["way"] == "one step on all" else "after local training as configured on"
+        what = "an update" if trial["clients"] == 1 else f"a sum over {trial['clients']} clients' updates, each"
         figures = f"{trial['psnr']:.1f} dB, where guessing the mean gives {trial['baseline_psnr']:.1f} dB"
         if trial["recovered"] > 0:
-            yield f"Rebuilt {many} from an update {how} {trial['size']} ({figures})."
+            yield f"Rebuilt {many} from {what} {how} {trial['size']} ({figures})."
         else:
-            yield f"Rebuilt nothing from an update {how} {trial['size']} ({figures})."
+            yield f"Rebuilt nothing from {what} {how} {trial['size']} ({figures})."
     if found.get("trials"):
         yield f"Clients with more examples are harder to undo than this; the median client has {found['median']:.0f}."
 
@@ -161,7 +169,8 @@ def _two(value: float) -> str:
 
 def _claim(guard: Protections) -> str:
     if guard.claimed is not None:
-        whom = "against everybody, the server included" if guard.local else "against everybody but the server"
+        all_of_them = guard.local or (guard.shared and guard.hidden)
+        whom = "against everybody, the server included" if all_of_them else "against everybody but the server"
         per = "for each client's updates, all rounds together" if guard.local else "for each client"
         return f"Promised: ε = {guard.claimed:.3g} {per}, {whom}, as long as the run keeps to what was planned."
     if guard.refused:

@@ -26,6 +26,7 @@ def audited(tmp_path_factory):
         "bare": fd.mean(),
         "central": fd.privacy.central(clip=0.3, noise_multiplier=20.0, cohort=6),
         "local": fd.chain(fd.privacy.local(clip=0.3, noise_multiplier=20.0), fd.mean()),
+        "masked": fd.chain(fd.clip(0.5), fd.masked(fd.Withstand(clients=6, corrupt=0.0, dropouts=0.3), least=4)),
     }
     found = {}
     for name, rule in rules.items():
@@ -62,6 +63,17 @@ def test_noise_of_the_clients_protects_against_the_server_too(audited):
     assert level(local, "server") is Level.LITTLE
     assert local.findings["inversion"]["trials"][0]["recovered"] == 0
     assert local.protections.local
+
+
+@pytest.mark.slow
+def test_masks_protect_against_the_server_and_not_against_clients(audited):
+    masked = audited["masked"]
+    assert masked.protections.hidden
+    assert level(masked, "server") < Level.MUCH
+    assert level(masked, "client") is Level.MUCH
+    assert "message" not in masked.findings["canaries"]  # the server never sees one
+    assert "sums over a cohort only" in masked.text
+    assert not any("by secure aggregation" in text for text in masked.advice)
 
 
 @pytest.mark.slow

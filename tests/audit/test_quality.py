@@ -64,3 +64,9 @@ def test_every_reconstruction_is_used_once():
 def test_other_shapes_are_refused():
     with pytest.raises(DataError, match=r"\[2, 4\]"):
         judge(np.zeros((2, 4)), np.zeros((3, 4)), baseline=np.zeros(4))
+
+
+def test_of_more_reconstructions_than_originals_the_closest_count():
+    truth = np.random.default_rng(0).random((2, 9, 9))
+    found = np.concatenate([np.zeros((3, 9, 9)), truth[1:], np.ones((1, 9, 9)), truth[:1]])
+    assert judge(found, truth, baseline=truth.mean(0)).order == (5, 3)
