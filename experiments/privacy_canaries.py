@@ -56,7 +56,8 @@ def measured(rule: Any) -> dict[str, Any]:
     federation = fd.Federation(
         task=TASK, algorithm=fd.fedavg(fd.local_sgd(0.1, batch_size=10), aggregator=rule),
         clients=dealt.partition(fd.data.iid(CLIENTS), seed=0), rounds=ROUNDS,
-        evaluation=fd.Evaluation(every=ROUNDS), settings=fd.Settings(progress=False, executor=fd.executors.vectorised()),
+        evaluation=fd.Evaluation(every=ROUNDS),
+        settings=fd.Settings(progress=False, executor=fd.executors.vectorised()),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         effort = fd.audit.Effort(canaries=CANARIES, sizes=(), examples=100, delta=DELTA, folder=folder, progress=False)

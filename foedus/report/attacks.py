@@ -60,7 +60,7 @@ def plot_pictures(rows: Mapping[str, Array], path: Path) -> Path:
     canvas = open_canvas()
     count = min(SHOWN, max(len(row) for row in rows.values()))
     figure: Drawn
-    figure, axes = canvas.picture(1, size=(2.2 + 0.75 * count, 0.8 * len(rows)))
+    figure, axes = canvas.picture(1, size=(2.6 + 0.5 * count, 0.54 * len(rows)))
     axes[0].remove()
     grid = figure.subplots(len(rows), count, squeeze=False)
     for line, (name, row) in zip(grid, rows.items(), strict=True):
