@@ -21,7 +21,8 @@ from foedus.cli.verb import Flags, Verb, load, with_target
 )
 @with_target
 @click.option("--canaries", type=click.IntRange(0), default=32, show_default=True, help="Clients that measure ε.")
-@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5, show_default=True)
+@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5, show_default=True,
+              help="δ of every ε.")  # fmt: skip
 @click.option("--examples", type=click.IntRange(1), default=500, show_default=True, help="Tested for membership.")
 @click.option("--batches", type=click.IntRange(1), multiple=True, default=(1, 4), show_default=True,
               help="Sizes of batches to rebuild.")  # fmt: skip
