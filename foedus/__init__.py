@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from foedus.core.select import by_data as by_data
     from foedus.core.select import everybody as everybody
     from foedus.core.select import poisson as poisson
+    from foedus.core.select import spaced as spaced
     from foedus.core.select import uniform as uniform
     from foedus.core.server import adagrad as adagrad
     from foedus.core.server import adam as adam
@@ -241,6 +242,7 @@ _HOMES = {
     "sgd": "foedus.core.server",
     "sign_majority": "foedus.core.quantise",
     "simulate": "foedus.sim.engine",
+    "spaced": "foedus.core.select",
     "sparse_logistic": "foedus.core.sparse_linear",
     "sparse_rows": "foedus.core.sparse_rows",
     "structured": "foedus.core.structured",

@@ -154,6 +154,7 @@ PUBLIC = [
     "sgd",
     "sign_majority",
     "simulate",
+    "spaced",
     "sparse_logistic",
     "sparse_rows",
     "structured",

@@ -63,6 +63,7 @@ class Aggregator(NamedTuple):
       find it in ``context.told``.
     * ``event``: what ``foedus.privacy`` accounts for one decoding; ``None``: no privacy is claimed. One that has it
       ignores how many contributed, and is decoded even if nobody did.
+    * ``streams``: whether decoding mixes the sums of several rounds, so that no stage before it may be undone after it.
     * ``masking``: if given, messages are added up under masks, and nobody ever sees a single one; see :class:`Masking`.
 
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
@@ -96,6 +97,7 @@ class Aggregator(NamedTuple):
     tell: Callable[[State], Mapping[str, NDArray[Any]]] | None = None
     event: object | None = None
     masking: Masking | None = None
+    streams: bool = False
 
     @property
     def shortcut(self) -> Shortcut | None:

@@ -7,13 +7,14 @@ cohort wherever the run happens. Its cost does not grow with the population wher
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.checks import check_number, check_whole, whole
-from foedus.core.random import generator
+from foedus.core.random import fold, generator, key, order
 from foedus.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class Sampler(NamedTuple):
 
     ``expected(population)`` is the planned cohort size, fixed before the run (privacy accounting needs it). ``rate`` is
     given where every client takes part by itself with that probability, whoever else does (Poisson sampling).
+    ``separation`` is given where no client takes part again for so many rounds: if in round 5 and 3, not before 8.
     """
 
     sample: Callable[[Population, int, int], Positions]
     expected: Callable[[Population], float]
     label: str
     rate: float | None = None
+    separation: int | None = None
 
 
 def everybody() -> Sampler:
@@ -95,6 +98,50 @@ def poisson(rate: float) -> Sampler:
         return np.sort(draw.choice(population.count, size, replace=False, shuffle=False))
 
     return Sampler(sample, lambda p: rate * p.count, f"poisson({rate})", rate=float(rate))
+
+
+def spaced(clients: int, *, separation: int) -> Sampler:
+    """``clients`` different clients, none of whom takes part again for ``separation`` rounds.
+
+    Clients are dealt out at random to as many groups, equally large, and the groups take turns. For noise that hangs
+    together over rounds (``foedus.privacy.correlated``), which needs no sampling at random, but no client too often.
+
+    Args:
+        clients: in a round.
+        separation: from a round of a client to its next one.
+
+    Example:
+        >>> turn = spaced(2, separation=3)
+        >>> seen = [set(turn.sample(Population(6, None), 0, round).tolist()) for round in range(1, 7)]
+        >>> seen[0] == seen[3], set.union(*seen[:3]) == set(range(6))
+        (True, True)
+    """
+    _at_least_one(clients)
+    check_whole("separation", separation)
+
+    def sample(population: Population, seed: int, round: int) -> Int64[Positions, " client"]:
+        _whole_population(population, "spaced")
+        most = population.count // separation
+        if clients > most:
+            raise ConfigurationError(
+                f"of {population.count} clients, no more than {most} can take part in every round if none comes back "
+                f"for {separation} rounds. Write spaced({most}, separation={separation}), or a smaller separation"
+            )
+        group = np.flatnonzero(_groups(population.count, separation, seed) == round % separation)
+        return np.sort(_draw(seed, round).choice(group, clients, replace=False, shuffle=False))
+
+    label = f"spaced({clients}, separation={separation})"
+    return Sampler(sample, lambda p: float(clients), label, separation=int(separation))
+
+
+@lru_cache(maxsize=2)
+def _groups(count: int, groups: int, seed: int) -> Positions:
+    """The group of each client, [count]: every ``groups`` successive positions are one of each, in an order of their
+    own, so that a client stays in its group if the population grows."""
+    parts = np.arange(-(-count // groups), dtype=np.uint64)
+    own = fold(np.full(len(parts), key(seed, "groups", groups), np.uint64), parts)
+    found: Positions = order(own, np.full(len(parts), groups))[:count]
+    return found
 
 
 def by_data(clients: int) -> Sampler:

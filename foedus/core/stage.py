@@ -141,6 +141,11 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
         )
     check_order(outer)
     _event(outer, inner)
+    if inner.streams and (turned := [stage.label for stage in outer if stage.linear and stage.decode is not same]):
+        raise IncompatibleStages(
+            f"{inner.label} mixes the sums of several rounds, and {turned[0]} is undone after it, otherwise in every "
+            "round. Leave it out"
+        )
     if inner.remember and not _Links(outer, inner).plain:
         raise IncompatibleStages(
             f"{inner.label} encodes on the client, and {outer[-1].label} before it is undone only on the server. "

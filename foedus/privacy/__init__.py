@@ -11,6 +11,7 @@ from foedus.privacy.accounting import pld, rdp
 from foedus.privacy.claims import Plan, Point, calibrate, curve, round_event
 from foedus.privacy.distributed import gaussian_shares, skellam_shares, trusted_sum
 from foedus.privacy.events import (
+    BandedStream,
     Concentrated,
     Gaussian,
     LocalGaussian,
@@ -19,15 +20,19 @@ from foedus.privacy.events import (
     SharedGaussian,
     SharedSkellam,
     Tree,
+    TreeStream,
     trusted,
 )
 from foedus.privacy.ledger import Budget, Ledger, allows, charged, ledger_json, of_ledger_json, spent
 from foedus.privacy.mechanisms import adaptive, central, local
 from foedus.privacy.noise import keyed, known_to_all_who_know_the_seed, system
+from foedus.privacy.strategies import Strategy, banded, tree
+from foedus.privacy.streams import correlated
 
 __all__ = [
-    "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point", "Sampled",
-    "SharedGaussian", "SharedSkellam", "Tree", "adaptive", "allows", "calibrate", "central", "charged", "curve",
-    "gaussian_shares", "keyed", "known_to_all_who_know_the_seed", "ledger_json", "local", "of_ledger_json", "pld",
-    "rdp", "round_event", "skellam_shares", "spent", "system", "trusted", "trusted_sum",
+    "BandedStream", "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point",
+    "Sampled", "SharedGaussian", "SharedSkellam", "Strategy", "Tree", "TreeStream", "adaptive", "allows", "banded",
+    "calibrate", "central", "charged", "correlated", "curve", "gaussian_shares", "keyed",
+    "known_to_all_who_know_the_seed", "ledger_json", "local", "of_ledger_json", "pld", "rdp", "round_event",
+    "skellam_shares", "spent", "system", "tree", "trusted", "trusted_sum",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from foedus.core.checks import check_number, check_whole
 from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee
 from foedus.privacy.events import (
+    BandedStream,
     Concentrated,
     Event,
     Gaussian,
@@ -32,6 +33,7 @@ from foedus.privacy.events import (
     SharedGaussian,
     SharedSkellam,
     Tree,
+    TreeStream,
     known,
 )
 
@@ -93,6 +95,12 @@ def checked(history: History) -> tuple[tuple[Event, int], ...]:
     return tuple((event, int(count)) for event, count in rows if count)
 
 
+def _singly(rows: tuple[tuple[Event, int], ...]) -> tuple[tuple[Event, int], ...]:
+    """The same history with streams, which are one release of so many rounds, as the Gaussian that they amount to."""
+    streams = BandedStream | TreeStream
+    return tuple((Gaussian(e.after(n)), 1) if isinstance(e, streams) else (e, n) for e, n in rows)
+
+
 def neighbours(history: History) -> Neighbours | None:
     """What a history's guarantee is about; ``None`` where nothing took place."""
     rows = checked(history)
@@ -104,7 +112,7 @@ def _rdp(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
     if not rows:
         return 0.0
     orders = _orders()
-    total = sum((count * _divergences(event) for event, count in rows), np.zeros(len(orders)))
+    total = sum((count * _divergences(event) for event, count in _singly(rows)), np.zeros(len(orders)))
     with _quiet() as library:
         return float(library.rdp.compute_epsilon(orders, total, delta)[0])
 
@@ -133,9 +141,9 @@ def _pld(rows: tuple[tuple[Event, int], ...], delta: float) -> float:
     step = _FINEST * max(0.1, _rdp(rows, delta))  # a grid as fine for an ε of 300 would have millions of points
     with _quiet() as library:
         accountant = library.pld.PLDAccountant(
-            neighboring_relation=_relation(rows[0][0], library), value_discretization_interval=step
+            neighboring_relation=_relation(_singly(rows)[0][0], library), value_discretization_interval=step
         )
-        return float(_composed(accountant, rows, library).get_epsilon(delta))
+        return float(_composed(accountant, _singly(rows), library).get_epsilon(delta))
 
 
 def _composed(accountant: Any, rows: tuple[tuple[Event, int], ...], library: Any) -> Any:
@@ -162,6 +170,8 @@ def _translated(event: Event, library: Any) -> Any:
             return library.ZCDpEvent(rho)
         case SharedGaussian():
             return library.ZCDpEvent(event.rho)
+        case BandedStream() | TreeStream():
+            return library.GaussianDpEvent(event.after(event.rounds))
         case SharedSkellam():
             raise NoGuarantee(f"{event} is accounted for by Rényi divergences only")
 

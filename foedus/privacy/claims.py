@@ -21,12 +21,14 @@ from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import ConfigurationError, NoGuarantee
 from foedus.privacy.accounting import Accountant, History, rdp, smallest_noise
 from foedus.privacy.events import (
+    BandedStream,
     Event,
     Gaussian,
     LocalGaussian,
     Sampled,
     SharedGaussian,
     SharedSkellam,
+    TreeStream,
     known,
     together,
 )
@@ -55,6 +57,7 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
     """
     _check_timing(algorithm)
     event = together([_covered(channel, rule) for channel, rule in _channels(algorithm, buffers)])
+    _check_separation(event, sampler)
     if not hidden:
         return event
     if sampler.rate is None:
@@ -144,6 +147,16 @@ def _check_honest(rule: Aggregator, event: Event) -> None:
             f"be corrupt, and the noise was planned for {event.shares} honest ones. Write "
             f"masked(..., least={event.shares + rule.masking.withstand.corrupted}), or honest={honest}"
         )
+
+
+def _check_separation(event: Event, sampler: Sampler) -> None:
+    """Refuse a stream whose clients may come back too early."""
+    if not isinstance(event, BandedStream | TreeStream) or event.separation <= (sampler.separation or 1):
+        return
+    raise NoGuarantee(
+        f"{sampler.label} may let a client take part again before {event.separation} rounds have passed, which the "
+        f"noise was planned for. Write cohort=foedus.spaced(clients, separation={event.separation})"
+    )
 
 
 def _check_timing(algorithm: Algorithm) -> None:

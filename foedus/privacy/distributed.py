@@ -57,7 +57,7 @@ class Shares(NamedTuple):
         rotated: whether updates are rotated first.
         wrap: the probability that an entry of a round's sum wraps around, at most.
         noise: draws a share's noise for whole numbers, of a standard deviation in steps.
-        least: steps of the grid that the bound must have.
+        least: steps of the grid that the standard deviation of all noise must have.
     """
 
     clip: float
@@ -100,7 +100,8 @@ class Shares(NamedTuple):
         if a <= 0:
             raise self._coarse(size, math.inf)
         found = max((b + math.sqrt(b**2 - a * c)) / a, self.deviation / FINEST)
-        if self.deviation < SPREAD * found or self.clip < self.least * found or self.room(size, found) < 0:
+        few = self.deviation < SPREAD * found or self.noise_multiplier * self.clip < self.least * found
+        if few or self.room(size, found) < 0:
             raise self._coarse(size, found)
         return found
 
@@ -118,7 +119,8 @@ class Shares(NamedTuple):
         return NoGuarantee(
             f"{self.bits} bits are too few for {size:,} entries and sums of {self.cohort} clients: the grid's step "
             f"would be {step / self.clip:.2g} of the bound. A share's noise must have {SPREAD:g} steps "
-            f"({self.deviation / step:.2g} here), the bound {self.least:g}, and rounding must leave half of the bound. "
+            f"({self.deviation / step:.2g} here), all noise together {self.least:g}, and rounding must leave half of "
+            "the bound. "
             f"Write more bits"
             f"{'' if self.rotated else ', or rotated=True'}"
         )
@@ -212,28 +214,29 @@ def gaussian_shares(
     """
     told = _told(clip, noise_multiplier, cohort, honest)
     event = SharedGaussian(float(noise_multiplier), int(honest), SPREAD)
-    return _stage("gaussian_shares", told, _checked_bits(bits, rotated, wrap), (_gaussian, 1.0, event))
+    return _stage("gaussian_shares", told, _checked_bits(bits, rotated, wrap), (_gaussian, SPREAD, event))
 
 
 def skellam_shares(
     *, clip: float, noise_multiplier: float, cohort: int, honest: int, bits: int = 16, rotated: bool = True,
-    wrap: float = 1e-6, steps: int = 256,
+    wrap: float = 1e-6, spread: float = 64.0,
 ) -> Stage:  # fmt: skip
     """Shares of Skellam noise (Agarwal, Kairouz & Liu 2021): differences of Poisson numbers, whose sums are Skellam
     again, so that nothing is lost by sharing. For the rest, see :func:`gaussian_shares`.
 
     Args:
         clip, noise_multiplier, cohort, honest, bits, rotated, wrap: as there.
-        steps: how many steps of the grid the bound has at least: the coarser, the more the noise costs (corollary 4.1).
+        spread: how many steps of the grid the standard deviation of ``honest`` clients' noise has at least: the coarser
+            the grid, the more the noise costs (corollary 4.1).
 
     Example:
         >>> skellam_shares(clip=1.0, noise_multiplier=1.0, cohort=100, honest=60).event
-        SharedSkellam(noise_multiplier=1.0, shares=60, steps=256)
+        SharedSkellam(noise_multiplier=1.0, shares=60, spread=64.0)
     """
     told = _told(clip, noise_multiplier, cohort, honest)
-    check_whole("steps", steps)
-    event = SharedSkellam(float(noise_multiplier), int(honest), int(steps))
-    return _stage("skellam_shares", told, _checked_bits(bits, rotated, wrap), (_skellam, float(steps), event))
+    check_number("spread", spread, above=True)
+    event = SharedSkellam(float(noise_multiplier), int(honest), float(spread))
+    return _stage("skellam_shares", told, _checked_bits(bits, rotated, wrap), (_skellam, float(spread), event))
 
 
 def _gaussian(context: Context, whole: NDArray[np.int64], sigma: float) -> NDArray[np.int64]:

@@ -130,6 +130,95 @@ class Tree:
 
 
 @dataclass(frozen=True)
+class BandedStream:
+    """Rounds whose noise hangs together over a few rounds, with participations so far apart that they meet in none of
+    them (Choquette-Choo et al. 2023). Counted as one release of as many rounds as there have been.
+
+    Attributes:
+        noise_multiplier: z of what one participation of a client changes in all.
+        rounds: planned.
+        separation: rounds from one participation of a client to its next, at least.
+
+    Example:
+        >>> BandedStream(8.0, rounds=100, separation=25).after(100), BandedStream(8.0, 100, 25).after(25)
+        (4.0, 8.0)
+    """
+
+    noise_multiplier: float
+    rounds: int
+    separation: int
+
+    def __post_init__(self) -> None:
+        _check_stream(self)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_BLANK
+
+    def after(self, rounds: int) -> float:
+        """The noise multiplier that the first so many rounds have together."""
+        return self.noise_multiplier / math.sqrt(-(-_planned(self, rounds) // self.separation))
+
+
+@dataclass(frozen=True)
+class TreeStream:
+    """Rounds whose running sums are put together of noisy sums over blocks of 1, 2, 4, ... rounds (Kairouz et al.
+    2021). Counted as one release of as many rounds as there have been.
+
+    Attributes:
+        noise_multiplier: z of the sum over one block.
+        rounds: planned.
+        separation: rounds from one participation of a client to its next, at least.
+
+    Example:
+        >>> TreeStream(7.0, rounds=2000, separation=2000).squared(2000)
+        11.0
+    """
+
+    noise_multiplier: float
+    rounds: int
+    separation: int
+
+    def __post_init__(self) -> None:
+        _check_stream(self)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_BLANK
+
+    def squared(self, rounds: int) -> float:
+        """The square of what a client changes in the sums over all blocks of the first so many rounds, at most: on
+        each level, no block holds more than its length allows of the client's participations."""
+        often, total = -(-rounds // self.separation), 0
+        for level in range(rounds.bit_length()):
+            ends = (rounds >> level) - (rounds >> (level + 1))  # blocks of this level that are summed
+            inside = min(often, -(-(1 << level) // self.separation))
+            total += inside * min(often, ends * inside)
+        return float(total)
+
+    def after(self, rounds: int) -> float:
+        """The noise multiplier that the first so many rounds have together."""
+        return self.noise_multiplier / math.sqrt(self.squared(_planned(self, rounds)))
+
+
+def _check_stream(event: BandedStream | TreeStream) -> None:
+    check_number("noise_multiplier", event.noise_multiplier, above=True)
+    check_whole("rounds", event.rounds)
+    check_whole("separation", event.separation)
+
+
+def _planned(event: BandedStream | TreeStream, rounds: int) -> int:
+    """So many rounds, if they were planned.
+
+    Raises:
+        NoGuarantee: they were not.
+    """
+    if not 0 < rounds <= event.rounds:
+        raise NoGuarantee(f"{event} says what up to {event.rounds} rounds are worth, not {rounds}")
+    return rounds
+
+
+@dataclass(frozen=True)
 class SharedGaussian:
     """A sum to which at least ``shares`` clients have each added discrete Gaussian noise (Kairouz, Liu & Steinke 2021,
     theorem 1). Of every client's contribution nothing is seen but the sum.
@@ -177,21 +266,21 @@ class SharedSkellam:
     Attributes:
         noise_multiplier: z of the noise of so many clients together.
         shares: how many add noise at least.
-        steps: of the grid, in the bound of one client's contribution, at least.
+        spread: the standard deviation of that noise in steps of the grid, at least.
 
     Example:
-        >>> round(float(SharedSkellam(1.0, shares=100, steps=64).divergence(2.0)), 4)
+        >>> round(SharedSkellam(1.0, shares=100, spread=64.0).divergence(2.0), 4)
         1.0005
     """
 
     noise_multiplier: float
     shares: int
-    steps: int
+    spread: float = 64.0
 
     def __post_init__(self) -> None:
         check_number("noise_multiplier", self.noise_multiplier, above=True)
         check_whole("shares", self.shares)
-        check_whole("steps", self.steps)
+        check_number("spread", self.spread, above=True)
 
     @property
     def neighbours(self) -> Neighbours:
@@ -200,8 +289,8 @@ class SharedSkellam:
     def divergence(self, order: float) -> float:
         """Rényi's, of an order above 1; proven for whole ones, and no smaller order has a larger one."""
         whole, squared = math.ceil(order), self.noise_multiplier**2
-        # A whole vector's sum of magnitudes is at most its squared norm, steps²; its variance is (z · steps)².
-        near = ((2 * whole - 1) + 6) / (4 * squared**2 * self.steps**2)
+        # With a bound of s steps, the sum of a whole vector's magnitudes is at most s², too; the variance is (z · s)².
+        near = (2 * whole - 1 + 6) / (4 * squared * self.spread**2)
         return whole / (2 * squared) + min(near, 3 / (2 * squared))
 
 
@@ -228,10 +317,21 @@ class Concentrated:
 
 
 Shared = SharedGaussian | SharedSkellam
-Event = Gaussian | LocalGaussian | Sampled | Tree | Shared | Concentrated
+Stream = BandedStream | TreeStream
+Event = Gaussian | LocalGaussian | Sampled | Tree | Shared | Stream | Concentrated
 _KINDS: dict[str, Callable[..., Event]] = {
     kind.__name__: kind
-    for kind in (Gaussian, LocalGaussian, Sampled, Tree, SharedGaussian, SharedSkellam, Concentrated)
+    for kind in (
+        Gaussian,
+        LocalGaussian,
+        Sampled,
+        Tree,
+        SharedGaussian,
+        SharedSkellam,
+        BandedStream,
+        TreeStream,
+        Concentrated,
+    )
 }
 
 
@@ -252,6 +352,8 @@ def trusted(event: Event) -> str:
             )
         case Sampled():
             return "the server, which sees updates and who takes part"
+        case BandedStream() | TreeStream():
+            return "the server, which sees updates and keeps sums of some rounds"
         case _:
             return "the server, which sees updates"
 

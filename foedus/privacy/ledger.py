@@ -21,7 +21,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.values import State
 from foedus.errors import BudgetSpent, CheckpointError, NoGuarantee
 from foedus.privacy.accounting import Accountant, History, checked, pld, rdp
-from foedus.privacy.events import Event, as_json, known, of_json
+from foedus.privacy.events import BandedStream, Event, TreeStream, as_json, known, of_json
 
 VERSION = 1
 
@@ -113,15 +113,22 @@ def spent(ledger: Ledger, delta: float, *, by: Accountant = rdp) -> float:
     return by(ledger.counts, delta)
 
 
-def allows(ledger: Ledger, event: Event, budget: Budget) -> bool:
+def allows(ledger: Ledger, event: Event, budget: Budget, *, round: int | None = None) -> bool:
     """Whether one more event keeps within the budget.
+
+    Args:
+        ledger, event, budget: what was released, what is to be, and how much may be.
+        round: of the run; by default the one after the ledger's last. (Streams are worth what their rounds are.)
 
     Example:
         >>> from foedus.privacy.events import Gaussian
         >>> allows(Ledger(), Gaussian(0.1), Budget(epsilon=1.0, delta=1e-5))
         False
     """
-    counts = _added(ledger.counts, known(event))
+    round = ledger.round + 1 if round is None else round
+    if isinstance(event, BandedStream | TreeStream) and round > event.rounds:
+        return False
+    counts = _added(ledger.counts, known(event), round)
     if not budget.planned:
         return rdp(counts, budget.delta) <= budget.epsilon
     checked(counts)
@@ -152,9 +159,14 @@ def charged(ledger: Ledger, event: Event, *, round: int, release: str = "", budg
             f"round {round} comes after round {ledger.round} of the ledger. A run that goes on from an older state "
             "releases anew: keep the ledger with the state, and write it before the release"
         )
-    counts = _added(ledger.counts, event)
+    if round == ledger.round and isinstance(event, BandedStream | TreeStream):
+        raise NoGuarantee(
+            f"round {round} was released once, and the noise of {event} was planned for each round once: a second "
+            "attempt is not covered. Let the round be one of nobody"
+        )
+    counts = _added(ledger.counts, event, round)
     checked(counts)
-    if budget is not None and not allows(ledger, event, budget):
+    if budget is not None and not allows(ledger, event, budget, round=round):
         raise BudgetSpent(
             f"round {round} would exceed the privacy budget ε = {budget.epsilon:g} at δ = {budget.delta:g}; "
             f"ε = {spent(ledger, budget.delta, by=budget.by):.4g} is spent"
@@ -163,10 +175,11 @@ def charged(ledger: Ledger, event: Event, *, round: int, release: str = "", budg
     return Ledger(counts, round, (*before, release))
 
 
-def _added(counts: tuple[tuple[Event, int], ...], event: Event) -> tuple[tuple[Event, int], ...]:
-    if event not in dict(counts):
-        return (*counts, (event, 1))
-    return tuple((kind, count + (kind == event)) for kind, count in counts)
+def _added(counts: tuple[tuple[Event, int], ...], event: Event, round: int) -> tuple[tuple[Event, int], ...]:
+    """With one more; of a stream, with all rounds up to this one, since those left out pass as rounds of nobody."""
+    before = dict(counts)
+    now = round if isinstance(event, BandedStream | TreeStream) else before.get(event, 0) + 1
+    return tuple((before | {event: now}).items())
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ class Spending(NamedTuple):
     def stop(self, state: RunState) -> str | None:
         """Why there can be no further round, if so."""
         ledger = of_ledger_state(state.privacy)
-        return None if allows(ledger, self.event, self.budget) else f"the privacy budget is spent: {self._told(ledger)}"
+        enough = allows(ledger, self.event, self.budget, round=state.round + 1)
+        return None if enough else f"the privacy budget is spent: {self._told(ledger)}"
 
     def charge(self, state: RunState, number: int) -> None:
         """Count a round, before anything is made of it."""

@@ -34,6 +34,8 @@ from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, SecureAggregationFailed, SumOverflow, UpdateRefused
 from foedus.privacy.distributed import gaussian_shares, skellam_shares, trusted_sum
 from foedus.privacy.mechanisms import adaptive, central, local
+from foedus.privacy.strategies import banded, tree
+from foedus.privacy.streams import correlated
 from foedus.secure.graph import Withstand
 from foedus.secure.masked import masked
 from foedus.tree import Layout
@@ -76,9 +78,11 @@ PRIVATE = [
     central(clip=1.0, noise_multiplier=0.5, cohort=3, most=10),
     adaptive(noise_multiplier=1.0, cohort=40),
     chain(rotate(), central(clip=1.0, noise_multiplier=0.5, cohort=3)),
+    correlated(banded(9, separation=3), clip=1.0, noise_multiplier=0.5, cohort=3),
+    correlated(tree(9), clip=1.0, noise_multiplier=0.5, cohort=3),
     chain(qsgd(3), central(clip=1.0, noise_multiplier=0.5, cohort=3)),
     trusted_sum(gaussian_shares(clip=1.0, noise_multiplier=0.5, cohort=40, honest=1), planned=3),
-    trusted_sum(skellam_shares(clip=1.0, noise_multiplier=1.0, cohort=40, honest=1, steps=4), planned=3),
+    trusted_sum(skellam_shares(clip=1.0, noise_multiplier=1.0, cohort=40, honest=1), planned=3),
     chain(local(clip=1.0, noise_multiplier=0.5), mean()),
     chain(local(clip=1.0, noise_multiplier=0.5), median()),
 ]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
-from foedus.core.select import Population, Sampler, always, available, by_data, everybody, poisson, uniform
+from foedus.core.select import Population, Sampler, always, available, by_data, everybody, poisson, spaced, uniform
 from foedus.errors import ConfigurationError
 
 
@@ -24,6 +24,7 @@ def odd(round: int) -> Any:
 
 MEMBERS = [everybody(), uniform(1), uniform(5), poisson(0.3), poisson(1.0), by_data(4), available(odd, uniform(5)),
            available(odd, poisson(0.5)), available(odd, everybody()), available(odd, uniform(30)),
+           spaced(5, separation=7), spaced(1, separation=40), spaced(40, separation=1),
            always([3, 17, 4], uniform(5)), always([39], by_data(4)), always([], poisson(0.3))]  # fmt: skip
 every = pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.label)
 
@@ -76,6 +77,29 @@ def test_poisson_sampling_takes_everyone_by_himself() -> None:
     subsets = [s for k in range(6) for s in itertools.combinations(range(5), k)]
     expected = [TRIALS * rate ** len(s) * (1 - rate) ** (5 - len(s)) for s in subsets]
     assert stats.chisquare([counts[s] for s in subsets], expected).pvalue > ALPHA
+
+
+@given(st.integers(1, 12), st.integers(12, 60), st.integers(0, 2**40), st.integers(1, 1000))
+def test_who_took_part_keeps_away_for_a_while_though_others_join(
+    separation: int, count: int, seed: int, round: int
+) -> None:
+    member = spaced(count // separation, separation=separation)
+    seen: set[int] = set()
+    for later in range(separation):
+        now = set(member.sample(Population(count + 7 * later, None), seed, round + later).tolist())
+        assert not now & seen
+        seen |= now
+    assert len(seen) == separation * (count // separation)
+
+
+def test_groups_that_take_turns_are_dealt_at_random_and_no_larger_cohort_fits() -> None:
+    member = spaced(1, separation=5)
+    counts = Counter(int(member.sample(Population(5, None), seed, 1)[0]) for seed in range(TRIALS))
+    assert stats.chisquare([counts[c] for c in range(5)]).pvalue > ALPHA
+    with pytest.raises(ConfigurationError, match=r"no more than 3 .* Write spaced\(3, separation=5\)"):
+        spaced(4, separation=5).sample(Population(19, None), 0, 1)
+    with pytest.raises(ConfigurationError, match="whole population"):
+        always([0], member).sample(Population(30, None), 0, 1)
 
 
 def test_by_data_draws_one_client_after_another_in_proportion_to_size() -> None:

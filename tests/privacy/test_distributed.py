@@ -98,8 +98,7 @@ def test_rounding_keeps_the_bound_exactly_and_is_unbiased(size: int, seed: int, 
 def test_a_sum_is_that_of_the_updates_with_the_noise_of_all_shares(make: Any, rotated: bool) -> None:
     size, count, rng = 20_000, 16, np.random.default_rng(1)
     vectors = [v / np.linalg.norm(v) * 0.5 for v in rng.normal(size=(count, size))]
-    rule = trusted_sum(shares(make, rotated=rotated, bits=24, steps=4) if make is skellam_shares else shares(
-        make, rotated=rotated, bits=24), planned=20)  # fmt: skip
+    rule = trusted_sum(shares(make, rotated=rotated, bits=24), planned=20)
     noise = (summed(rule, vectors) - np.sum(vectors, 0) / 20) * 20 / 0.7
     assert np.std(noise) == pytest.approx(math.sqrt(count / 10), rel=0.02), "the noise of 16 where 10 are enough"
     assert abs(np.mean(noise)) < 5 * np.std(noise) / math.sqrt(size)
@@ -159,7 +158,7 @@ def test_a_sum_of_discrete_gaussians_is_worth_no_more_than_claimed(shares: int, 
 def test_skellam_noise_is_worth_no_more_than_claimed(variance: float, shift: int) -> None:
     reach = int(14 * math.sqrt(variance)) + 40
     p = special.ive(np.abs(np.arange(-reach, reach + 1)), variance)
-    event = SharedSkellam(math.sqrt(variance) / shift, shares=2, steps=shift)
+    event = SharedSkellam(math.sqrt(variance) / shift, shares=2, spread=math.sqrt(variance))
     for order in (2.0, 3.0, 10.0):
         assert renyi(p, shift, order) <= event.divergence(order)
     assert event.divergence(2.5) == event.divergence(3.0), "proven for whole orders only"
@@ -168,11 +167,11 @@ def test_skellam_noise_is_worth_no_more_than_claimed(variance: float, shift: int
 def test_shares_cost_about_what_central_noise_does() -> None:
     central = rdp([(Gaussian(4.0), 10)], 1e-5)
     assert rdp([(SharedGaussian(4.0, 100), 10)], 1e-5) == pytest.approx(central, rel=1e-6)
-    assert central < rdp([(SharedSkellam(4.0, 100, 256), 10)], 1e-5) < 1.01 * central
+    assert central < rdp([(SharedSkellam(4.0, 100, 64.0), 10)], 1e-5) < 1.01 * central
     assert rdp([(SharedGaussian(4.0, 100, spread=0.5), 10)], 1e-5) > 10 * central, "a grid too coarse costs"
 
 
-@pytest.mark.parametrize("event", [SharedGaussian(1.0, 5), SharedSkellam(1.0, 5, 64)])
+@pytest.mark.parametrize("event", [SharedGaussian(1.0, 5), SharedSkellam(1.0, 5, 64.0)])
 def test_shares_have_no_privacy_loss_distribution_and_survive_json(event: Any) -> None:
     with pytest.raises(NoGuarantee, match="use rdp"):
         pld([(event, 1)], 1e-5)
@@ -226,7 +225,7 @@ WITHSTAND = Withstand(clients=20, corrupt=0.1, dropouts=0.1)
 
 @pytest.mark.parametrize("make", KINDS)
 def test_masked_sums_are_those_of_trusted_ones_to_the_bit(make: Any) -> None:
-    own = shares(make, steps=4) if make is skellam_shares else shares(make)
+    own = shares(make)
     vectors = list(np.random.default_rng(3).normal(size=(14, 300)))
     masks = chain(own, fd.masked(WITHSTAND, least=12, planned=20))
     found = [summed(rule, vectors) for rule in (masks, trusted_sum(own, planned=20))]

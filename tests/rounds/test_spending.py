@@ -21,12 +21,16 @@ from foedus.privacy import (
     Gaussian,
     Plan,
     Sampled,
+    Strategy,
     adaptive,
+    banded,
     central,
+    correlated,
     gaussian_shares,
     local,
     rdp,
     skellam_shares,
+    tree,
     trusted_sum,
 )
 from foedus.record.checkpoint import Checkpoint
@@ -261,3 +265,32 @@ def test_a_round_of_too_few_shares_is_not_decoded_and_costs_nothing(tmp_path: Pa
         simulated(tmp_path / "again", rule, rounds=n, cohort=some({2: 4, 3: 0, 4: 5}), budget=PLAIN) for n in (2, 5)
     ]
     assert again[-1].metrics == run.metrics
+
+
+# --- noise that hangs together over rounds ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [banded(6, separation=4), tree(6, separation=4)], ids=lambda s: s.label)
+def test_a_run_with_correlated_noise_goes_on_to_the_same_bytes(tmp_path: Path, strategy: Strategy) -> None:
+    """Its noise of earlier rounds is part of what is kept."""
+    rule = correlated(strategy, clip=0.5, noise_multiplier=3.0, cohort=8)
+    spaced = fd.spaced(8, separation=4)
+    whole = simulated(tmp_path / "whole", rule, rounds=6, cohort=spaced, budget=PLAIN)
+    for rounds in (1, 3, 6):
+        again = simulated(tmp_path / "killed", rule, rounds=rounds, cohort=spaced, budget=PLAIN)
+    assert again.metrics == whole.metrics
+    one, other = (checkpoint(tmp_path / name).arrays for name in ("whole", "killed"))
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    assert [line["privacy"]["epsilon"] for line in whole.metrics] == [rdp([(rule.event, n)], 1e-3) for n in range(1, 7)]
+    assert len(simulated(tmp_path / "more", rule, rounds=9, cohort=spaced, budget=PLAIN).metrics) == 6
+
+
+@pytest.mark.slow
+def test_a_budget_ends_a_stream_before_clients_come_too_often(tmp_path: Path) -> None:
+    rule = correlated(banded(9, separation=3), clip=0.5, noise_multiplier=1.0, cohort=8)
+    enough = Budget(epsilon=rdp([(rule.event, 6)], 1e-3) + 1e-6, delta=1e-3)
+    run = simulated(tmp_path, rule, rounds=9, cohort=fd.spaced(8, separation=3), budget=enough)
+    assert len(run.metrics) == 6
+    with pytest.raises(NoGuarantee, match="spaced"):
+        simulated(tmp_path / "other", rule, rounds=9, cohort=8, budget=enough)
