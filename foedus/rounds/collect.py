@@ -18,11 +18,11 @@ from foedus.backends import Weights
 from foedus.core.aggregate import Aggregator, message_bytes
 from foedus.core.gate import Gate, check_replay, check_side
 from foedus.core.method import Contribution
-from foedus.core.values import Context, Update
+from foedus.core.values import Context, Message, Update
 from foedus.errors import Reason, SumOverflow, UpdateRefused
 from foedus.privacy.noise import known_to_all_who_know_the_seed
-from foedus.rounds.parcel import Terms, admitted, let_in, packed, scaled, weight_of
-from foedus.rounds.work import UPDATE, Given, Job, Orders, Outcome, Refusal, changed, merged
+from foedus.rounds.parcel import Parcel, Terms, admitted, let_in, masking_bytes, packed, scaled, weight_of
+from foedus.rounds.work import BUFFERS, UPDATE, Given, Job, Orders, Outcome, Refusal, changed, merged
 from foedus.tree import Layout, Vector
 
 
@@ -102,9 +102,18 @@ class Collector:
         except UpdateRefused as error:
             out.refused.append(Refusal(client, str(error)))
             return 0
+        if self._orders.apart:
+            self._set_apart(client, parcel, messages)
         let_in(self._terms, out, client, parcel, messages)
         self._counted.add(client)
-        return parcel.bytes
+        return parcel.bytes + masking_bytes(self._job.algorithm, parcel.messages)[0]
+
+    def _set_apart(self, client: int, parcel: Parcel, messages: dict[str, Message]) -> None:
+        """Take out what is to be added up under masks."""
+        out = self.outcome
+        out.apart[client] = {channel: messages.pop(channel) for channel in sorted(parcel.masked)}
+        for channel in parcel.masked - {UPDATE, BUFFERS}:
+            out.sizes[channel] = parcel.vectors[channel].size
 
     def edge(self, number: int, brought: Contribution, weight: int) -> None:
         """The update of an edge aggregator, which is to the server what a client is."""
@@ -136,12 +145,13 @@ class Collector:
         out.examples += [int(n) for n in results.examples]
         out.steps += [int(n) for n in results.steps]
         out.losses += [float(x) for x in results.losses]
-        out.sent += [message_bytes(aggregator.encode(updates[0], contexts[0]))] * len(clients)
+        sent = message_bytes(aggregator.encode(updates[0], contexts[0]))
+        out.sent += [sent + masking_bytes(self._job.algorithm, [UPDATE])[0]] * len(clients)
         out.senders += len(clients)
 
     def _at_once(self, aggregator: Aggregator, results: Gained) -> bool:
         """Whether every update is one to be added, and there is nothing beside it."""
-        if self._orders.single or aggregator.shortcut is None or aggregator.remember is not None:
+        if self._orders.single or self._orders.apart or aggregator.shortcut is None or aggregator.remember is not None:
             return False
         if self._job.algorithm.gate.needs_single:
             return False

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from foedus.backends import Weights
 from foedus.core.method import Travels
 from foedus.core.values import Message
-from foedus.errors import MalformedMessage
+from foedus.errors import MalformedMessage, NoGuarantee
 from foedus.protocol import blob
 from foedus.protocol.blob import Tensors
 from foedus.rounds.evaluate import ClientFigures
@@ -37,11 +37,20 @@ WHOLE = 2**53
 def update_blob(parcel: Parcel) -> bytes:
     """What a client sends; the same bytes for the same parcel. What it keeps is not in it.
 
+    Raises:
+        NoGuarantee: a message of it is to travel under masks only.
+
     Example:
         >>> parcel = Parcel({"update": {"values": np.ones(2, "f4")}}, {"update": Carried(2, "<f4")}, 5.0, 5, loss=0.5)
         >>> parcel_of(blob.unpack(update_blob(parcel))).loss
         0.5
     """
+    if parcel.masked:
+        raise NoGuarantee(
+            f"the algorithm masks {', '.join(sorted(parcel.masked))}, and an upload would show it to the server. "
+            "Masked "
+            "messages go through foedus.protocol.secagg, or not at all"
+        )
     arrays: dict[str, NDArray[Any]] = {}
     for channel, message in parcel.messages.items():
         if "/" in channel:

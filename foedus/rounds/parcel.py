@@ -12,12 +12,13 @@ Not here: parcels as bytes (``freight.py``), collecting the results of a simulat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from foedus.core.aggregate import Aggregator, add, message_bytes, reach
+from foedus.core.compose import Algorithm
 from foedus.core.gate import Form, Gate, check_replay, forms_of
 from foedus.core.method import Contribution, Travels, Vectors, travelling
 from foedus.core.values import NOTHING, Context, Message, Secret, State, Update
@@ -89,6 +90,7 @@ class Parcel(NamedTuple):
         weight: what it counts for in weighted means.
         examples, steps, loss, report: as in :class:`~foedus.core.method.Contribution`.
         kept: what the client keeps from now on, if it is let in; ``None``: nothing, as before. It never travels.
+        masked: channels whose messages travel under masks only (``foedus.protocol.secagg``).
     """
 
     messages: Mapping[str, Message]
@@ -99,6 +101,7 @@ class Parcel(NamedTuple):
     loss: float = math.nan
     report: Mapping[str, float] = NOTHING  # type: ignore[assignment]
     kept: State | None = None
+    masked: frozenset[str] = frozenset()
 
     @property
     def bytes(self) -> int:
@@ -141,7 +144,21 @@ def packed(terms: Terms, client: int, brought: Contribution, examples: int, *, s
             kept = aggregator.remember(update, message, context)
             memory |= {f"{ENCODING}{channel}.{name}": array for name, array in kept.items()}
     kept_now = _kept(terms, client, brought, memory)
-    return Parcel(messages, vectors, weight, examples, brought.steps, brought.loss, dict(brought.report), kept_now)
+    hidden = masked_among(terms.job.algorithm, messages)
+    return Parcel(
+        messages, vectors, weight, examples, brought.steps, brought.loss, dict(brought.report), kept_now, hidden
+    )
+
+
+def masked_among(algorithm: Algorithm, channels: Iterable[str]) -> frozenset[str]:
+    """The channels whose messages are added up under masks."""
+    return frozenset(c for c in channels if algorithm.aggregator_of(c).masking is not None)
+
+
+def masking_bytes(algorithm: Algorithm, channels: Iterable[str]) -> tuple[int, int]:
+    """Bytes that a client sends and receives for the masks of some channels, beside its messages."""
+    costs = [m.overhead for c in channels if (m := algorithm.aggregator_of(c).masking) is not None]
+    return sum(up for up, _ in costs), sum(down for _, down in costs)
 
 
 def _kept(terms: Terms, client: int, brought: Contribution, memory: State) -> State | None:
@@ -209,7 +226,7 @@ def let_in(terms: Terms, outcome: Outcome, client: int, parcel: Parcel, messages
             assert found is not None
             outcome.sides[channel] = found
             outcome.sizes[channel] = parcel.vectors[channel].size
-    outcome.senders += bool(messages)
+    outcome.senders += bool(parcel.messages)
     if parcel.kept is not None:
         outcome.kept[client] = parcel.kept
 

@@ -59,6 +59,7 @@ class Orders:
         told: what the aggregators tell clients in this round, by channel (``Aggregator.tell``).
         following: int64, who trains in the round after this one, where that is known already: an executor may read
             their data meanwhile.
+        apart: give back messages that are to be masked one by one, for the real protocol (``Outcome.apart``).
     """
 
     round: int
@@ -73,6 +74,7 @@ class Orders:
     scale: float = 1.0
     following: NDArray[np.int64] | None = None
     told: Mapping[str, Vectors] = field(default_factory=dict)
+    apart: bool = False
 
     def only(self, slots: NDArray[np.integer]) -> Orders:
         """The orders for some slots of the cohort."""
@@ -135,6 +137,7 @@ class Outcome:
         kept: what clients keep, by position.
         reports: figures that a method reports, by client.
         given: single results, where the orders asked for them.
+        apart: admitted messages that are to be masked, by client and channel, where the orders asked for them.
     """
 
     message: Message | None = None
@@ -151,6 +154,7 @@ class Outcome:
     kept: dict[int, State] = field(default_factory=dict)
     reports: dict[int, dict[str, float]] = field(default_factory=dict)
     given: dict[int, Given] = field(default_factory=dict)
+    apart: dict[int, dict[str, Message]] = field(default_factory=dict)
 
     @property
     def out(self) -> set[int]:
@@ -244,6 +248,7 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.kept.update(part.kept)
         total.reports.update(part.reports)
         total.given.update(part.given)
+        total.apart.update(part.apart)
     rows.sort()
     total.refused.sort()
     _check_once(rows, total.refused)

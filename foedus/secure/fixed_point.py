@@ -72,7 +72,7 @@ class Grid(NamedTuple):
         """
         peak(update)
         vector, half = update.vector, self.half
-        draw = draws(context, "masked", own=True)
+        draw = draws(context._replace(size=len(vector)), "masked", own=True)
         found = np.empty(len(vector), np.uint32)
         for place in blocks(len(vector)):
             steps = vector[place] * np.float64(1 / self.step)

@@ -14,12 +14,13 @@ Not here: the protocol (``foedus.protocol.secagg``), what it withstands (``secur
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Masking
+from foedus.core.aggregate import Aggregator, Masking, Shortcut
 from foedus.core.checks import check_number, check_whole
 from foedus.core.coding import part, refused
 from foedus.core.values import Context, Message, State, Update
@@ -128,9 +129,10 @@ class _Sum(NamedTuple):
             entries=self.entries, width=bits, least=self.least, withstand=self.withstand,
             overhead=overhead(self.withstand),
         )  # fmt: skip
+        encode, merge = self.encode, self.merge  # one object each: a shortcut knows by it what it stands for
         return Aggregator(
-            init=lambda layout: {}, encode=self.encode, admit=self.admit, merge=self.merge, decode=self.decode,
-            additive=True, label=self.label, masking=masking,
+            init=lambda layout: {}, encode=encode, admit=self.admit, merge=merge, decode=self.decode, additive=True,
+            label=self.label, masking=masking, encode_all=Shortcut(encode, merge, self.encode_all),
         )  # fmt: skip
 
     def _of_codes(self, bits: int) -> Aggregator:
@@ -167,6 +169,15 @@ class _Sum(NamedTuple):
             return weighted(codes, 1, self.width)
         weight = self._weight(update, context)
         return np.append(weighted(codes, weight, self.width), word(self.width).type(weight))
+
+    def encode_all(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+        """The sum of many messages, without packing each."""
+        total: Message | None = None
+        for update, context in zip(updates, contexts, strict=True):
+            message = {"sum": self.numbers(update, context), "count": np.ones(1, np.int64)}
+            total = message if total is None else self.merge(total, message)
+        assert total is not None
+        return total
 
     def _weight(self, update: Update, context: Context) -> int:
         weight = float(update.weight)

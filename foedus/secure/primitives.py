@@ -105,6 +105,18 @@ class Agreement:
         return "Agreement(<secret>)"
 
 
+def check_public(public: bytes) -> None:
+    """Refuse a public key of low order, with which every secret is the same; it does not matter with whom it is tried.
+
+    Raises:
+        ForgedMessage: it is one.
+
+    Example:
+        >>> check_public(public_key(bytes(range(32))))
+    """
+    Agreement(bytes(range(KEY))).secret(public)
+
+
 def derived(secret: bytes, context: bytes) -> bytes:
     """32 bytes for one purpose from a secret, by HKDF-SHA256.
 

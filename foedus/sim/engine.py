@@ -43,6 +43,7 @@ from foedus.rounds.work import Job, Outcome, Session
 from foedus.sim.executors import open_session
 from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
+from foedus.sim.masks import check_masks
 from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
@@ -102,6 +103,7 @@ def simulate(
     job = Job(task, algorithm, clients, seed, settings.device)
     averaged = task.average_buffers and trainer.buffer_layout.size > 0
     _check_budget(settings)
+    check_masks(algorithm, settings, wanted=_asked(wanted, settings, clients), buffers=averaged)
     private = spending(algorithm, sampler, settings.budget, buffers=averaged)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings, private)
     folder = RunFolder(_folder(settings), more=_files(evaluation, settings))
@@ -530,15 +532,21 @@ def _sampler(cohort: int | Sampler | None, clients: Clients, settings: Settings)
         raise ConfigurationError(
             f"cohort is a number of clients, a sampler such as foedus.poisson(0.1), or None for all; not {cohort!r}"
         )
-    asked = wanted = int(cohort)
+    wanted = int(cohort)
     if wanted > len(clients):
         raise ConfigurationError(
             f"a cohort of {wanted} clients does not fit into a population of {len(clients)}; "
             f"write cohort={len(clients)}, or less"
         )
-    if settings.world:
-        asked = min(len(clients), math.ceil(wanted * settings.world.over_selection - 1e-9))
-    return uniform(asked), wanted
+    return uniform(_asked(wanted, settings, clients) or wanted), wanted
+
+
+def _asked(wanted: int | None, settings: Settings, clients: Clients) -> int | None:
+    """How many clients are asked in a round, where that is a number."""
+    if wanted is None:
+        return None
+    more = settings.world.over_selection if settings.world else 1.0
+    return min(len(clients), math.ceil(wanted * more - 1e-9))
 
 
 def _located(sampler: Sampler) -> Sampler:

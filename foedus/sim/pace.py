@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
-from foedus.core.aggregate import message_bytes
+from foedus.core.aggregate import Masking, message_bytes
 from foedus.core.batches import processed, taken
 from foedus.core.method import Contribution, Vectors
 from foedus.core.random import generator
@@ -33,9 +33,11 @@ from foedus.record.kept import Kept
 from foedus.rounds.brought import sent_down
 from foedus.rounds.collect import Collector
 from foedus.rounds.commit import Server
+from foedus.rounds.parcel import masking_bytes
 from foedus.rounds.sending import Sender
 from foedus.rounds.state import RunState
 from foedus.rounds.work import UPDATE, Job, Orders, Outcome, Session, union
+from foedus.sim.masks import Called, Summed, check_asked, maskings, summed, too_few
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
 from foedus.sim.world import Load, Passage, pass_round
@@ -97,6 +99,7 @@ class Ground:
         clients = self.job.clients.at(number)
         population = Population(len(clients), clients.sizes)
         asked = np.asarray(self.sampler.sample(population, self.job.seed, number))
+        check_asked(maskings(self.job.algorithm, buffers=False), asked)
         sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
         if not sound or len(np.unique(asked)) < len(asked) or ((asked < 0) | (asked >= population.count)).any():
             raise ConfigurationError(
@@ -130,6 +133,8 @@ class Ground:
         must know them before anybody has trained."""
         down = self.sender.sent(state).bytes + message_bytes(dict(self.down(state)))
         down += sum(message_bytes(dict(told)) for told in self.server.told(state).values())
+        if not self.settings.cryptography:
+            down += masking_bytes(self.job.algorithm, self.masks(state))[1]
         if self.settings.world is None:
             return Load(down, 0, np.zeros(len(asked), np.int64))
         clients, spec = self.job.clients.at(number), self.job.algorithm.client
@@ -147,7 +152,13 @@ class Ground:
         told = self.server.told(state).get(UPDATE, NOTHING)
         context = Context(job.seed, 0, 0, layout, layout.size, told=told, secret=known_to_all_who_know_the_seed)
         averaged = self.server.sizes(state.weights)[1] if job.task.average_buffers else 0
-        return averaged + message_bytes(job.algorithm.aggregator.encode(Update(noise, 1.0), context))
+        masked = masking_bytes(job.algorithm, self.masks(state))[0]
+        return averaged + masked + message_bytes(job.algorithm.aggregator.encode(Update(noise, 1.0), context))
+
+    def masks(self, state: RunState) -> dict[str, Masking]:
+        """The channels that are masked."""
+        averaged = self.job.task.average_buffers and state.weights.buffers.size > 0
+        return maskings(self.job.algorithm, buffers=averaged)
 
 
 class _Called(NamedTuple):
@@ -173,8 +184,14 @@ class InStep:
             self._ground.orders(number, state, called.cohort),
             following=self._following(number, state),
             limits=_limits(called),
+            apart=self._ground.settings.cryptography,
         )
-        return in_step(called, self._ground.bring(session, orders, state), minimum(self._ground.settings))
+        outcome = self._ground.bring(session, orders, state)
+        if not orders.apart:
+            return shown(self._ground, in_step(called, outcome, minimum(self._ground.settings)), state)
+        asked = Called(number, called.asked, orders.start)
+        found = summed(self._ground.job, self._ground.masks(state), outcome, asked)
+        return _after_masking(in_step(called, found.outcome, minimum(self._ground.settings)), found)
 
     def _called(self, number: int, state: RunState) -> _Called:
         """Who takes part in a round: a function of the seed and the number, never of how other rounds ended."""
@@ -228,7 +245,7 @@ class ByEdges:
         else:  # attackers and watchers see the whole round, whichever edges it passes through
             outcome = ground.bring(session, orders, state)
         told = {"edges": told}
-        return in_step(called, outcome, minimum(ground.settings))._replace(told=told)
+        return shown(ground, in_step(called, outcome, minimum(ground.settings))._replace(told=told), state)
 
     def _collector(self, orders: Orders, edges: Ints) -> Collector:
         """Where the edges' updates are gathered; edges keep what they keep under numbers after the clients'."""
@@ -314,6 +331,22 @@ def in_step(called: _Called, outcome: Outcome, fewest: int) -> Brought:
         "late": int(passage.late.sum()),
     }
     return Brought(outcome, asked, costs, len(cohort) >= fewest, world)
+
+
+def shown(ground: Ground, brought: Brought, state: RunState) -> Brought:
+    """A round as it counts where sums are masked: with too few in one, none is shown."""
+    failed = too_few(ground.masks(state), brought.outcome)
+    if not failed:
+        return brought
+    return brought._replace(enough=False, told={**brought.told, "secure": {"failed": failed}})
+
+
+def _after_masking(brought: Brought, found: Summed) -> Brought:
+    """A round whose sums the real protocol has made, or not, with its bytes."""
+    costs = brought.costs.copy()
+    costs[:, 2] += [found.down.get(client, 0) for client in brought.asked.tolist()]
+    told = {**brought.told, "secure": found.told}
+    return brought._replace(costs=costs, told=told, enough=brought.enough and not found.failed)
 
 
 def _sent(outcome: Outcome, asked: Ints, foretold: Ints | None) -> Ints:

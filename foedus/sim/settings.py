@@ -60,6 +60,9 @@ class Settings:
         adversary: clients that attack, and how; see :class:`Adversary`.
         watch: score every update, and keep out who is suspicious; see :class:`Watch`.
         budget: of privacy; the run ends before it would be exceeded, see :class:`foedus.privacy.Budget`.
+        cryptography: where sums are masked (:func:`foedus.masked`), run the real protocol among the simulated clients,
+            with keys, shares and those that a simulated world loses; otherwise sums are added up in the plain, with the
+            same result, and the protocol's bytes are counted.
         sinks: where the figures of every round go beside the run folder, e.g. ``[TensorBoard("logs")]``.
 
     Example:
@@ -80,6 +83,7 @@ class Settings:
     adversary: Adversary | None = None
     watch: Watch | None = None
     budget: Budget | None = None
+    cryptography: bool = False
     sinks: Sequence[Sink] = ()
 
     def __post_init__(self) -> None:

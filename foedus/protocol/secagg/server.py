@@ -55,10 +55,21 @@ from foedus.protocol.secagg.messages import (
     check_masked,
     commitment,
     flags,
+    keys_text,
     mask_context,
+    survivors_text,
 )
 from foedus.secure.planes import Tally
-from foedus.secure.primitives import KEY, SIGNATURE, Agreement, add_mask, derived, public_key
+from foedus.secure.primitives import (
+    KEY,
+    SIGNATURE,
+    Agreement,
+    add_mask,
+    check_public,
+    check_signature,
+    derived,
+    public_key,
+)
 from foedus.secure.sharing import recovered, recovered_apart
 
 
@@ -275,8 +286,17 @@ def _failed(server: Server, reason: str) -> Step:
 
 
 def _take_keys(server: Server, slot: int, keys: Keys) -> None:
+    """What the others would have to leave over is not passed on to them."""
     check_keys(keys, server.terms)
-    server.keys[slot] = np.frombuffer(keys.mask + keys.share, np.uint8)
+    both = np.frombuffer(keys.mask + keys.share, np.uint8).reshape(2, KEY)
+    known = server.keys[server.came].reshape(-1, KEY)
+    if keys.mask == keys.share or any((known == own).all(1).any() for own in both):
+        raise ForgedMessage(f"client {slot} sent a key that is another's already: every client has two of its own")
+    for own in both:
+        check_public(own.tobytes())
+    if server.terms.malicious:
+        check_signature(keys.identity, keys.signature, keys_text(server.terms.binding, slot, keys.mask, keys.share))
+    server.keys[slot] = both.reshape(-1)
     server.commitments[slot] = np.frombuffer(keys.commitment, np.uint8)
     if server.terms.malicious:
         proof = keys.identity + keys.signature + keys.certificate
@@ -297,6 +317,8 @@ def _take_masked(server: Server, slot: int, masked: Masked) -> None:
 
 def _take_vote(server: Server, slot: int, vote: Vote) -> None:
     check_bytes(vote.signature, (SIGNATURE,), "a vote")
+    text = survivors_text(server.terms.binding, bits(server.survivors), int(server.survivors.sum()))
+    check_signature(server.proofs[slot, :KEY].tobytes(), vote.signature, text)
     server.votes[slot] = np.frombuffer(vote.signature, np.uint8)
 
 

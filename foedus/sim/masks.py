@@ -1,0 +1,239 @@
+"""Masked sums in a simulation: what may not be with them, rounds too small to be shown, and the real protocol on
+request.
+
+By default messages are added up in the plain, which gives the same numbers, and the protocol's bytes are counted. With
+``Settings(cryptography=True)`` every client of a round takes part in the real conversation: keys, shares, masks,
+answers. Clients that the simulated world has lost leave it at a phase that the seed draws for them; those whose update
+was refused, or that send nothing, leave it when they should send masked numbers.
+
+Not here: the protocol (``foedus.protocol.secagg``), the aggregator (``foedus.secure.masked``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.backends import Weights
+from foedus.core.aggregate import Aggregator, Masking
+from foedus.core.compose import Algorithm
+from foedus.core.random import generator, key
+from foedus.core.timing import Hierarchical
+from foedus.core.values import Message
+from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee
+from foedus.protocol.secagg.client import Own
+from foedus.protocol.secagg.conversation import Outcome as Attempt
+from foedus.protocol.secagg.conversation import converse
+from foedus.protocol.secagg.messages import Identity, Promise, pinned, terms_for
+from foedus.protocol.secagg.server import Phase
+from foedus.rounds.work import BUFFERS, UPDATE, Job, Outcome
+from foedus.secure.planes import packed_bytes
+from foedus.secure.primitives import digest, identity_key
+from foedus.sim.settings import Settings
+
+Ints = NDArray[np.int64]
+
+
+def channels(algorithm: Algorithm, *, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
+    """What travels, and by which rule."""
+    yield UPDATE, algorithm.aggregator
+    if buffers:
+        yield BUFFERS, algorithm.buffers
+    yield from sorted(({} if algorithm.method is None else algorithm.method.sides).items())
+
+
+def maskings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking]:
+    """The channels that are masked."""
+    return {c: rule.masking for c, rule in channels(algorithm, buffers=buffers) if rule.masking is not None}
+
+
+# --- what may not be ----------------------------------------------------------------------------------------
+
+
+def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None, buffers: bool) -> None:
+    """Refuse a run in which single updates would be seen beside masked sums, or no sum could ever be shown.
+
+    Args:
+        algorithm: the run's.
+        settings: of the run.
+        wanted: clients asked a round, where that is a number.
+        buffers: whether buffers are averaged.
+
+    Raises:
+        ConfigurationError: says which, and what to write instead.
+    """
+    found = maskings(algorithm, buffers=buffers)
+    if not found:
+        if settings.cryptography:
+            raise ConfigurationError(
+                f"Settings(cryptography=True) runs the protocol of masked sums, and {algorithm.aggregator.label} masks "
+                "nothing. Write aggregator=foedus.masked(...), or leave it out"
+            )
+        return
+    rule = algorithm.aggregator.label
+    if buffers and BUFFERS not in found:
+        raise IncompatibleStages(
+            f"the model's buffers (BatchNorm's statistics) are averaged by {algorithm.buffers.label}, which the server "
+            f"sees of every client, while {rule} hides the update. Write Task(..., average_buffers=False), or "
+            "algorithm.with_(buffers=foedus.masked(...))"
+        )
+    if settings.watch is not None:
+        raise IncompatibleStages(
+            f"Settings(watch=...) scores single updates, and behind {rule} nobody sees any. Leave out the watch, and "
+            "bound what each can do: chain(clip(radius), masked(...))"
+        )
+    if settings.cryptography and isinstance(algorithm.timing, Hierarchical):
+        raise ConfigurationError(
+            f"with {algorithm.timing.label} partial sums are masked among the clients of an edge, which "
+            "Settings(cryptography=True) does not rehearse. Leave out one of them"
+        )
+    for masking in found.values():
+        _check_cohort(masking, wanted)
+
+
+def _check_cohort(masking: Masking, wanted: int | None) -> None:
+    if wanted is None:
+        return
+    most = masking.withstand.clients
+    if wanted > most:
+        raise ConfigurationError(
+            f"{wanted} clients are asked in a round, and masked({masking.withstand.label}, ...) has room for {most}: "
+            "sums "
+            f"could wrap around. Write Withstand(clients={wanted}, ...)"
+        )
+    if wanted < masking.least:
+        raise ConfigurationError(
+            f"{wanted} clients are asked in a round, and masked({masking.withstand.label}, ...) shows no sum of "
+            "fewer than "
+            f"{masking.least}. Write Withstand(clients={wanted}, ...), or a smaller least="
+        )
+
+
+def check_asked(found: Mapping[str, Masking], asked: Ints) -> None:
+    """Refuse a cohort, drawn by a sampler, that is too large for the sums.
+
+    Raises:
+        ConfigurationError: says how many there are.
+    """
+    for masking in found.values():
+        _check_cohort(masking._replace(least=0), len(asked))
+
+
+def too_few(found: Mapping[str, Masking], outcome: Outcome) -> str:
+    """Why a round shows no sum: fewer have sent something than are to be in one; empty if it does."""
+    sums = {UPDATE: outcome.message, BUFFERS: outcome.buffers, **outcome.sides}
+    for channel, masking in found.items():
+        message = sums.get(channel)
+        if message is not None and int(message["count"][0]) < masking.least:
+            return f"{int(message['count'][0])} clients are in the sum, and {masking.least} are needed"
+    return ""
+
+
+# --- the real protocol --------------------------------------------------------------------------------------
+
+
+class Called(NamedTuple):
+    """Who was asked in a round, positions int64 [C], and what they were sent."""
+
+    number: int
+    asked: Ints
+    start: Weights
+
+
+class Summed(NamedTuple):
+    """A round's outcome with the sums of the real protocol; why one failed, or empty; bytes down beside the model, by
+    client; figures for the record."""
+
+    outcome: Outcome
+    failed: str
+    down: dict[int, int]
+    told: dict[str, Any]
+
+
+def summed(job: Job, found: Mapping[str, Masking], outcome: Outcome, called: Called) -> Summed:
+    """Add up what was set apart by the real protocol."""
+    sums: dict[str, Message] = {}
+    failed, survivors, left = "", 0, 0
+    up: dict[int, int] = {}
+    down: dict[int, int] = {}
+    for channel, masking in found.items():
+        messages = {c: m[channel] for c, m in outcome.apart.items() if channel in m}
+        if not messages and channel != UPDATE:
+            continue
+        attempt = _attempt(job, (channel, masking), messages, called)
+        failed = failed or attempt.reason
+        survivors, left = len(attempt.survivors), left + len(attempt.left)
+        for slot, client in enumerate(np.sort(called.asked).tolist()):
+            up[client] = up.get(client, 0) + int(attempt.up[slot])
+            down[client] = down.get(client, 0) + int(attempt.down[slot])
+        if attempt.total is not None:
+            sums[channel] = {"sum": attempt.total, "count": np.array([survivors], np.int64)}
+    told = {"survivors": survivors, "left": left} | ({"failed": failed} if failed else {})
+    sides = {name: message for name, message in sums.items() if name not in (UPDATE, BUFFERS)}
+    outcome = replace(
+        outcome, message=sums.get(UPDATE, outcome.message), buffers=sums.get(BUFFERS, outcome.buffers),
+        sides=outcome.sides | sides, apart={}, sent=_sent(outcome, up, found),
+    )  # fmt: skip
+    return Summed(outcome, failed, down, told)
+
+
+def _sent(outcome: Outcome, up: Mapping[int, int], found: Mapping[str, Masking]) -> list[int]:
+    """Bytes that clients really sent: what was foretold of masked messages, replaced by what the protocol took."""
+    result = []
+    for client, sent in zip(outcome.clients, outcome.sent, strict=True):
+        mine = outcome.apart.get(client, {})
+        modelled = sum(_modelled(found[channel], message) for channel, message in mine.items())
+        result.append(sent - modelled + up.get(client, 0) if mine else up.get(client, sent))
+    return result
+
+
+def _modelled(masking: Masking, message: Message) -> int:
+    return packed_bytes(len(message["sum"]), masking.width) + masking.overhead[0]
+
+
+def _attempt(job: Job, of: tuple[str, Masking], messages: Mapping[int, Message], called: Called) -> Attempt:
+    """One conversation: all who were asked have a slot."""
+    (channel, masking), asked = of, np.sort(called.asked).tolist()
+    entries = len(next(iter(messages.values()))["sum"]) if messages else 1
+    promise = Promise(masking.withstand, masking.least, entries, masking.width)
+    model = digest(called.start.vector.tobytes(), called.start.buffers.tobytes())
+    draw = generator(job.seed, "graph", called.number, channel)
+    session = digest(str(key(job.seed, "session")).encode(), channel.encode())[:16]
+    try:
+        terms = terms_for(
+            promise, session=session, round=called.number, attempt=1, model=model, graph=draw.bytes(32),
+            clients=len(asked),
+        )  # fmt: skip
+    except (NoGuarantee, ConfigurationError) as error:
+        nothing = np.zeros(len(asked), np.int64)
+        return Attempt(None, nothing[:0], str(error), nothing, nothing, {}, [], {})
+    lost = {slot: _lost_at(job, called, client) for slot, client in enumerate(asked) if client not in messages}
+    owns = _owns(promise, model, count=len(asked))
+    return converse(terms, owns, lambda slot: messages[asked[slot]]["sum"], lost=lost)
+
+
+_PHASES = (Phase.KEYS, Phase.SHARES, Phase.NUMBERS)
+
+
+def _lost_at(job: Job, called: Called, client: int) -> Phase:
+    """When a client is lost that sends no numbers."""
+    return _PHASES[int(generator(job.seed, "lost at", called.number, client).integers(len(_PHASES)))]
+
+
+def _owns(promise: Promise, model: bytes, *, count: int) -> Sequence[Own]:
+    """What clients bring. Keys are no part of the result, so that they are drawn from the operating system here,
+    too.
+    """
+    if not promise.withstand.malicious:
+        return [Own(slot, promise, secrets.token_bytes(32), model) for slot in range(count)]
+    private = [secrets.token_bytes(32) for _ in range(count)]
+    trust = pinned({identity_key(one) for one in private})
+    return [
+        Own(slot, promise, secrets.token_bytes(32), model, identity=Identity(private[slot], trust))
+        for slot in range(count)
+    ]
