@@ -17,45 +17,43 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from foedus.errors import CheckpointError, StorageError
+from foedus.protocol.session import Held
 
-__all__ = ["Held", "Journal"]
+__all__ = ["About", "Journal"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS held (
-    key BLOB PRIMARY KEY, run TEXT, round INTEGER, orders BLOB, task TEXT, digest BLOB, bytes BLOB, kept BLOB, sent
-    INTEGER
+    key BLOB PRIMARY KEY, round INTEGER, size INTEGER, digest BLOB, scale REAL, waits INTEGER,
+    run TEXT, attempt INTEGER, position INTEGER, task TEXT, what TEXT, protections TEXT, sends INTEGER,
+    bytes BLOB, kept BLOB
 );
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB)
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """Bytes that are held, without the bytes.
+class About(NamedTuple):
+    """What is held besides the bytes, for the ledger and for what is kept.
 
     Attributes:
-        key: under which they are, or were last, to be sent.
-        run, round: of which round.
-        orders: digest of the orders that they answer.
-        task: digest of the bundle and the target, as the ledger has it.
-        digest, size: of the bytes.
-        keeps: whether there is something to keep if they count.
-        sent: whether the ledger says already that they leave.
+        run, attempt: of which run, and the last attempt under which they were to be sent.
+        position: the client's.
+        task: digest of the bundle, and the object in it.
+        what: in plain words.
+        protections: those that were promised for them.
+        sends: how often the ledger says that they left.
     """
 
-    key: bytes
     run: str
-    round: int
-    orders: bytes
+    attempt: int
+    position: int
     task: str
-    digest: bytes
-    size: int
-    keeps: bool = False
-    sent: bool = False
+    what: str
+    protections: tuple[str, ...] = ()
+    sends: int = 0
 
 
 class Journal:
@@ -63,13 +61,13 @@ class Journal:
 
     Example:
         >>> journal = Journal(Path(":memory:"))
-        >>> held = Held(key=b"k" * 16, run="heart", round=3, orders=b"", task="", digest=b"", size=3)
-        >>> journal.hold(held, b"abc", None)
+        >>> held = Held(key=b"k" * 16, round=3, size=3, digest=b"")
+        >>> journal.hold(held, About("heart", 1, 0, "", "update"), b"abc", None)
         >>> journal.piece(held.key, 1, 10)
         b'bc'
         >>> journal.drop(held.key)
         >>> journal.held()
-        []
+        {}
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,33 +86,43 @@ class Journal:
                 f"{path} is damaged: {error}. Restore it from a copy, or join anew in another folder"
             ) from error
 
-    def hold(self, held: Held, content: bytes, kept: bytes | None) -> None:
+    def hold(self, held: Held, about: About, content: bytes, kept: bytes | None) -> None:
         """Keep bytes before they are sent, and what the client keeps if they count."""
-        row = (held.key, held.run, held.round, held.orders, held.task, held.digest, content, kept, held.sent)
+        given = about._replace(protections="\n".join(about.protections))  # type: ignore[arg-type]
+        row = (*held, *given, content, kept)
         with self._guarded() as database:
-            database.execute("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            database.execute(f"INSERT OR REPLACE INTO held VALUES ({', '.join('?' * len(row))})", row)
 
-    def rename(self, key: bytes, new: bytes) -> None:
+    def mark(self, held: Held) -> None:
+        """What is known of bytes that are held has changed; not the bytes."""
+        with self._guarded() as database:
+            database.execute("UPDATE held SET waits = ?, scale = ? WHERE key = ?", (held.waits, held.scale, held.key))
+
+    def rename(self, old: bytes, held: Held, attempt: int) -> None:
         """The same bytes are to be sent under another key, of a later attempt."""
         with self._guarded() as database:
-            database.execute("UPDATE OR REPLACE held SET key = ?, sent = 0 WHERE key = ?", (new, key))
+            row = (held.key, attempt, held.waits, old)
+            database.execute("UPDATE OR REPLACE held SET key = ?, attempt = ?, waits = ? WHERE key = ?", row)
 
     def leaves(self, key: bytes) -> None:
-        """The ledger says now that these bytes leave."""
+        """The ledger says once more that these bytes leave."""
         with self._guarded() as database:
-            database.execute("UPDATE held SET sent = 1 WHERE key = ?", (key,))
+            database.execute("UPDATE held SET sends = sends + 1 WHERE key = ?", (key,))
 
-    def held(self) -> list[Held]:
-        """All that is held, the oldest round first."""
+    def held(self) -> dict[bytes, Held]:
+        """All that is held, by key, in the order in which it came to be."""
         with self._guarded() as database:
-            rows = database.execute(
-                "SELECT key, run, round, orders, task, digest, length(bytes), kept IS NOT NULL, sent FROM held "
-                "ORDER BY round, rowid"
-            ).fetchall()
-        names = ("key", "run", "round", "orders", "task", "digest", "size", "keeps", "sent")
-        return [
-            Held(**{**dict(zip(names, row, strict=True)), "keeps": bool(row[7]), "sent": bool(row[8])}) for row in rows
-        ]
+            rows = database.execute("SELECT key, round, size, digest, scale, waits FROM held ORDER BY rowid").fetchall()
+        return {key: Held(key, *known, waits=bool(waits)) for key, *known, waits in rows}
+
+    def about(self, key: bytes) -> About | None:
+        """What is known of bytes that are held; ``None`` if they are not."""
+        with self._guarded() as database:
+            row = database.execute(f"SELECT {', '.join(About._fields)} FROM held WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        *known, protections, sends = row
+        return About(*known, protections=tuple(filter(None, protections.split("\n"))), sends=sends)
 
     def piece(self, key: bytes, offset: int, length: int) -> bytes:
         """Some of the bytes; no more of them are read than these."""

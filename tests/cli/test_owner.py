@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from foedus.cli import run
-from foedus.net.journal import Held, Journal
-from foedus.net.owner.folder import OwnerFolder
+from foedus.net.journal import About, Journal
+from foedus.net.owner.folder import OwnerFolder, file_name
 from foedus.net.owner.ledger import Departure
+from foedus.protocol.session import Held
 
 URL = "https://fl.example.org:8765"
 
@@ -63,9 +64,9 @@ def test_a_withdrawal_deletes_what_waits(owner: OwnerFolder, task: str, left: in
     journal = Journal(folder / "agent.sqlite")
     secret = b"a change of a model " * 50
     for name in ("aa", "bb"):
-        held = Held(key=name.encode() * 8, run=f"run-{name}", round=1, orders=b"", task=name, digest=b"", size=9)
-        journal.hold(held, secret, None)
-        (folder / f"kept-run-{name}.sqlite").write_bytes(b"kept")
+        held = Held(key=name.encode() * 8, round=1, digest=b"", size=len(secret))
+        journal.hold(held, About(f"run {name}", 1, 0, name, "update"), secret, None)
+        (folder / f"kept-{file_name(f'run {name}')}.sqlite").write_bytes(b"kept")
     journal.close()
     owner.consents().give(URL, who="x", when=0.0)
     assert run(["consent", "withdraw", URL, "--who", "x", "--task", task, "--folder", str(owner.path)]) == 0

@@ -13,6 +13,7 @@ Not here: what is in the files.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,18 @@ from foedus.net.owner.consent import Consents
 from foedus.net.owner.ledger import Ledger
 from foedus.record.files import replace, storage
 
-__all__ = ["OwnerFolder", "default"]
+__all__ = ["OwnerFolder", "default", "file_name"]
+
+
+def file_name(run: str) -> str:
+    """A run's name as part of a file's: plain letters, and digits that tell alike ones apart.
+
+    Example:
+        >>> file_name("../heart attack")
+        'heart-attack-6a747265'
+    """
+    plain = re.sub(r"[^A-Za-z0-9_]+", "-", run).strip("-")[:40]
+    return f"{plain}-{hashlib.sha256(run.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def default() -> Path:

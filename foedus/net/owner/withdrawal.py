@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 
 from foedus.net.journal import Journal
-from foedus.net.owner.folder import OwnerFolder
+from foedus.net.owner.folder import OwnerFolder, file_name
 
 __all__ = ["forget"]
 
@@ -26,16 +26,17 @@ def forget(owner: OwnerFolder, server: str, task: str = "") -> int:
         return 0
     journal = Journal(folder / "agent.sqlite")
     try:
-        held = [each for each in journal.held() if each.task.startswith(task)]
-        for each in held:
-            journal.drop(each.key)
-        runs = {each.run for each in held} if task else None
+        waiting = {key: about for key in journal.held() if (about := journal.about(key)) is not None}
+        held = {key: about for key, about in waiting.items() if about.task.startswith(task)}
+        for key in held:
+            journal.drop(key)
+        runs = {file_name(about.run) for about in held.values()} if task else None
         if runs is None:
             journal.wipe()
     finally:
         journal.close()
     for path in folder.glob("kept-*"):
-        if runs is None or path.stem.removeprefix("kept-") in runs:
+        if runs is None or any(path.name.startswith(f"kept-{run}.") for run in runs):
             with contextlib.suppress(OSError):
                 path.unlink()
     return len(held)

@@ -1,0 +1,580 @@
+"""The agent: a client's side of a served federation, for as long as it runs.
+
+A small asyncio program that calls a server now and then. What to say next is decided by a pure machine
+(``protocol/session.py``); the agent carries its actions out, each for certain before the next: connections
+(``transport.py``), files (``journal.py``), training (``training.py``), and the owner's word (``owner``), which is
+asked before every check-in, before anything is trained and before anything leaves. It loads no framework and no code
+of a task.
+
+Killed at any moment it goes on from its journal: the bytes of an update are on the disk before the first of them
+leaves, and stay there until they are counted or never will be; sent again, they are the same bytes. The ledger has
+its line before they leave.
+
+Not here: joining (``join.py``), who the client is (``identity``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from foedus.errors import (
+    BundleRefused,
+    ConfigurationError,
+    OwnerRefuses,
+    ProtocolError,
+    SignatureInvalid,
+    TrainingError,
+    Unreachable,
+    WorkerDied,
+)
+from foedus.net.identity.keys import PublicKey
+from foedus.net.identity.signed import check, check_content
+from foedus.net.journal import About, Journal
+from foedus.net.owner import rules as owner_rules
+from foedus.net.owner.approvals import Approvals
+from foedus.net.owner.folder import OwnerFolder, file_name
+from foedus.net.owner.ledger import Departure
+from foedus.net.owner.rules import Finding, Protections, Rules, Situation, refused
+from foedus.net.owner.surroundings import Surroundings
+from foedus.net.owner.withdrawal import forget
+from foedus.net.training import Training
+from foedus.net.transport import Transport
+from foedus.protocol import session
+from foedus.protocol.messages import Accepted, Blob, CheckIn, Finished, Kind, Problem
+from foedus.record import files
+
+__all__ = ["Agent", "Clock", "Data", "Place", "promised"]
+
+LOOK_S = 60.0  # how often the owner's rules are asked again while they say no
+COOL_S = 300.0  # the training process is ended before a rest that is longer
+DATA_S = 600.0  # how long what was found out about the data holds
+DAY = "%Y-%m-%d"
+
+BUDGET = "privacy-budget"  # a protection that a server promises: "privacy-budget=8.0"
+SECURE = "secure-aggregation"
+
+Event = session.Event | session.Rest
+
+
+class Clock(Protocol):
+    """Time, as the agent sees it."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+
+    async def rest(self, seconds: float) -> None:
+        """Wait; shorter if there is something to look at."""
+
+
+class WallClock:
+    """The machine's own clock. ``ring`` ends a rest early: the doorbell."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def now(self) -> float:
+        """See :class:`Clock`."""
+        return time.time()
+
+    def ring(self) -> None:
+        """Wake whoever rests."""
+        self._rung.set()
+
+    async def rest(self, seconds: float) -> None:
+        """See :class:`Clock`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._rung.wait(), max(0.0, seconds))
+        self._rung.clear()
+
+
+class Place(NamedTuple):
+    """Where an agent works: which server, and where its files are.
+
+    Attributes:
+        address: the server's.
+        pin: its authority's fingerprint; empty where a public authority vouches for it.
+        signing: whose signature orders, bundles and models must bear.
+        owner: the owner's folder.
+    """
+
+    address: str
+    pin: str
+    signing: PublicKey
+    owner: OwnerFolder
+
+    @property
+    def folder(self) -> Path:
+        """What is of this server."""
+        return self.owner.server(self.address)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The owner's data: its name, and how it is read.
+
+    Attributes:
+        name: by which the rules offer it.
+        target: ``module:object`` that the training process imports; or
+        read: a function that gives its bytes (``source.to_bytes``), asked by the agent.
+        folder: where modules are looked for.
+        part: whose, of several clients'.
+    """
+
+    name: str
+    target: str = ""
+    read: Callable[[], bytes] | None = None
+    folder: str = ""
+    part: str = ""
+
+
+class _Known(NamedTuple):
+    """What was found out about the data."""
+
+    examples: int
+    findings: tuple[Finding, ...]
+    when: float
+
+
+class _Fetched(NamedTuple):
+    """What came for a round."""
+
+    orders: bytes
+    kept: tuple[bytes, ...]
+
+
+class _Made(NamedTuple):
+    """Bytes that were made and are not in the journal yet."""
+
+    content: bytes
+    kept: bytes | None
+    about: About
+
+
+@dataclass
+class Agent:
+    """One client of one server.
+
+    Args:
+        place: the server, and the owner's folder.
+        transport: how the server is reached.
+        training: the training process.
+        data: what is trained on.
+        hello: what is said at every check-in; number of examples and demands are added.
+        clock: time.
+        surroundings: how the machine's state is found out.
+        approve: digests of tasks that may run besides those in the rules.
+        tell: what to do with a line for the owner to read.
+        draw: gives numbers from 0 to 1, for moments of its own choice.
+    """
+
+    place: Place
+    transport: Transport
+    training: Training
+    data: Data
+    hello: CheckIn
+    clock: Clock
+    surroundings: Callable[[], Surroundings]
+    approve: tuple[str, ...] = ()
+    tell: Callable[[str], None] = print
+    draw: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
+
+    def __post_init__(self) -> None:
+        self.place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.journal = Journal(self.place.folder / "agent.sqlite")
+        self.ledger = self.place.owner.ledger()
+        self.approvals = Approvals(self.place.owner.path)
+        self.state = session.State(self.hello, self.journal.held(), finished=self._models())
+        self._known: _Known | None = None
+        self._fetched: _Fetched | None = None
+        self._made: _Made | None = None
+        self._said = ""
+        self.sessions: list[str] = []  # shapes, the latest last
+
+    async def run(self, *, once: bool = False) -> None:
+        """Take part until the run is over; ``once``: until there is something to wait for.
+
+        Raises:
+            OwnerRefuses: with ``once``, if the owner's word is no.
+            FoedusError: what only a person can mend: a full disk, damaged files.
+        """
+        event: Event | None = await self._woken(once)
+        try:
+            while event is not None:
+                if isinstance(event, session.Rest):
+                    if once:
+                        return
+                    await self._rest(event.until)
+                    event = await self._woken(once)
+                event = await self.advance(event)
+        finally:
+            await self.close()
+
+    async def advance(self, event: session.Event) -> Event | None:
+        """Carry out what an event leads to; the next event, or a rest, or ``None`` when all is over."""
+        self.state, actions = session.step(self.state, event)
+        follows: Event | None = None
+        for action in actions:
+            follows = await self._act(action) or follows
+        if follows is None and self.state.phase is not session.Phase.OVER:
+            return session.Rest(self.clock.now() + LOOK_S)
+        return follows
+
+    async def close(self) -> None:
+        """End the training process and close files; nothing is lost."""
+        await self.training.close()
+        await self.transport.close()
+        self.journal.close()
+
+    # --- the owner's word
+
+    async def findings(self) -> list[Finding]:
+        """What the owner's rules say of working for this server now."""
+        rules, place = self._rules(), self.place
+        agreed = place.owner.consents().holds(place.address)
+        told = f"there is {'' if agreed else 'no '}consent for {place.address}; foedus consent give {place.address}"
+        found = [Finding("consent", agreed, told), *owner_rules.server(rules, place.address, place.pin)]
+        found += owner_rules.moment(rules, self._situation(rules))
+        if all(each.passes for each in found):  # the data is not even looked at before
+            known = await self._examined(rules)
+            found += [*owner_rules.data(rules, self.data.name, known.examples), *known.findings]
+        return found
+
+    def _rules(self) -> Rules:
+        rules = self.place.owner.rules()
+        return replace(rules, approved=(*rules.approved, *self.approve))
+
+    async def _woken(self, once: bool) -> session.Woke:
+        """Wait until the owner's word is yes."""
+        while reasons := await self._reasons():
+            if once:
+                raise OwnerRefuses(*reasons)
+            self._say(f"not now: {'; '.join(reasons)}")
+            await self._rest(self.clock.now() + LOOK_S)
+        rules, examples = self._rules(), self._known.examples if self._known else None
+        demands = ((SECURE,) if rules.secure_others is not None else ()) + ((BUDGET,) if rules.budget else ())
+        self.state = replace(self.state, hello=replace(self.hello, examples=examples, protections=demands))
+        return session.Woke(self.clock.now(), self.draw())
+
+    async def _reasons(self) -> tuple[str, ...]:
+        if not self.place.owner.consents().holds(self.place.address) and self.state.held:
+            self._withdrawn()
+        try:
+            return refused(await self.findings())
+        except (TrainingError, WorkerDied) as error:
+            return (f"the data cannot be read: {error}",)
+
+    def _withdrawn(self) -> None:
+        forget(self.place.owner, self.place.address)
+        self.state = session.State(self.hello, finished=self.state.finished)
+        self._say("consent was withdrawn: what waited to be sent is deleted")
+
+    def _situation(self, rules: Rules) -> Situation:
+        asked = rules.idle_minutes or rules.on_power or rules.unmetered
+        seen = self.surroundings() if asked else Surroundings()
+        now = datetime.fromtimestamp(self.clock.now())
+        return Situation(now, *seen, sent=self.ledger.bytes, rounds_today=self._rounds(now.strftime(DAY)))
+
+    def _rounds(self, day: str) -> int:
+        last, _, count = (self.journal.fact("rounds") or b"").decode().partition(" ")
+        return int(count) if last == day else 0
+
+    async def _examined(self, rules: Rules) -> _Known:
+        """How many examples there are, and what the checks say; looked at anew now and then, and before training."""
+        if self._known is None or self.clock.now() - self._known.when > DATA_S:
+            await self._read_data(rules, 1)
+        assert self._known is not None
+        return self._known
+
+    async def _read_data(self, rules: Rules, round: int) -> _Known:
+        blobs = [] if self.data.read is None else [await asyncio.to_thread(self.data.read)]
+        asked = {"target": self.data.target, "folder": self.data.folder, "part": self.data.part, "round": round}
+        answer = await self.training.ask({"do": "data", **asked, "checks": asdict(rules.checks)}, blobs)
+        findings = tuple(Finding(str(r), bool(p), str(t)) for r, p, t in answer.said["findings"])
+        self._known = _Known(int(answer.said["examples"]), findings, self.clock.now())
+        return self._known
+
+    # --- actions
+
+    async def _act(self, action: session.Action) -> Event | None:
+        """Carry one action out; what came of it."""
+        if isinstance(action, session.Rest):
+            return action
+        if isinstance(action, session.Log):
+            self.sessions = [*self.sessions[-99:], action.shape]
+        elif isinstance(action, session.Keep | session.Rename | session.Settle):
+            self._write(action)
+        else:
+            return await self._try(action)
+        return None
+
+    async def _try(self, action: session.Action) -> Event:
+        """Carry out what may fail for reasons outside of this machine."""
+        try:
+            return await self._do(action)
+        except (Unreachable, ProtocolError) as error:
+            self._say(str(error))
+            return session.Lost(self.clock.now(), self.draw())
+        except OwnerRefuses as error:
+            self._say(f"declined: {error}")
+            return session.GaveUp(self.clock.now(), "rules")
+        except (SignatureInvalid, BundleRefused) as error:
+            self._say(f"declined: {error}")
+            return session.GaveUp(self.clock.now(), "signature")
+        except (TrainingError, WorkerDied, ConfigurationError) as error:
+            self._say(f"training failed: {error}")
+            return session.GaveUp(self.clock.now(), "training")
+
+    async def _do(self, action: session.Action) -> Event:
+        now = self.clock.now
+        if isinstance(action, session.Say):
+            answer = await self.transport.ask(action.request)
+            if isinstance(answer, Problem):
+                self._say(f"the server says: {answer.told or answer.code}")
+            return session.Heard(now(), answer, self.draw())
+        if isinstance(action, session.Fetch):
+            await self._fetch(action.accepted)
+            return session.Fetched(now())
+        if isinstance(action, session.Train):
+            content = await self._train(action.accepted)
+            return session.Made(now(), len(content), _digest(content))
+        if isinstance(action, session.Encode):
+            content = await self._encode(action.scale)
+            return session.Made(now(), len(content), _digest(content))
+        if isinstance(action, session.Piece):
+            return await self._send(action)
+        assert isinstance(action, session.Publish)
+        await self._publish(action.finished)
+        return session.Fetched(now())
+
+    def _write(self, action: session.Keep | session.Rename | session.Settle) -> None:
+        """What the journal must know before anything is said of it."""
+        if isinstance(action, session.Keep):
+            if self._made is not None:
+                self.journal.hold(action.held, self._made.about, self._made.content, self._made.kept)
+                self._made = None
+            self.journal.mark(action.held)
+        elif isinstance(action, session.Rename):
+            assert self.state.accepted is not None
+            self.journal.rename(action.old, action.held, self.state.accepted.attempt)
+        else:
+            if action.counted:
+                self._keep(action.key)
+            self.journal.drop(action.key)
+            self._say("the update is counted" if action.counted else "the update does not count, and is deleted")
+
+    # --- a round
+
+    async def _fetch(self, accepted: Accepted) -> None:
+        """Everything that training needs, once signatures are good and the owner agrees."""
+        check(self.place.signing, accepted)
+        rules = self._rules()
+        self._check(owner_rules.protections(rules, promised(accepted)))
+        if accepted.bundle is None:
+            raise OwnerRefuses("the server offers no source bundle, and this client runs nothing else")
+        await self._approved(rules, accepted.bundle, accepted.target)
+        orders = await self.transport.fetch(accepted.orders)
+        check_content(accepted.orders, orders)
+        known = await self._read_data(rules, accepted.round)
+        self._check([*owner_rules.data(rules, self.data.name, known.examples), *known.findings])
+        kept = self._kept(accepted.run, accepted.position)
+        self._fetched = _Fetched(orders, () if kept is None else (kept,))
+
+    async def _approved(self, rules: Rules, bundle: Blob, target: str) -> None:
+        """The bundle, on the disk, and approved; it is fetched only to be shown otherwise."""
+        digest, path = bundle.digest.hex(), self.approvals.path(bundle.digest.hex())
+        if not path.exists() or _digest(path.read_bytes()) != bundle.digest:
+            content = await self.transport.fetch(bundle)
+            check_content(bundle, content)
+            place = self.place.address
+            self.approvals.file(content, bundle.digest, target=target, server=place, when=self.clock.now())
+        if self.approvals.denied(bundle.digest):
+            raise OwnerRefuses(f"the task {digest[:16]} was denied; foedus tasks review {digest[:16]}")
+        self._check(owner_rules.task(rules, digest, by_hand=self.approvals.approved(bundle.digest)))
+        if not self.place.owner.consents().holds(self.place.address, digest):
+            raise OwnerRefuses(f"there is no consent for the task {digest[:16]}; foedus consent give --task {digest}")
+
+    async def _train(self, accepted: Accepted) -> bytes:
+        """Train or evaluate; the bytes to send."""
+        assert self._fetched is not None
+        assert accepted.bundle is not None
+        await self._open(accepted.bundle, accepted.target, accepted.seed)
+        which = {"position": accepted.position, "limit": accepted.limit}
+        if accepted.kind is Kind.EVALUATE:
+            answer = await self.training.ask({"do": "evaluate", **which}, [self._fetched.orders, *self._fetched.kept])
+            self._made = _Made(answer.blobs[0], None, self._about(accepted, "figures of an evaluation"))
+            return answer.blobs[0]
+        self._say(f"training: run {accepted.run}, round {accepted.round}")
+        answer = await self.training.ask({"do": "train", **which}, [self._fetched.orders, *self._fetched.kept])
+        if not answer.said.get("trained"):
+            raise OwnerRefuses("there is no example to train on")
+        return await self._encode(1.0)
+
+    async def _encode(self, scale: float) -> bytes:
+        """The update as it is sent, and what is kept if it counts."""
+        assert self.state.accepted is not None
+        answer = await self.training.ask({"do": "encode", "scale": scale})
+        kept = answer.blobs[1] if answer.said.get("keeps") and len(answer.blobs) > 1 else None
+        self._made = _Made(answer.blobs[0], kept, self._about(self.state.accepted, "update"))
+        return answer.blobs[0]
+
+    async def _open(self, bundle: Blob, target: str, seed: int) -> dict[str, Any]:
+        path = str(self.approvals.path(bundle.digest.hex()))
+        asked = {"bundle": path, "digest": bundle.digest, "target": target, "seed": seed}
+        return (await self.training.ask({"do": "open", **asked})).said
+
+    def _about(self, accepted: Accepted, what: str) -> About:
+        task = f"{accepted.bundle.digest.hex()} {accepted.target}" if accepted.bundle else accepted.target
+        told = promised(accepted).told()
+        return About(accepted.run, accepted.attempt, accepted.position, task, what, told)
+
+    async def _send(self, piece: session.Piece) -> Event:
+        """A piece of an upload; the ledger has its line before the first."""
+        about = self.journal.about(piece.key)
+        if about is None or not self.place.owner.consents().holds(self.place.address, about.task.partition(" ")[0]):
+            self._withdrawn()
+            return session.Rest(self.clock.now())
+        if about.sends == 0 or piece.offset == 0:
+            try:
+                self._departs(piece.key, about)
+            except OwnerRefuses as error:  # the bytes stay: the owner may say yes tomorrow
+                self._say(f"not sent: {error}")
+                return session.Lost(self.clock.now(), self.draw())
+        content = self.journal.piece(piece.key, piece.offset, piece.length)
+        gone = await self.transport.send(piece.upload, piece.offset, content)
+        if isinstance(gone, Problem):
+            return session.Heard(self.clock.now(), gone, self.draw())
+        return session.Went(self.clock.now(), gone)
+
+    def _departs(self, key: bytes, about: About) -> None:
+        """Write down that an upload is about to leave, if the owner's limits let it."""
+        held = self.state.held[key]
+        rules = self._rules()
+        self._check(owner_rules.upload(rules, held.size, self.ledger.bytes))
+        what = about.what if about.sends == 0 else f"{about.what}, sent again"
+        to = f"{self.place.address} (pin {self.place.pin[:16]})" if self.place.pin else self.place.address
+        leaving = Departure(
+            to=to, what=what, run=about.run, round=held.round, attempt=about.attempt, task=about.task,
+            bytes=held.size, digest=held.digest.hex(), protections=about.protections,
+        )  # fmt: skip
+        self.ledger.write(leaving, when=self.clock.now())
+        self.journal.leaves(key)
+        if about.sends == 0:
+            day = datetime.fromtimestamp(self.clock.now()).strftime(DAY)
+            self.journal.note("rounds", f"{day} {self._rounds(day) + 1}".encode())
+
+    # --- what is kept, and the end
+
+    def _kept_file(self, run: str) -> Path:
+        return self.place.folder / f"kept-{file_name(run)}.sqlite"
+
+    def _kept(self, run: str, position: int) -> bytes | None:
+        """What this client keeps since its last visit that counted."""
+        path = self._kept_file(run)
+        if not path.exists():
+            return None
+        from foedus.protocol.blob import pack
+        from foedus.record.kept import Kept
+
+        kept = Kept(path)
+        try:
+            found = kept.read([position]).get(position)
+        finally:
+            kept.close()
+        return None if found is None else pack(found)
+
+    def _keep(self, key: bytes) -> None:
+        """The update counts: what the client keeps for its next visit holds from now on."""
+        content, about = self.journal.kept(key), self.journal.about(key)
+        if content is None or about is None:
+            return
+        from foedus.protocol.blob import unpack
+        from foedus.record.kept import Kept
+
+        kept = Kept(self._kept_file(about.run))
+        try:
+            kept.write(self.journal.held()[key].round, {about.position: unpack(content).arrays})
+            kept.commit()
+            kept.settle(1 << 60)
+        finally:
+            kept.close()
+
+    async def _publish(self, finished: Finished) -> None:
+        """The final model, and the client's own: into the folder."""
+        check(self.place.signing, finished)
+        assert finished.model is not None
+        content = await self.transport.fetch(finished.model)
+        check_content(finished.model, content)
+        folder = self.place.folder / "models" / file_name(finished.run)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        models = await self._named(finished, content)
+        if len(models) > 1:
+            files.replace(folder / "personal.safetensors", models[1])
+        files.replace(folder / "model.safetensors", models[0])
+        self.journal.note("finished", "\n".join(sorted(self.state.finished | {finished.run})).encode())
+        self._say(f"run {finished.run} is over after {finished.rounds} rounds; its model is in {folder}")
+
+    async def _named(self, finished: Finished, content: bytes) -> tuple[bytes, ...]:
+        """The model's arrays by name, and those of the client's own; as they came, where the task may not run here."""
+        rules = self._rules()
+        try:
+            if finished.bundle is None:
+                raise OwnerRefuses("there is no bundle")
+            await self._approved(rules, finished.bundle, finished.target)
+            await self._read_data(rules, max(1, finished.rounds))
+            await self._open(finished.bundle, finished.target, finished.seed)
+            kept = self._kept(finished.run, finished.position)
+            asked = {"do": "finish", "position": finished.position, "personal": finished.personal}
+            return (await self.training.ask(asked, [content, *([] if kept is None else [kept])])).blobs
+        except (OwnerRefuses, TrainingError, WorkerDied) as error:
+            self._say(f"the model is kept as it came: {error}")
+            return (content,)
+
+    def _models(self) -> frozenset[str]:
+        """Runs whose model is here already."""
+        there = (self.journal.fact("finished") or b"").decode().split("\n")
+        return frozenset(filter(None, there))
+
+    # --- odds
+
+    async def _rest(self, until: float) -> None:
+        seconds = max(0.0, until - self.clock.now())
+        if seconds > COOL_S and self.training.warm:
+            await self.training.close()
+        await self.clock.rest(seconds)
+
+    def _check(self, findings: list[Finding]) -> None:
+        if reasons := refused(findings):
+            raise OwnerRefuses(*reasons)
+
+    def _say(self, told: str) -> None:
+        """A line for the owner; the same one is said once."""
+        if told != self._said:
+            self._said = told
+            self.tell(told)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def promised(accepted: Accepted) -> Protections:
+    """What the server promises for an update.
+
+    That it is masked is not a promise but something that the client does; this one cannot yet, and so it is never said.
+    """
+    epsilon = None
+    for name in accepted.protections:
+        what, _, value = name.partition("=")
+        if what == BUDGET:
+            with contextlib.suppress(ValueError):
+                epsilon = abs(float(value)) if value else float("inf")
+    return Protections(max(0, accepted.minimum - 1), False, epsilon)

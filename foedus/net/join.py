@@ -1,0 +1,268 @@
+"""``join``: take part in a served federation with one's own data.
+
+Once: enrol with the join token, whose server is checked against the pin before anything is said. Then an agent works
+until the run is over, or is stopped; started again with the same folder, it goes on where it was.
+
+Not here: what the agent does (``agent.py``), what the owner rules (``owner``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foedus.errors import ConfigurationError, NotTrusted
+from foedus.net.agent import Agent, Data, Place, WallClock
+from foedus.net.identity.authority import plain_pin
+from foedus.net.identity.credentials import Credentials
+from foedus.net.identity.tls import Outward
+from foedus.net.owner.consent import plain
+from foedus.net.owner.folder import OwnerFolder, default
+from foedus.net.owner.locks import alone
+from foedus.net.owner.rules import Finding
+from foedus.net.owner.surroundings import Surroundings, observe
+from foedus.net.sandbox import Limits, Walls
+from foedus.net.training import Training
+from foedus.net.transport import HttpTransport
+from foedus.protocol.messages import CheckIn, Kind
+
+__all__ = ["Joined", "Joining", "check", "join"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joining:
+    """How a client joins, and what it allows there and then.
+
+    Attributes:
+        folder: the owner's folder; by default one in the user's own data folder. It holds rules, consent, the ledger
+        and
+            what waits to be sent; started again with it, the client goes on.
+        pin: the fingerprint of the server's authority, from the join command; ``None`` only for a server that a public
+            authority vouches for.
+        token: from the join command; needed once.
+        name: what the client wants to be called there.
+        run: take part in this run only.
+        dataset: the name by which the rules offer the data; by default that of the object, or of the part.
+        part: which client of a ``Clients`` the data is of.
+        approve: digests of tasks that may run, besides those approved by hand and in the rules.
+        consent: who agrees, as they call themselves: records consent for this server, if there is none.
+        evaluate: also evaluate the model on what is held out, and send the figures.
+        limits: what training may take of the machine.
+        authorities: a file of more certificate authorities for TLS, in PEM form: an organisation's own proxy.
+        system_authorities: trust those of the operating system for TLS, too: a reverse proxy with a public certificate.
+        insecure_loopback: let plain HTTP through to this very machine, for trying things out.
+        surroundings: how it is found out whether the machine is idle, on power, on a metered network.
+        once: stop when there is something to wait for.
+        tell: what to do with a line for the owner to read.
+
+    Example:
+        >>> Joining(pin="ab" * 32, token="t-1", approve=["9f86d081884c7d65"]).evaluate
+        True
+    """
+
+    folder: str | Path | None = None
+    pin: str | None = None
+    token: str | None = field(default=None, repr=False)
+    name: str = ""
+    run: str = ""
+    dataset: str = ""
+    part: str = ""
+    approve: Sequence[str] = ()
+    consent: str = ""
+    evaluate: bool = True
+    limits: Limits = field(default_factory=Limits)
+    authorities: Path | None = None
+    system_authorities: bool = False
+    insecure_loopback: bool = False
+    surroundings: Callable[[], Surroundings] = observe
+    once: bool = False
+    tell: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        for digest in self.approve:
+            if not re.fullmatch(r"[0-9a-fA-F]{16,64}", str(digest)):
+                raise ConfigurationError(
+                    f"approve names tasks by 16 to 64 hexadecimal digits of their digest; not {digest!r}"
+                )
+        if self.pin is not None and not re.fullmatch(r"[0-9a-f]{64}", plain_pin(self.pin)):
+            raise ConfigurationError(f"a pin is the 64 hexadecimal digits of a SHA-256; not {self.pin!r}")
+
+    @property
+    def owner(self) -> OwnerFolder:
+        """The owner's folder."""
+        return OwnerFolder(default() if self.folder is None else Path(self.folder))
+
+    @property
+    def outward(self) -> Outward:
+        """How the server is reached beyond the plain way."""
+        return Outward(self.system_authorities, self.authorities, self.insecure_loopback)
+
+
+class Joined(NamedTuple):
+    """What became of it.
+
+    Attributes:
+        sessions: shapes of the last sessions, e.g. ``-v[]+^``.
+        models: the folder with the final models, if there are any.
+    """
+
+    sessions: tuple[str, ...]
+    models: Path
+
+
+def join(url: str, *, data: Any, settings: Joining | None = None) -> Joined:
+    """Take part in a served federation with one's own data, until it is over or interrupted.
+
+    Args:
+        url: the server's address.
+        data: what to train on: Examples, a pair (x, y), Clients (and whose of them: ``Joining(part=...)``), an
+            ExampleStore, a function without arguments that gives one of these, or ``"module:object"`` or
+            ``"path/file.py:object"``, which is imported where training happens, without network.
+        settings: everything else.
+
+    Raises:
+        ConfigurationError: there is no token where one is needed, or no consent.
+        OwnerRefuses: with ``once``, if the owner's rules say no.
+        NotTrusted: it is not the server that was pinned.
+
+    Example:
+        >>> settings = Joining(pin="3f1c...", token="...", consent="Dr Weiss")  # doctest: +SKIP
+        >>> join("https://fl.example.org:8765", data=(x, y), settings=settings)  # doctest: +SKIP
+    """
+    return asyncio.run(_joined(url, data, settings or Joining()))
+
+
+async def _joined(url: str, data: Any, settings: Joining) -> Joined:
+    address = plain(url)
+    _consent(address, settings, _data(data, settings))
+    folder = settings.owner.server(address)
+    told = f"another agent works for {address} with the folder {settings.owner.path}; one is enough"
+    with alone(folder / "agent.lock", told):
+        mine = await _credentials(address, folder / "identity", settings)
+        agent = _agent(mine, data, settings)
+        await agent.run(once=settings.once)
+    return Joined(tuple(agent.sessions), folder / "models")
+
+
+async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding], Walls]:
+    """What would be allowed now, and why not; what holds around training. Nothing is sent but a look at who the
+    server is.
+
+    Args:
+        url, data, settings: as for :func:`join`.
+    """
+    from foedus.net.identity.visits import discover
+
+    address = plain(url)
+    folder = settings.owner.server(address)
+    clock = WallClock()
+    trust = await discover(address, pin=settings.pin, outward=settings.outward, now=clock.now())
+    mine = Credentials.begun(folder / "identity", url=address, trust=trust)
+    with alone(folder / "agent.lock", f"an agent works for {address} already; it says itself what is not allowed"):
+        agent = _agent(mine, data, settings)
+        try:
+            walls = await agent.training.start()
+            return await agent.findings(), walls
+        finally:
+            await agent.close()
+
+
+def _agent(mine: Credentials, data: Any, settings: Joining) -> Agent:
+    from foedus.net.identity.visits import client
+
+    clock, owner = WallClock(), settings.owner
+    place = Place(mine.url, mine.trust.pin, mine.trust.signing, owner)
+    scratch = place.folder / "training"
+    scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kinds = (Kind.TRAIN, Kind.EVALUATE) if settings.evaluate else (Kind.TRAIN,)
+    return Agent(
+        place,
+        HttpTransport(client(mine, outward=settings.outward, clock=clock.now)),
+        Training(settings.limits, scratch),
+        _data(data, settings),
+        CheckIn(run=settings.run, kinds=kinds, software=_software()),
+        clock,
+        settings.surroundings,
+        approve=tuple(digest.lower() for digest in settings.approve),
+        tell=settings.tell,
+    )
+
+
+def _data(data: Any, settings: Joining) -> Data:
+    """The owner's data: where the training process finds it, or how the agent reads it."""
+    if isinstance(data, str):
+        name = settings.dataset or settings.part or data.rpartition(":")[2]
+        return Data(name, target=data, folder=str(Path.cwd()), part=settings.part)
+
+    def read() -> bytes:
+        from foedus.net.source import own, to_bytes
+
+        return to_bytes(own(data, settings.part))
+
+    name = settings.dataset or settings.part or getattr(data, "__name__", "data")
+    return Data(name, read=read)
+
+
+def _consent(address: str, settings: Joining, data: Data) -> None:
+    """Consent is there, or is given now by name."""
+    consents = settings.owner.consents()
+    if consents.holds(address) or any(c.server == address and c.given for c in consents.records()):
+        return
+    if not settings.consent:
+        raise ConfigurationError(
+            f"there is no consent to train for {address}. Read what is agreed to and give it: foedus consent give "
+            f"{address} --who NAME, or Joining(consent=NAME)"
+        )
+    if consents.records() and any(c.server == address for c in consents.records()):
+        raise ConfigurationError(
+            f"consent for {address} was withdrawn; it is given again by foedus consent give {address}, not in passing"
+        )
+    consents.give(address, who=settings.consent, when=WallClock().now(), data=data.name)
+
+
+async def _credentials(address: str, folder: Path, settings: Joining) -> Credentials:
+    """Who the client is there: as it has joined before, or by the token."""
+    from foedus.net.identity.visits import enrol, renew
+
+    clock = WallClock()
+    if (folder / "joined.json").exists():
+        mine = Credentials.read(folder, now=clock.now())
+        if settings.pin is not None and plain_pin(settings.pin) != mine.trust.pin:
+            raise NotTrusted(
+                f"this folder has joined the server with the pin {mine.trust.pin}, and {settings.pin} was given. Leave "
+                "out the pin, or choose another folder for another server"
+            )
+        await renew(mine, outward=settings.outward, clock=clock.now)
+        return mine
+    if not settings.token:
+        raise ConfigurationError(
+            f"{address} is not joined yet, which takes the token of its join command: --token, or Joining(token=...)"
+        )
+    name = settings.name or _name(settings.part)
+    return await enrol(
+        address, folder=folder, pin=settings.pin, token=settings.token, name=name, outward=settings.outward,
+        now=clock.now(),
+    )  # fmt: skip
+
+
+def _name(part: str) -> str:
+    plain_part = re.sub(r"[^A-Za-z0-9_-]+", "-", part or platform.node() or "client").strip("-") or "client"
+    return f"{plain_part[:40]}-{secrets.token_hex(3)}"
+
+
+def _software() -> dict[str, str]:
+    """Versions of what matters, found without loading any of it."""
+    found = {"python": platform.python_version()}
+    for package in ("foedus", "numpy", "torch", "jax"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
