@@ -113,6 +113,8 @@ if TYPE_CHECKING:
     from foedus.core.timing import hierarchical as hierarchical
     from foedus.core.timing import semi_synchronous as semi_synchronous
     from foedus.core.widths import heterofl as heterofl
+    from foedus.net.join import Joining as Joining
+    from foedus.net.join import join as join
     from foedus.net.owner.examples import ExampleStore as ExampleStore
     from foedus.privacy.claims import calibrate as calibrate
     from foedus.record.export import MLflow as MLflow
@@ -150,6 +152,7 @@ _HOMES = {
     "Federation": "foedus.sim.federation",
     "Gate": "foedus.core.gate",
     "JaxModel": "foedus.core.task",
+    "Joining": "foedus.net.join",
     "LocalCurves": "foedus.sim.settings",
     "MLflow": "foedus.record.export",
     "Measure": "foedus.core.method",
@@ -204,6 +207,7 @@ _HOMES = {
     "heterofl": "foedus.core.widths",
     "hierarchical": "foedus.core.timing",
     "ifca": "foedus.core.personal",
+    "join": "foedus.net.join",
     "krum": "foedus.core.robust",
     "lag": "foedus.core.lazy",
     "lazy": "foedus.core.lazy",

@@ -6,6 +6,7 @@
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
     foedus privacy                     how private a plan is, and how much noise it takes
+    foedus join URL                    take part in a served federation with your own data
     foedus tasks                       tasks that servers sent: review, approve, deny
     foedus ledger / consent            what left this machine, and who agreed to it
     foedus audit module:object         attack a run of one's own, and say what could be learnt
@@ -24,7 +25,22 @@ from collections.abc import Sequence
 
 import click
 
-from foedus.cli import audit, compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks
+from foedus.cli import (
+    audit,
+    compare,
+    consent,
+    demo,
+    doctor,
+    export,
+    join,
+    ledger,
+    new,
+    plot,
+    privacy,
+    runs,
+    simulate,
+    tasks,
+)
 from foedus.cli.verb import State
 from foedus.errors import ConfigurationError, FoedusError
 
@@ -38,7 +54,7 @@ def foedus() -> None:
     """
 
 
-for _verb in (audit, compare, consent, demo, doctor, export, ledger, new, plot, privacy, runs, simulate, tasks):
+for _verb in (audit, compare, consent, demo, doctor, export, join, ledger, new, plot, privacy, runs, simulate, tasks):
     foedus.add_command(_verb.command)
 
 

@@ -196,6 +196,7 @@ class Agent:
         self._known: _Known | None = None
         self._fetched: _Fetched | None = None
         self._made: _Made | None = None
+        self._attempt = 1  # of the seat that was given last
         self._said = ""
         self.sessions: list[str] = []  # shapes, the latest last
 
@@ -206,17 +207,21 @@ class Agent:
             OwnerRefuses: with ``once``, if the owner's word is no.
             FoedusError: what only a person can mend: a full disk, damaged files.
         """
-        event: Event | None = await self._woken(once)
         try:
-            while event is not None:
-                if isinstance(event, session.Rest):
-                    if once:
-                        return
-                    await self._rest(event.until)
-                    event = await self._woken(once)
-                event = await self.advance(event)
+            await self.work(once=once)
         finally:
             await self.close()
+
+    async def work(self, *, once: bool = False) -> None:
+        """As :meth:`run`, and leave everything open at the end."""
+        event: Event | None = await self._woken(once)
+        while event is not None:
+            if isinstance(event, session.Rest):
+                if once:
+                    return
+                await self._rest(event.until)
+                event = await self._woken(once)
+            event = await self.advance(event)
 
     async def advance(self, event: session.Event) -> Event | None:
         """Carry out what an event leads to; the next event, or a rest, or ``None`` when all is over."""
@@ -339,6 +344,8 @@ class Agent:
             answer = await self.transport.ask(action.request)
             if isinstance(answer, Problem):
                 self._say(f"the server says: {answer.told or answer.code}")
+            elif isinstance(answer, Accepted):
+                self._attempt = answer.attempt
             return session.Heard(now(), answer, self.draw())
         if isinstance(action, session.Fetch):
             await self._fetch(action.accepted)
@@ -363,8 +370,7 @@ class Agent:
                 self._made = None
             self.journal.mark(action.held)
         elif isinstance(action, session.Rename):
-            assert self.state.accepted is not None
-            self.journal.rename(action.old, action.held, self.state.accepted.attempt)
+            self.journal.rename(action.old, action.held, self._attempt)
         else:
             if action.counted:
                 self._keep(action.key)

@@ -113,7 +113,7 @@ class Journal:
         """All that is held, by key, in the order in which it came to be."""
         with self._guarded() as database:
             rows = database.execute("SELECT key, round, size, digest, scale, waits FROM held ORDER BY rowid").fetchall()
-        return {key: Held(key, *known, waits=bool(waits)) for key, *known, waits in rows}
+        return {row[0]: Held(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows}
 
     def about(self, key: bytes) -> About | None:
         """What is known of bytes that are held; ``None`` if they are not."""
@@ -121,8 +121,8 @@ class Journal:
             row = database.execute(f"SELECT {', '.join(About._fields)} FROM held WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        *known, protections, sends = row
-        return About(*known, protections=tuple(filter(None, protections.split("\n"))), sends=sends)
+        run, attempt, position, task, what, protections, sends = row
+        return About(run, attempt, position, task, what, tuple(filter(None, protections.split("\n"))), sends)
 
     def piece(self, key: bytes, offset: int, length: int) -> bytes:
         """Some of the bytes; no more of them are read than these."""

@@ -1,0 +1,143 @@
+"""The agent against a real coordinator: the simulated bits, the owner's word before everything, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foedus.errors import OwnerRefuses
+from foedus.net.agent import Agent
+from foedus.net.bundle import Bundle
+from foedus.net.served import Rounds
+from foedus.protocol.blob import unpack
+
+from .agents import DATA, FEDAVG, URL, Server, blob_of, client, owner, simulated
+
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]  # each starts processes
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+METHODS = {
+    "fedavg": FEDAVG,
+    "scaffold": "fd.scaffold(fd.local_sgd(0.1, batch_size=4))",
+    "ditto": "fd.fedavg(fd.local_sgd(0.1, batch_size=4), personal=fd.ditto(0.1))",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_a_served_run_ends_with_the_bits_of_the_simulated_one(tmp_path: Path, name: str) -> None:
+    server = Server(tmp_path, METHODS[name])
+    clients = [client(server, position) for position in DATA]
+    await asyncio.gather(*(each.agent.run() for each in clients))
+    wanted = simulated(server, tmp_path / "run")
+    state = server.learning.state
+    assert state is not None
+    np.testing.assert_array_equal(state.weights.vector, wanted.weights.vector)
+    for position, each in enumerate(clients):
+        assert "-v[]+^" in each.agent.sessions
+        assert each.agent.training.starts <= 2  # warm: one for the rounds, perhaps one for the final model
+        folder = owner(server, position).server(URL)
+        (model,) = (folder / "models").glob("*/model.safetensors")
+        assert unpack(model.read_bytes()).arrays["weight"].shape == (3, 2)
+        assert bool(list((folder / "models").glob("*/personal.safetensors"))) is (name == "ditto")
+        entries = list(owner(server, position).ledger().entries())
+        assert [e.departure.round for e in entries if e.departure.what == "update"] == [1, 2]
+        # An attempt may fail, since time flies here: then the same bytes are sent under another key.
+        assert len({e.departure.digest for e in entries}) == 2
+        assert "summed with at least 2 others" in entries[0].departure.protections[0]
+
+
+async def test_without_consent_or_approval_nothing_leaves(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    silent = client(server, 0, consent=False)
+    with pytest.raises(OwnerRefuses, match="no consent"):
+        await silent.agent.run(once=True)
+    assert not silent.agent.training.starts  # the data was not even looked at
+    unapproved = client(server, 1, approve=())
+    await unapproved.agent.run(once=True)
+    assert any("foedus tasks review" in line for line in unapproved.said)
+    assert unapproved.agent.sessions == ["-!"] or unapproved.agent.sessions[-1].startswith("-!")
+    for position in (0, 1):
+        assert owner(server, position).ledger().count == 0
+
+
+async def test_a_task_that_is_not_approved_is_never_imported(tmp_path: Path) -> None:
+    mark = tmp_path / "it-ran"
+    server = Server(tmp_path)
+    bad = Bundle.of({"task.py": f"open({str(mark)!r}, 'w').close()\n".encode()})
+    server.learning.served = replace(server.learning.served, bundle=blob_of(bad))  # type: ignore[misc]
+    server.coordinator.offer(bad.content)
+    curious = client(server, 0)
+    await curious.agent.run(once=True)
+    assert any("is not approved" in line for line in curious.said)
+    (filed,) = curious.agent.approvals.tasks()
+    assert filed.digest == bad.digest.hex()
+    assert not mark.exists()
+
+
+# --- killed at every step -------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What a power cut looks like from inside: nothing after it happens, no clean-up either."""
+
+
+def fragile(agent: Agent, at: int) -> None:
+    """Have an agent die before its so-manieth action: after all that it did before."""
+    plain, count = agent._act, itertools.count()
+
+    async def act(action: Any) -> Any:
+        if next(count) == at:
+            raise Killed
+        return await plain(action)
+
+    agent._act = act  # type: ignore[method-assign]
+
+
+async def test_an_agent_killed_at_any_step_goes_on_and_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client, two rounds, a kill at the k-th action for every k; the model is that of no kill at all."""
+    monkeypatch.setattr("foedus.net.agent.COOL_S", 1e9)  # one training process for all of them
+    models, sent, training = [], [], None
+    for at in itertools.count():
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        server = Server(folder, METHODS["scaffold"], how={"each": Rounds(minimum=1, window=1e6, deadline=1e6)}, only=1)
+        first = client(server, 0, rules="[protections]\nleast_others = 0", training=training)
+        training = first.agent.training
+        fragile(first.agent, at)
+        killed = True
+        try:
+            await first.agent.work()
+            killed = False
+        except Killed:
+            first.agent.journal.close()
+            second = client(server, 0, training=training)
+            await second.agent.work()
+        state = server.learning.state
+        assert state is not None
+        models.append(state.weights.vector.tobytes())
+        lines = [json.loads(line) for line in server.coordinator.lines("run", "metrics.jsonl", 0).splitlines()]
+        assert [line["trained"] for line in lines] == [1, 1], "counted once in every round"
+        entries = [e.departure for e in owner(server, 0).ledger().entries()]
+        for round in (1, 2):
+            assert len({e.digest for e in entries if e.round == round}) == 1, "the same bytes, whenever they are sent"
+        sent.append(len(entries))
+        if not killed:
+            break
+    await training.close()
+    assert at > 15
+    assert len(set(models)) == 1
+    assert max(sent) <= 3  # one of the two may have left twice
