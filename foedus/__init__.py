@@ -121,6 +121,8 @@ if TYPE_CHECKING:
     from foedus.record.export import TensorBoard as TensorBoard
     from foedus.rounds.evaluate import Evaluation as Evaluation
     from foedus.secure.graph import Withstand as Withstand
+    from foedus.secure.homomorphic import encrypted as encrypted
+    from foedus.secure.homomorphic import silo_key as silo_key
     from foedus.secure.masked import masked as masked
     from foedus.sim import executors as executors
     from foedus.sim.compare import Arms as Arms
@@ -191,6 +193,7 @@ _HOMES = {
     "dnc": "foedus.core.robust",
     "drive": "foedus.core.quantise",
     "eden": "foedus.core.quantise",
+    "encrypted": "foedus.secure.homomorphic",
     "entropy": "foedus.core.entropy",
     "error_feedback": "foedus.core.feedback",
     "everybody": "foedus.core.select",
@@ -245,6 +248,7 @@ _HOMES = {
     "semi_synchronous": "foedus.core.timing",
     "sgd": "foedus.core.server",
     "sign_majority": "foedus.core.quantise",
+    "silo_key": "foedus.secure.homomorphic",
     "simulate": "foedus.sim.engine",
     "spaced": "foedus.core.select",
     "sparse_logistic": "foedus.core.sparse_linear",

@@ -65,6 +65,7 @@ class Aggregator(NamedTuple):
       ignores how many contributed, and is decoded even if nobody did.
     * ``streams``: whether decoding mixes the sums of several rounds, so that no stage before it may be undone after it.
     * ``masking``: if given, messages are added up under masks, and nobody ever sees a single one; see :class:`Masking`.
+    * ``sealed``: if given, messages are encrypted, and added up as they are; see :class:`Sealed`.
 
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
     ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit, of admitted messages.
@@ -98,6 +99,12 @@ class Aggregator(NamedTuple):
     event: object | None = None
     masking: Masking | None = None
     streams: bool = False
+    sealed: Sealed | None = None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether nobody but a client itself ever sees its update."""
+        return self.masking is not None or self.sealed is not None
 
     @property
     def shortcut(self) -> Shortcut | None:
@@ -152,6 +159,23 @@ class Masking(NamedTuple):
     least: int
     withstand: Any
     overhead: tuple[int, int]
+
+
+class Sealed(NamedTuple):
+    """What an aggregator says of itself whose messages are encrypted, and decoded by those who have the key.
+
+    * ``silos``: how many share the key.
+    * ``least``: fewest messages in a sum that is decrypted.
+    * ``bytes(n)``: of a message for an update of n entries, about.
+    * ``error``: an entry of the mean is off by this at most.
+    * ``correctness``: the chance that a number comes out wrong is at most 2^−correctness.
+    """
+
+    silos: int
+    least: int
+    bytes: Callable[[int], int]
+    error: float
+    correctness: float
 
 
 def mean(*, weighted: bool = True) -> Aggregator:

@@ -60,8 +60,8 @@ class Algorithm:
             self._check_buffered(self.timing)
         if isinstance(self.timing, Hierarchical) and self.timing.rounds > 1:
             self._check_edges(self.timing)
-        if self.aggregator.masking is not None:
-            self._check_masked()
+        if self.aggregator.hidden:
+            self._check_hidden()
         if self.downlink is not None:
             self._check_downlink(self.downlink)
 
@@ -105,10 +105,10 @@ class Algorithm:
                 f"{self.aggregator.label} bounds what one client changes in one sum. Write hierarchical(..., rounds=1)"
             )
 
-    def _check_masked(self) -> None:
-        """Refuse what would need single updates, or show them beside the masked ones."""
+    def _check_hidden(self) -> None:
+        """Refuse what would need single updates, or show them beside those that are masked or encrypted."""
         check_maskable(self.aggregator, self.gate)
-        if isinstance(self.timing, Buffered):
+        if isinstance(self.timing, Buffered) and self.aggregator.masking is not None:
             raise IncompatibleStages(
                 f"{self.timing.label} takes updates as they come, and masks cancel only among clients who agree on "
                 f"them for one round: {self.aggregator.label} needs rounds. Leave out the timing, or take mean()"
@@ -119,16 +119,17 @@ class Algorithm:
                 f"{self.aggregator.label} shows sums of at least {self._least()}. Write hierarchical(..., rounds=1)"
             )
         for name, rule in ({} if self.method is None else self.method.sides).items():
-            if rule.masking is None:
+            if not rule.hidden:
                 raise IncompatibleStages(
                     f"{self.method and self.method.label} sends {name!r} beside the update, by {rule.label}, which the "
                     f"server sees of every client, while {self.aggregator.label} hides the update. Give that channel "
-                    "masked(...), too, or use a method that sends updates only"
+                    "masked(...) or encrypted(...), too, or use a method that sends updates only"
                 )
 
     def _least(self) -> int:
-        assert self.aggregator.masking is not None
-        return self.aggregator.masking.least
+        hiding = self.aggregator.masking or self.aggregator.sealed
+        assert hiding is not None
+        return hiding.least
 
     def _check_buffered(self, timing: Buffered) -> None:
         """Whether a step has the updates that the rule needs, where that is known beforehand, and they may be stale."""
@@ -156,7 +157,7 @@ class Algorithm:
                 f"downlink={downlink.label} keeps something of a sender's, or compares many; the model is one message "
                 "to all. Write stages and a mean: foedus.chain(foedus.rotate(), foedus.quantise(8), foedus.mean())"
             )
-        if downlink.event is not None or downlink.tell is not None or downlink.masking is not None:
+        if downlink.event is not None or downlink.tell is not None or downlink.hidden:
             raise ConfigurationError(
                 f"downlink={downlink.label} adds noise for privacy, or masks, or tells clients something; the model "
                 "was made private, if at all, before it is sent. Write stages and a mean: "

@@ -48,7 +48,7 @@ def error_feedback(aggregator: Aggregator) -> Aggregator:
             f"{aggregator.label} adds noise for privacy, and a client that keeps what its message lacked would keep "
             "that noise, and send it later. Leave error_feedback() out"
         )
-    if aggregator.masking is not None:
+    if aggregator.hidden:
         raise IncompatibleStages(
             f"{aggregator.label} shows sums only, and a residual is what one message lacked. Leave error_feedback() "
             "out: "

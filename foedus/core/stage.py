@@ -162,7 +162,12 @@ def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
             numbers go to an aggregator that does not mask.
     """
     gives = outer[-1].gives if outer else Kind.REALS
-    if inner.masking is None:
+    if inner.sealed is not None and gives is not Kind.REALS:
+        raise IncompatibleStages(
+            f"{outer[-1].label} gives {gives.name.lower()}, and {inner.label} rounds and encrypts numbers, whose "
+            "ciphertexts are no smaller for it. Leave the quantiser out"
+        )
+    if not inner.hidden:
         if gives is Kind.WHOLE:
             raise IncompatibleStages(
                 f"{outer[-1].label} gives whole numbers that are to be added up under masks, and {inner.label} does "
@@ -178,6 +183,7 @@ def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
         return inner
     bits = outer[-1].bits
     assert bits is not None
+    assert inner.masking is not None
     return inner.masking.of_codes(bits) if gives is Kind.CODES else inner.masking.of_whole(bits)
 
 

@@ -98,7 +98,8 @@ def simulate(
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
     _check_minimum(settings, most=wanted or len(clients))
-    check_scored(algorithm.method, settings.watch)
+    check_scored(algorithm, settings.watch)
+    _check_sealed(algorithm, len(clients), wanted)
     trainer = open_trainer(evaluate.checked(task), seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     averaged = task.average_buffers and trainer.buffer_layout.size > 0
@@ -498,6 +499,22 @@ def _check_minimum(settings: Settings, *, most: int) -> None:
         raise ConfigurationError(
             f"World(minimum={minimum(settings)}): no round can have so many answers, since at most {most} clients are "
             "wanted; the model would never change"
+        )
+
+
+def _check_sealed(algorithm: Algorithm, population: int, wanted: int | None) -> None:
+    """Whether all who may be asked share the key, and enough are asked, where updates are encrypted."""
+    sealed, label = algorithm.aggregator.sealed, algorithm.aggregator.label
+    if sealed is None:
+        return
+    if population > sealed.silos:
+        raise ConfigurationError(
+            f"{label} is for {sealed.silos} silos, and there are {population}: write encrypted({population}, ...). "
+            "Among many, masked(...) needs no common key"
+        )
+    if (wanted or population) < sealed.least:
+        raise ConfigurationError(
+            f"{label} decrypts no sum of fewer than {sealed.least}, and {wanted or population} are asked in a round"
         )
 
 

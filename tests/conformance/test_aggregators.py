@@ -37,6 +37,7 @@ from foedus.privacy.mechanisms import adaptive, central, local
 from foedus.privacy.strategies import banded, tree
 from foedus.privacy.streams import correlated
 from foedus.secure.graph import Withstand
+from foedus.secure.homomorphic import encrypted, silo_key
 from foedus.secure.masked import masked
 from foedus.tree import Layout
 
@@ -96,8 +97,14 @@ MASKED = [
     chain(rotate(), quantise(8, scale=2.0**23), masked(NINE, most=100)),
     chain(local(clip=1.0, noise_multiplier=0.5), masked(NINE)),
 ]
+KEY = silo_key()
+SEALED = [
+    encrypted(9, key=KEY, bound=2.0**21),
+    encrypted(9, key=KEY, bits=12, bound=2.0**21, most=10_000),
+    chain(random_mask(0.5), encrypted(9, key=KEY, bits=16)),
+]
 CLIPPED = [chain(clip(3.0), mean()), chain(clip(3.0), clip(1.0), median())]
-MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, *COMPRESSED, *PRIVATE, *CLIPPED, *MASKED]
+MEMBERS = [*WEIGHTED, *EVEN, *ROBUST, *COMPRESSED, *PRIVATE, *CLIPPED, *MASKED, *SEALED]
 SUMS = [m for m in MEMBERS if m.additive]
 IDENTICAL = [*WEIGHTED, *EVEN]  # those that give back what all clients agree on
 
@@ -157,7 +164,8 @@ def test_encoding_and_decoding_change_none_of_their_arguments(member: Aggregator
 @every
 def test_encoding_is_a_function_of_update_and_context(member: Aggregator) -> None:
     update = Update(np.linspace(-1, 1, 5, dtype=np.float32), 7.0)
-    assert same_bits(member.encode(update, CONTEXT), member.encode(update, CONTEXT))
+    once, again = member.encode(update, CONTEXT), member.encode(update, CONTEXT)
+    assert same_bits(once, again) == (member.sealed is None), "no two ciphertexts are the same; their sums are"
 
 
 @pytest.mark.parametrize("member", IDENTICAL, ids=lambda m: m.label)
@@ -183,7 +191,8 @@ def test_a_message_holds_arrays_only_and_is_no_larger_than_it_must_be(member: Ag
     assert all(isinstance(array, np.ndarray) for array in message.values())
     small = member in COMPRESSED or "qsgd" in member.label or member.masking is not None or "trusted" in member.label
     least = 0 if small else vector.nbytes
-    assert least <= message_bytes(message) <= vector.nbytes + 64
+    most = vector.nbytes + 64 if member.sealed is None else 1.01 * member.sealed.bytes(len(vector))
+    assert least <= message_bytes(message) <= most
 
 
 # --- sums ---------------------------------------------------------------------------------------------------

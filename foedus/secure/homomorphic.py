@@ -1,0 +1,390 @@
+"""Sums of encrypted updates, for a few silos that share a key which the server never has (CKKS, by TenSEAL).
+
+Whole numbers go into the slots of ciphertexts, 2,048 in each; anybody adds ciphertexts, exactly modulo q, and who has
+the key decrypts the sum. CKKS computes approximately, and what is left of its noise in a decrypted number can betray
+the key (Li & Micciancio 2021, "On the security of homomorphic encryption on approximate numbers"). Here numbers lie on
+a grid so coarse that the noise rounds away: the sum comes out as the whole number that it is, which says nothing of the
+noise, and is the same bits whoever encrypted it. How coarse is worked out when the aggregator is built, with room for
+thirteen standard deviations.
+
+This protects against a server that looks, alone. **The server and any one silo together can decrypt every silo's
+update**: there is one key. And a server that changes ciphertexts can shift the sum, or learn from what silos then
+refuse. Where any of that matters, or there are more than a few silos, ``masked`` is what protects.
+
+Sources: Cheon, Kim, Kim & Song 2017 ("Homomorphic encryption for arithmetic of approximate numbers"); TenSEAL
+(Benaissa et al. 2021) over Microsoft SEAL.
+
+Not here: how silos come by the key (``secure/silo_keys.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foedus.core.aggregate import Aggregator, Sealed
+from foedus.core.checks import check_number, check_whole
+from foedus.core.coding import part, refused
+from foedus.core.values import Context, Message, State, Update
+from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee, Reason, SecureAggregationFailed, SumOverflow
+from foedus.secure.fixed_point import Grid
+from foedus.secure.primitives import derived, digest
+from foedus.tree import Vector
+
+DEGREE, MODULUS = 4096, (54, 54)  # 128 bits of security by the Homomorphic Encryption Standard (2018), table 1: ≤ 109
+SLOTS = DEGREE // 2
+CAPACITY = 51  # bits of the sum's numbers and of the scale they are encrypted at together; q has 54
+SPREAD = math.sqrt(10.75 * SLOTS)  # a fresh ciphertext's noise in a slot, in units of 1 / scale: sub-Gaussian
+TAIL = 13  # so many of them fit into a quarter of the grid's step: fails with a chance of about 2^−121 a number
+SILOS = 64  # more of them keep no common secret
+USUAL, LONGEST = 61_750, 1 << 17  # bytes of one ciphertext, about and at most
+ROUNDS = 1 << 20
+ID = 16  # bytes by which keys are told apart
+
+
+class SiloKey:
+    """The key that silos share. Keep it from the server; ``bytes(key)`` is the secret itself.
+
+    Attributes:
+        id: 16 bytes that tell it from other keys, and nothing of it.
+
+    Example:
+        >>> key = silo_key()
+        >>> SiloKey(bytes(key)).id == key.id, key
+        (True, SiloKey(<secret>))
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = bytes(secret)
+        self.id = derived(digest(self._secret), b"foedus: id of a key for encrypted sums")[:ID]
+
+    def __bytes__(self) -> bytes:
+        return self._secret
+
+    def __repr__(self) -> str:
+        return "SiloKey(<secret>)"
+
+
+def silo_key() -> SiloKey:
+    """A fresh key, drawn from the operating system by SEAL. In a federation one silo makes it, see
+    :mod:`foedus.secure.silo_keys`; in a simulation, in which one process plays all parts, whoever writes the script.
+
+    Raises:
+        MissingExtra: TenSEAL is not installed.
+
+    Example:
+        >>> silo_key().id == silo_key().id
+        False
+    """
+    made = _library().context(
+        _library().SCHEME_TYPE.CKKS, DEGREE, coeff_mod_bit_sizes=list(MODULUS),
+        encryption_type=_library().ENCRYPTION_TYPE.SYMMETRIC, n_threads=1,
+    )  # fmt: skip
+    return SiloKey(_serialised(made, secret=True))
+
+
+def encrypted(
+    silos: int, *, key: SiloKey | None = None, bits: int = 20, bound: float = 1.0, most: int | None = None,
+    least: int | None = None,
+) -> Aggregator:  # fmt: skip
+    """The mean of updates that are encrypted on their way and added up encrypted, for a few silos who trust each other
+    more than the server.
+
+    What stands before it in a chain must add up: ``chain(clip(1.0), encrypted(8, key=key))``. A message is large, some
+    30 bytes for each parameter whatever ``bits`` is; ``encrypted(...).sealed`` says how large, and how large the error.
+
+    Args:
+        silos: how many there are, 3 to 64.
+        key: the silos'; without it messages can be checked and added up, as the server does, and no more.
+        bits: an entry is rounded, unbiased, to so many bits.
+        bound: entries are cut to ±bound; ``clip(1.0)`` before it makes sure that none is beyond 1.
+        most: weigh by the number of examples, of which at most so many count, rounded to whole ones; ``None``: all
+            count the same.
+        least: fewest silos in a sum that is decrypted; by default half of them, and 3 at least.
+
+    Raises:
+        NoGuarantee: too many share the key, or too small a sum would be shown.
+        ConfigurationError: a sum could be too large to be decrypted.
+        MissingExtra: TenSEAL is not installed.
+
+    Example:
+        >>> from foedus.core.aggregate import fold
+        >>> rule = encrypted(4, key=silo_key(), bound=8.0)
+        >>> contexts = [Context(seed=0, round=1, client=i, size=2) for i in range(3)]
+        >>> sent = [rule.encode(Update(np.array([i, -4.0]), 1.0), c) for i, c in enumerate(contexts)]
+        >>> total = fold(rule, [rule.admit(m, c) for m, c in zip(sent, contexts)])
+        >>> rule.decode({}, total, contexts[0])[0].round(4).tolist()
+        [1.0, -4.0]
+    """
+    check_whole("silos", silos, least=1)
+    check_whole("bits", bits, least=2, most=24)
+    check_number("bound", bound, above=True)
+    if most is not None:
+        check_whole("most", most, also=", or None")
+    if key is not None and not isinstance(key, SiloKey):
+        raise ConfigurationError(f"key is what silos share, e.g. silo_key(); not of type {type(key).__name__}")
+    _check_silos(silos)
+    floor = _floor(silos, least)
+    told = f"encrypted({silos}, bits={bits}, bound={bound}"
+    told += "" if most is None else f", most={most}"
+    found = _Encrypted(silos, floor, most, Grid(bits, float(bound)), key, f"{told}, least={floor})")
+    _check_capacity(found)
+    _library()  # if it is not there, better now than in the first round
+    return found.aggregator()
+
+
+def _check_silos(silos: int) -> None:
+    if silos > SILOS:
+        raise NoGuarantee(
+            f"{silos} silos would share one key, and any of them with the server could decrypt all updates: no secret "
+            f"among so many, and 30 bytes a parameter for each. At most {SILOS}; for more, and for devices, write "
+            f"foedus.masked(foedus.Withstand(clients={silos}, ...)), which needs no common key"
+        )
+    if silos < 3:
+        raise NoGuarantee(
+            f"among {silos} silos each finds the other's update by taking its own off the sum. There must be 3 at least"
+        )
+
+
+def _floor(silos: int, least: int | None) -> int:
+    if least is None:
+        return max(3, math.ceil(silos / 2))
+    check_whole("least", least, most=silos, also=", or None")
+    if least < 3:
+        raise NoGuarantee(
+            f"in a sum of {least} each silo finds the other's update by taking its own off. Write least=3, or more"
+        )
+    return int(least)
+
+
+def _check_capacity(rule: _Encrypted) -> None:
+    room = CAPACITY - rule.scale_bits
+    largest = rule.silos * max(rule.grid.half * (rule.most or 1), ROUNDS)
+    if largest.bit_length() <= room:
+        return
+    fits = rule.grid.bits - (largest.bit_length() - room)
+    hint = f"bits={fits}" if fits >= 2 else "a smaller most="
+    raise ConfigurationError(
+        f"sums of {rule.silos} silos with {rule.grid.bits} bits an entry and weights up to {rule.most or 1} take "
+        f"{largest.bit_length() + 1} bits, and there is room for {room + 1}. Write {hint}"
+    )
+
+
+class _Encrypted(NamedTuple):
+    """An encrypted mean: slots hold the entries, the weight, and who is in the sum in which round."""
+
+    silos: int
+    least: int
+    most: int | None
+    grid: Grid
+    key: SiloKey | None
+    label: str
+
+    @property
+    def scale_bits(self) -> int:
+        """Numbers are encrypted times 2 to this power, so that a quarter of 1 is far above the noise of the sum."""
+        return math.ceil(math.log2(TAIL * SPREAD * math.sqrt(self.silos))) + 2
+
+    def aggregator(self) -> Aggregator:
+        return Aggregator(
+            init=lambda layout: {}, encode=self.encode, admit=self.admit, merge=self.merge, decode=self.decode,
+            additive=True, label=self.label,
+            sealed=Sealed(self.silos, self.least, self._cost, self.grid.step, -_chance(self.silos, self.scale_bits)),
+        )  # fmt: skip
+
+    def _cost(self, size: int) -> int:
+        """Bytes of a message for an update of so many entries, about."""
+        return self._ciphertexts(size) * (USUAL + 8) + ID
+
+    def _ciphertexts(self, size: int) -> int:
+        return -(-(size + 1 + 2 * self.silos) // SLOTS)
+
+    # --- at a silo
+
+    def encode(self, update: Update, context: Context) -> Message:
+        numbers = self._numbers(update, context)
+        slots = np.zeros(self._ciphertexts(len(update.vector)) * SLOTS)
+        slots[: len(numbers)] = numbers
+        own, scale = _context(bytes(self._known())), 2.0**self.scale_bits
+        made = [_library().ckks_vector(own, row, scale).serialize() for row in slots.reshape(-1, SLOTS)]
+        return _joined(made) | {"key": np.frombuffer(self._known().id, np.uint8)}
+
+    def _numbers(self, update: Update, context: Context) -> NDArray[np.float64]:
+        """Entries on the grid times the weight; the weight; for every silo, whether it is in the sum, and the round."""
+        if not 0 <= context.client < self.silos:
+            raise ConfigurationError(
+                f"{self.label} adds up the updates of {self.silos} silos, and there is one at position "
+                f"{context.client}. Write encrypted({context.client + 1}, ...), or more"
+            )
+        weight = 1 if self.most is None else self._weight(update, context)
+        entries = self.grid.codes(update, context).astype(np.float64)
+        entries -= self.grid.half
+        entries *= weight
+        marks = np.zeros((2, self.silos))
+        marks[:, context.client] = 1, context.round % ROUNDS
+        return np.concatenate([entries, [weight], marks.reshape(-1)])
+
+    def _weight(self, update: Update, context: Context) -> int:
+        weight = float(update.weight)
+        if not (math.isfinite(weight) and weight > 0):
+            raise refused(f"has the weight {weight}, and weights are numbers above 0", context, Reason.WEIGHT)
+        assert self.most is not None
+        return int(min(max(round(weight), 1), self.most))
+
+    def _known(self) -> SiloKey:
+        if self.key is None:
+            raise NoGuarantee(
+                f"{self.label} has no key here, and only silos have one: a server adds up what it cannot read. Silos "
+                "write encrypted(..., key=key); a simulation, which plays all parts, encrypted(..., key=silo_key())"
+            )
+        return self.key
+
+    # --- anywhere
+
+    def admit(self, message: Message, context: Context) -> Message:
+        """Ciphertexts are taken apart and written anew, so that whatever else was in the bytes is gone."""
+        count = self._ciphertexts(context.size)
+        lengths = part(message, "lengths", context, dtype="int64", shape=(count,))
+        if (lengths < 1).any() or (lengths > LONGEST).any():
+            raise refused("sent ciphertexts of impossible lengths", context, Reason.RANGE)
+        values = part(message, "values", context, dtype="uint8", shape=(int(lengths.sum()),))
+        key = part(message, "key", context, dtype="uint8", shape=(ID,))
+        if self.key is not None and key.tobytes() != self.key.id:
+            raise refused("sent ciphertexts under another key than this silo's", context)
+        found = [self._checked(raw, context) for raw in _parted(values, lengths)]
+        return _joined(found) | {"key": key.copy(), "count": np.ones(1, np.int64)}
+
+    def _checked(self, raw: bytes, context: Context) -> bytes:
+        try:
+            vector = _library().ckks_vector_from(_context(_public()), raw)
+            again: bytes = vector.serialize()
+            sound = vector.size() == SLOTS and len(vector.ciphertext()) == 1
+        except (ValueError, RuntimeError) as error:
+            raise refused(f"sent what is no ciphertext: {str(error).splitlines()[0]}", context) from None
+        if not sound or again[-8:] != struct.pack("<d", 2.0**self.scale_bits):
+            raise refused("sent a ciphertext of another size or scale than are added up", context)
+        return again
+
+    def merge(self, a: Message, b: Message) -> Message:
+        if len(a["lengths"]) != len(b["lengths"]):
+            raise ConfigurationError(
+                f"messages of {len(b['lengths'])} and {len(a['lengths'])} ciphertexts do not add up"
+            )
+        if a["key"].tobytes() != b["key"].tobytes():
+            raise SecureAggregationFailed("two silos encrypted under different keys, whose sum nobody can decrypt")
+        count = a["count"] + b["count"]
+        if count[0] > self.silos:
+            raise SumOverflow(f"{int(count[0])} messages are to be added up, and {self.label} has {self.silos} silos")
+        pairs = zip(_parted(a["values"], a["lengths"]), _parted(b["values"], b["lengths"]), strict=True)
+        return _joined([_added(*pair) for pair in pairs]) | {"key": a["key"], "count": count}
+
+    # --- at the silos
+
+    def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
+        own = _context(bytes(self._known()))
+        if message["key"].tobytes() != self._known().id:
+            raise SecureAggregationFailed("the sum is encrypted under another key than this silo's")
+        numbers = np.concatenate([_decrypted(own, raw) for raw in _parted(message["values"], message["lengths"])])
+        whole = np.rint(numbers)
+        if np.abs(numbers - whole).max(initial=0.0) > 0.25:
+            raise SecureAggregationFailed(
+                "the decrypted sum is not made of whole numbers: ciphertexts were changed on the way, or added to "
+                "something else. Nothing of it is used"
+            )
+        size, end = context.size, context.size + 1 + 2 * self.silos
+        if len(whole) != self._ciphertexts(size) * SLOTS:
+            raise SecureAggregationFailed(f"the decrypted sum holds {len(whole)} numbers where an update has {size}")
+        self._check_marks(whole[size + 1 : end].reshape(2, self.silos), message, context)
+        return whole[:size] * (self.grid.step / whole[size]), state
+
+    def _check_marks(self, marks: NDArray[np.float64], message: Message, context: Context) -> None:
+        """Whether the sum is of enough silos, each once, all of this round, as the server says."""
+        there, rounds = marks
+        count = int(there.sum())
+        if not np.isin(there, (0, 1)).all() or (rounds != there * (context.round % ROUNDS)).any():
+            raise SecureAggregationFailed(
+                f"the decrypted sum holds a silo twice, or an update of another round than {context.round}: whoever "
+                "added it up did not do as told. Nothing of it is used"
+            )
+        if count != int(message["count"][0]) or count < self.least:
+            raise SecureAggregationFailed(
+                f"{count} silos are in the sum, said to be {int(message['count'][0])}, and {self.label} shows no sum "
+                f"of fewer than {self.least}"
+            )
+
+
+# --- TenSEAL ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """Imported on first use."""
+    try:
+        import tenseal
+    except ImportError:
+        raise MissingExtra("tenseal", "he", "encrypted sums") from None
+    return tenseal
+
+
+@lru_cache(maxsize=8)
+def _context(serialised: bytes) -> Any:
+    try:
+        return _library().context_from(serialised, n_threads=1)
+    except (ValueError, RuntimeError):
+        raise ConfigurationError("this is no key of encrypted sums; silo_key() makes one") from None
+
+
+@lru_cache(maxsize=1)
+def _public() -> bytes:
+    """The parameters alone, with which ciphertexts are added and nothing can be read."""
+    return _serialised(_context(bytes(silo_key())), secret=False)
+
+
+def _serialised(context: Any, *, secret: bool) -> bytes:
+    found: bytes = context.serialize(
+        save_public_key=False, save_secret_key=secret, save_galois_keys=False, save_relin_keys=False
+    )
+    return found
+
+
+def _decrypted(own: Any, ciphertext: bytes) -> NDArray[np.float64]:
+    try:
+        return np.array(_library().ckks_vector_from(own, ciphertext).decrypt(), np.float64)
+    except (ValueError, RuntimeError) as error:
+        told = str(error).splitlines()[0]
+        raise SecureAggregationFailed(f"the sum is no ciphertext of a silo's key: {told}. Nothing is used") from None
+
+
+def _added(a: bytes, b: bytes) -> bytes:
+    there, read = _context(_public()), _library().ckks_vector_from
+    try:
+        total = read(there, a)
+        total.add_(read(there, b))
+    except (ValueError, RuntimeError) as error:  # SEAL refuses a sum that would be readable without a key
+        raise SecureAggregationFailed(f"two ciphertexts do not add up: {str(error).splitlines()[0]}") from None
+    found: bytes = total.serialize()
+    return found
+
+
+def _joined(ciphertexts: Sequence[bytes]) -> Message:
+    """Ciphertexts end to end, and their lengths."""
+    lengths = np.array([len(c) for c in ciphertexts], np.int64)
+    return {"values": np.frombuffer(b"".join(ciphertexts), np.uint8), "lengths": lengths}
+
+
+def _parted(values: NDArray[np.uint8], lengths: NDArray[np.int64]) -> list[bytes]:
+    ends = np.cumsum(lengths).tolist()
+    raw = values.tobytes()
+    return [raw[end - int(n) : end] for end, n in zip(ends, lengths, strict=True)]
+
+
+def _chance(silos: int, scale_bits: int) -> float:
+    """The logarithm to base 2 of the chance that the noise of a number of the sum exceeds a quarter."""
+    room = 2.0 ** (scale_bits - 2) / (SPREAD * math.sqrt(silos))
+    return 1 - room**2 / (2 * math.log(2))

@@ -1,0 +1,311 @@
+"""Encrypted sums: whole numbers come out exactly, whoever encrypted them; and what a server can do with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+pytest.importorskip("tenseal")
+
+import foedus as fd
+from foedus.core.aggregate import fold, message_bytes
+from foedus.core.values import SERVER, Context, Message, Update
+from foedus.errors import (
+    ConfigurationError,
+    IncompatibleStages,
+    NoGuarantee,
+    SecureAggregationFailed,
+    SumOverflow,
+    UpdateRefused,
+)
+from foedus.secure import homomorphic
+from foedus.secure.fixed_point import Grid
+from foedus.secure.homomorphic import SLOTS, SPREAD, TAIL, SiloKey, encrypted, silo_key
+
+KEY, OTHER = silo_key(), silo_key()
+RULE = encrypted(5, key=KEY, bits=16, bound=2.0, most=1000)
+
+
+def at(client: int, size: int = 3, round: int = 1) -> Context:
+    return Context(4, round, client, size=size)
+
+
+def message(client: int, vector: Any = (0.5, -1.0, 2.0), rule: Any = RULE, round: int = 1) -> Message:
+    vector = np.asarray(vector)
+    context = at(client, len(vector), round)
+    return rule.admit(rule.encode(Update(vector, 10.0), context), context)
+
+
+def decoded(total: Message, size: int = 3, rule: Any = RULE, round: int = 1) -> Any:
+    return rule.decode({}, total, at(SERVER, size, round))[0]
+
+
+# --- sums ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 5), st.sampled_from([0, 1, 7, SLOTS - 11, SLOTS - 10, 3000]))
+def test_the_sum_is_that_of_the_whole_numbers(seed: int, count: int, size: int) -> None:
+    """To the bit: beside numbers that were never encrypted."""
+    rng, grid = np.random.default_rng(seed), Grid(16, 2.0)
+    vectors, weights = rng.uniform(-3, 3, (count, size)), rng.integers(1, 1200, count)
+    contexts = [at(i, size) for i in range(count)]
+    updates = [Update(v, float(w)) for v, w in zip(vectors, weights, strict=True)]
+    codes = [grid.codes(u, c).astype(np.int64) - grid.half for u, c in zip(updates, contexts, strict=True)]
+    capped = np.minimum(weights, 1000)
+    whole = sum(int(w) * c for w, c in zip(capped, codes, strict=True))
+    total = fold(RULE, [RULE.admit(RULE.encode(u, c), c) for u, c in zip(updates, contexts, strict=True)])
+    assert total is not None
+    assert decoded(total, size).tobytes() == (whole * (grid.step / capped.sum())).tobytes()
+
+
+def test_no_order_of_adding_changes_a_bit_of_the_ciphertexts() -> None:
+    a, b, c = (message(i, np.full(2100, i - 1.0)) for i in range(3))
+    one, two = RULE.merge(RULE.merge(a, b), c), RULE.merge(c, RULE.merge(b, a))
+    assert {n: x.tobytes() for n, x in one.items()} == {n: x.tobytes() for n, x in two.items()}
+    assert decoded(one, 2100)[0] == pytest.approx(0.0)
+
+
+def test_encrypting_anew_gives_other_bytes_and_the_same_sum() -> None:
+    first, second = (fold(RULE, [message(i) for i in range(3)]) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first["values"].tobytes() != second["values"].tobytes()
+    assert decoded(first).tobytes() == decoded(second).tobytes()
+
+
+@pytest.mark.slow
+def test_the_noise_is_what_it_is_said_to_be() -> None:
+    """At the largest numbers there is room for; no run of this test should ever come near the bound."""
+    rule = encrypted(64, key=KEY, bits=24, bound=1.0)
+    held = homomorphic._context(bytes(KEY))
+    scale = 2.0 ** _scale_bits(rule)
+    library, rng = homomorphic._library(), np.random.default_rng(1)
+    rows = rng.choice([-1.0, 1.0], (16, SLOTS)) * 2**23
+    total = library.ckks_vector(held, rows[0], scale)
+    for row in rows[1:]:
+        total.add_(library.ckks_vector(held, row, scale))
+    noise = np.array(total.decrypt()) - rows.sum(0)
+    assert noise.std() * scale == pytest.approx(SPREAD * 4, rel=0.1)
+    assert np.abs(noise).max() < 0.25 * 6 / TAIL
+    assert rule.sealed is not None
+    assert rule.sealed.correctness > 110
+
+
+def _scale_bits(rule: Any) -> int:
+    return int(rule.encode.__self__.scale_bits)
+
+
+def test_it_says_its_size_and_its_error() -> None:
+    size = 5000
+    sent = RULE.encode(Update(np.random.default_rng(0).normal(size=size), 1.0), at(0, size))
+    assert RULE.sealed is not None
+    assert message_bytes(sent) == pytest.approx(RULE.sealed.bytes(size), rel=0.01)
+    assert RULE.sealed.error == Grid(16, 2.0).step
+    vectors = np.random.default_rng(1).uniform(-2, 2, (3, size))
+    total = fold(RULE, [message(i, v) for i, v in enumerate(vectors)])
+    assert total is not None
+    assert np.abs(decoded(total, size) - vectors.mean(0)).max() <= RULE.sealed.error
+
+
+# --- who can do what ----------------------------------------------------------------------------------------
+
+
+def test_a_server_without_the_key_adds_up_and_reads_nothing() -> None:
+    server = encrypted(5, bits=16, bound=2.0, most=1000)
+    assert server.label == RULE.label, "it is the same algorithm"
+    context = at(0)
+    sent = [RULE.encode(Update(np.array([0.5, -1.0, 2.0]), 10.0), at(i)) for i in range(3)]
+    total = fold(server, [server.admit(m, context) for m in sent])
+    assert total is not None
+    assert decoded(total)[2] == pytest.approx(2.0, abs=1e-3)
+    for act in (lambda: decoded(total, rule=server), lambda: message(0, rule=server)):
+        with pytest.raises(NoGuarantee, match="only silos have one"):
+            act()
+
+
+def test_another_key_is_refused_and_opens_nothing() -> None:
+    other = encrypted(5, key=OTHER, bits=16, bound=2.0, most=1000)
+    with pytest.raises(UpdateRefused, match="another key"):
+        RULE.admit(other.encode(Update(np.ones(3), 1.0), at(0)), at(0))
+    blind = encrypted(5, bits=16, bound=2.0, most=1000)
+    with pytest.raises(SecureAggregationFailed, match="different keys"):
+        blind.merge(message(0), message(1, rule=other))
+    total = fold(RULE, [message(i) for i in range(3)])
+    assert total is not None
+    with pytest.raises(SecureAggregationFailed, match="another key"):
+        decoded(total, rule=other)
+    lying = total | {"key": np.frombuffer(OTHER.id, np.uint8)}
+    with pytest.raises(SecureAggregationFailed):
+        decoded(lying, rule=other)
+
+
+def test_a_server_that_shows_one_silo_for_many_is_found_out() -> None:
+    """Twice the same silo, too few, a silo of another round, a count that is not true: silos refuse the sum."""
+    again = [message(0), message(0), message(1)]
+    few = [message(0), message(1)]
+    old = [message(0), message(1), message(2, round=7)]
+    for messages, told in ((again, "a silo twice"), (few, "2 silos are in the sum"), (old, "another round")):
+        total = fold(RULE, messages)
+        assert total is not None
+        with pytest.raises(SecureAggregationFailed, match=told):
+            decoded(total)
+    total = fold(RULE, [message(i) for i in range(3)])
+    assert total is not None
+    with pytest.raises(SecureAggregationFailed, match="said to be 5"):
+        decoded(total | {"count": np.array([5])})
+
+
+def test_ciphertexts_that_were_changed_are_refused_or_give_nothing() -> None:
+    total = fold(RULE, [message(i) for i in range(3)])
+    assert total is not None
+    values = total["values"].copy()
+    values[len(values) // 2] ^= 1
+    with pytest.raises(SecureAggregationFailed):
+        decoded(total | {"values": values})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["empty", "noise", "cut", "long", "zeros", "key", "scale", "short", "lengths"])
+def test_what_no_silo_sends_is_refused_at_the_door(kind: str) -> None:
+    sound, rng = RULE.encode(Update(np.ones(3), 1.0), at(0)), np.random.default_rng(0)
+    values = sound["values"]
+    library, own = homomorphic._library(), homomorphic._context(bytes(KEY))
+    raw = {
+        "empty": b"",
+        "noise": rng.bytes(61_000),
+        "cut": values.tobytes()[:-9],
+        "long": values.tobytes() + bytes(70_000),
+        "zeros": bytes(1000),
+        "key": homomorphic._public(),
+        "scale": library.ckks_vector(own, np.ones(SLOTS), 2.0**30).serialize(),
+        "short": library.ckks_vector(own, np.ones(7), 2.0 ** _scale_bits(RULE)).serialize(),
+    }.get(kind, values.tobytes())
+    lengths = np.array([len(raw)]) if kind != "lengths" else np.array([-1])
+    hostile = sound | {"values": np.frombuffer(raw, np.uint8), "lengths": lengths.astype(np.int64)}
+    with pytest.raises(UpdateRefused):
+        RULE.admit(hostile, at(0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(min_size=0, max_size=300))
+def test_whatever_bytes_come_they_are_refused_and_nothing_breaks(raw: bytes) -> None:
+    sound = {"key": np.frombuffer(KEY.id, np.uint8)}
+    hostile = sound | {"values": np.frombuffer(raw, np.uint8), "lengths": np.array([len(raw)], np.int64)}
+    with pytest.raises(UpdateRefused):
+        RULE.admit(hostile, at(0))
+
+
+def test_secrets_are_in_no_text_and_travel_only_where_they_must() -> None:
+    assert "secret" in repr(KEY)
+    assert bytes(KEY)[:50] not in repr((RULE, KEY)).encode()
+    sent = RULE.encode(Update(np.ones(3), 1.0), at(0))
+    assert all(bytes(KEY)[-4000:] not in array.tobytes() for array in sent.values())
+    again = cloudpickle.loads(cloudpickle.dumps(RULE))  # a worker process of one's own
+    assert again.encode(Update(np.ones(3), 1.0), at(0))["key"].tobytes() == KEY.id
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "told"),
+    [
+        (lambda: encrypted(200), NoGuarantee, r"masked\(foedus.Withstand\(clients=200"),
+        (lambda: encrypted(2), NoGuarantee, "finds the other's update"),
+        (lambda: encrypted(5, least=2), NoGuarantee, "Write least=3"),
+        (lambda: encrypted(5, least=9), ConfigurationError, "from 1 to 5"),
+        (lambda: encrypted(64, bits=24, most=10**7), ConfigurationError, "Write bits=|most="),
+        (lambda: encrypted(5, key=b"secret"), ConfigurationError, "of type bytes"),  # type: ignore[arg-type]
+        (lambda: encrypted(5, bound=0.0), ConfigurationError, "bound"),
+        (lambda: fd.chain(fd.eden(2), RULE), IncompatibleStages, "message by message|codes"),
+        (lambda: fd.chain(fd.subsample(0.5), RULE), IncompatibleStages, "message by message"),
+        (lambda: fd.chain(fd.rotate(), fd.quantise(4, scale=1.0), RULE), IncompatibleStages, "Leave the quantiser out"),
+        (lambda: fd.error_feedback(RULE), IncompatibleStages, "shows sums only"),
+        (lambda: fd.fedavg(LOCAL, aggregator=RULE, gate=fd.Gate(max_norm=1.0)), IncompatibleStages, "norms or weights"),
+        (lambda: fd.scaffold(LOCAL, aggregator=RULE), IncompatibleStages, r"encrypted\(...\), too"),
+        (lambda: fd.fedavg(LOCAL, downlink=RULE), ConfigurationError, "downlink"),
+        (lambda: SiloKey(b"no key").id and homomorphic._context(b"no key"), ConfigurationError, "no key"),
+    ],
+)  # fmt: skip
+def test_what_would_not_hold_is_refused_when_it_is_built(build: Any, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        build()
+
+
+def test_more_bits_than_there_is_room_for_are_told_with_what_fits() -> None:
+    with pytest.raises(ConfigurationError, match=r"Write bits=(\d+)") as found:
+        encrypted(20, bits=24, most=100_000)
+    fits = int(str(found.value).rsplit("bits=", 1)[1])
+    assert 8 <= fits < 24
+    encrypted(20, bits=fits, most=100_000)
+    with pytest.raises(ConfigurationError):
+        encrypted(20, bits=fits + 1, most=100_000)
+
+
+def test_a_silo_beyond_the_last_and_one_too_many_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"encrypted\(8, ...\)"):
+        message(7)
+    total = fold(RULE, [message(i) for i in range(5)])
+    assert total is not None
+    with pytest.raises(SumOverflow):
+        RULE.merge(total, message(0))
+
+
+# --- in the simulator ---------------------------------------------------------------------------------------
+
+LOCAL = fd.local_sgd(lr=0.1, epochs=1, batch_size=4)
+
+
+def ran(folder: Path, rule: Any, *, rounds: int = 3, executor: Any = None, clients: int = 4, **more: Any) -> fd.Run:
+    rng = np.random.default_rng(0)
+    own = {f"s{i}": (rng.normal(size=(8 + i, 3)), rng.integers(2, size=8 + i)) for i in range(clients)}
+    settings = fd.Settings(folder=folder, executor=executor or fd.executors.debug(), progress=False,
+                           watch=more.pop("watch", None))  # fmt: skip
+    return fd.simulate(fd.Task(fd.logistic(3, 2)), fd.fedavg(LOCAL, aggregator=rule), fd.Clients.of(own),
+                       rounds=rounds, seed=3, settings=settings, **more)  # fmt: skip
+
+
+def test_a_run_is_the_same_under_any_key_and_goes_on_under_another(tmp_path: Path) -> None:
+    rule = lambda key: fd.chain(fd.clip(1.0), encrypted(4, key=key, bits=24, most=100))  # noqa: E731
+    whole = ran(tmp_path / "whole", rule(KEY))
+    ran(tmp_path / "parts", rule(KEY), rounds=1)
+    parts = ran(tmp_path / "parts", rule(OTHER))
+    assert parts.weights.vector.tobytes() == whole.weights.vector.tobytes()
+    plain = ran(tmp_path / "plain", fd.chain(fd.clip(1.0), fd.mean()))
+    np.testing.assert_allclose(whole.weights.vector, plain.weights.vector, atol=1e-5)
+    assert whole.metrics[0]["bytes_up"] > 4 * 60_000
+    stored = b"".join(p.read_bytes() for p in (tmp_path / "whole").iterdir())
+    assert bytes(KEY)[-4000:-3000] not in stored, "the key is in no file"
+
+
+@pytest.mark.slow
+def test_workers_share_the_key_they_are_given(tmp_path: Path) -> None:
+    rule = encrypted(4, key=KEY, bits=24, most=100)
+    one = ran(tmp_path / "a", rule)
+    two = ran(tmp_path / "b", rule, executor=fd.executors.processes(2))
+    assert one.weights.vector.tobytes() == two.weights.vector.tobytes()
+
+
+def test_a_population_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"write encrypted\(6, ...\)"):
+        ran(tmp_path / "a", RULE, clients=6)
+    with pytest.raises(ConfigurationError, match="no sum of fewer than 3, and 2 are asked"):
+        ran(tmp_path / "b", RULE, cohort=2)
+    with pytest.raises(ConfigurationError, match="lets nobody see one"):
+        ran(tmp_path / "c", RULE, watch=fd.Watch())
+
+
+@pytest.mark.slow
+def test_it_is_imported_when_it_is_used() -> None:
+    code = "import foedus, foedus.secure.homomorphic, sys; assert 'tenseal' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
