@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from foedus.errors import EnrolmentRefused, SignatureInvalid, Unauthenticated
 from foedus.net.identity.authority import Authority, fingerprint
-from foedus.net.identity.callers import Caller, read
-from foedus.net.identity.directory import Directory, invitation, token_digest
+from foedus.net.identity.callers import Caller, read, token_digest
+from foedus.net.identity.directory import Directory, invitation
 from foedus.net.identity.keys import PublicKey
 from foedus.net.identity.limits import Rate
 from foedus.net.identity.sessions import TICKET_S, Challenges, Proof, Ticket, Tickets

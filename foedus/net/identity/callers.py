@@ -9,13 +9,14 @@ Not here: how it is found out (``access.py``).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from enum import StrEnum
 from typing import NamedTuple
 
 from foedus.errors import EnrolmentRefused, NotAllowed
 
-__all__ = ["OPERATE", "TRAIN", "Caller", "Scope", "checked_name", "read", "written"]
+__all__ = ["OPERATE", "TRAIN", "Caller", "Scope", "checked_name", "read", "token_digest", "written"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -88,3 +89,8 @@ def checked_name(name: str) -> str:
             "digit, e.g. clinic-north"
         )
     return name
+
+
+def token_digest(token: str) -> bytes:
+    """What stands for a join token. It has 192 random bits, so that a plain hash cannot be searched."""
+    return hashlib.sha256(b"foedus join token\x00" + token.strip().encode()).digest()

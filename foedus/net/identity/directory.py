@@ -12,16 +12,15 @@ Not here: tables (``net/store.py``), what members prove at each visit (``session
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 
 from sqlalchemy.exc import IntegrityError
 
 from foedus.errors import EnrolmentRefused, StorageError
-from foedus.net.identity.callers import TRAIN, Scope, checked_name, written
+from foedus.net.identity.callers import TRAIN, Scope, checked_name, token_digest, written
 from foedus.net.store import Enrolled, InvitedRow, Store, Transaction
 
-__all__ = ["Directory", "invitation", "token_digest"]
+__all__ = ["Directory", "invitation"]
 
 _PREFIX = "foedus_join_"  # so that scanners for leaked secrets know what they have found
 _TRIES = 8
@@ -115,11 +114,6 @@ def invitation(
     token = _PREFIX + secrets.token_urlsafe(24)
     named = checked_name(name) if name else ""
     return token, InvitedRow(token_digest(token), now + 3600 * hours, uses, written(scope), silo, named)
-
-
-def token_digest(token: str) -> bytes:
-    """What stands for a token. It has 192 random bits, so that a plain hash cannot be searched."""
-    return hashlib.sha256(b"foedus join token\x00" + token.strip().encode()).digest()
 
 
 def _enrolled(rows: Transaction, claim: Enrolled) -> Enrolled:

@@ -23,9 +23,8 @@ import httpx
 
 from foedus.errors import Code, NotTrusted, ProtocolError, TooFast
 from foedus.net.identity.authority import Trust
-from foedus.net.identity.callers import checked_name
+from foedus.net.identity.callers import checked_name, token_digest
 from foedus.net.identity.credentials import Credentials
-from foedus.net.identity.directory import token_digest
 from foedus.net.identity.sessions import Proof
 from foedus.net.identity.tls import DIRECT, Outward, client_context, first_visit, permitted
 

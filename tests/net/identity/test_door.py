@@ -498,7 +498,7 @@ def test_bytes_in_json_are_base64url() -> None:
 def test_an_enrolment_must_be_signed_by_the_key_that_it_shows(served: Door) -> None:
     token = served.access.invite(now=served.clock())
     mine, other = SigningKey.generate(), SigningKey.generate()
-    from foedus.net.identity.directory import token_digest
+    from foedus.net.identity.callers import token_digest
 
     signature = other.sign("enrol", served.authority.pin.encode(), token_digest(token), b"clinic-x")
     with pytest.raises(EnrolmentRefused, match="did not sign with it"):
