@@ -15,7 +15,7 @@ MOST_MB = 80
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted differently elsewhere")
 def test_an_idle_agent_takes_at_most_80_mb() -> None:
-    """Everything that an agent holds while it rests: connections, journal, ledger, rules; the training process ended."""
+    """All that an agent holds while it rests: connections, journal, ledger, rules; no training process."""
     script = """
         import asyncio, json, sys, tempfile
         from pathlib import Path
