@@ -116,6 +116,10 @@ if TYPE_CHECKING:
     from foedus.net.join import Joining as Joining
     from foedus.net.join import join as join
     from foedus.net.owner.examples import ExampleStore as ExampleStore
+    from foedus.net.serve import serve as serve
+    from foedus.net.served import Keeping as Keeping
+    from foedus.net.served import Rounds as Rounds
+    from foedus.net.serving import Serving as Serving
     from foedus.privacy.claims import calibrate as calibrate
     from foedus.record.export import MLflow as MLflow
     from foedus.record.export import TensorBoard as TensorBoard
@@ -155,13 +159,16 @@ _HOMES = {
     "Gate": "foedus.core.gate",
     "JaxModel": "foedus.core.task",
     "Joining": "foedus.net.join",
+    "Keeping": "foedus.net.served",
     "LocalCurves": "foedus.sim.settings",
     "MLflow": "foedus.record.export",
     "Measure": "foedus.core.method",
     "Method": "foedus.core.method",
     "Metric": "foedus.core.task",
     "NumpyModel": "foedus.core.task",
+    "Rounds": "foedus.net.served",
     "Run": "foedus.sim.run",
+    "Serving": "foedus.net.serving",
     "Settings": "foedus.sim.settings",
     "Stage": "foedus.core.stage",
     "Sweep": "foedus.sim.sweep",
@@ -246,6 +253,7 @@ _HOMES = {
     "scaffold": "foedus.core.drift",
     "self_checked": "foedus.core.gate",
     "semi_synchronous": "foedus.core.timing",
+    "serve": "foedus.net.serve",
     "sgd": "foedus.core.server",
     "sign_majority": "foedus.core.quantise",
     "silo_key": "foedus.secure.homomorphic",

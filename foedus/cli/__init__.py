@@ -3,6 +3,7 @@
     foedus demo                        federated learning in a minute, offline
     foedus new NAME                    a small project to start from
     foedus simulate module:object      run a federation
+    foedus serve module:object         the same between machines
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
     foedus privacy                     how private a plan is, and how much noise it takes
@@ -38,6 +39,7 @@ from foedus.cli import (
     plot,
     privacy,
     runs,
+    serve,
     simulate,
     tasks,
 )
@@ -54,7 +56,9 @@ def foedus() -> None:
     """
 
 
-for _verb in (audit, compare, consent, demo, doctor, export, join, ledger, new, plot, privacy, runs, simulate, tasks):
+for _verb in (
+    audit, compare, consent, demo, doctor, export, join, ledger, new, plot, privacy, runs, serve, simulate, tasks,
+):  # fmt: skip
     foedus.add_command(_verb.command)
 
 

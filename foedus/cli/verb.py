@@ -160,7 +160,7 @@ def load(target: str) -> Federation:
         inside = sorted(str(path) for path in Path(target).glob("*.py"))
         told = f"give a file in it: {', '.join(inside[:5])}" if inside else "there is no Python file in it"
         raise ConfigurationError(f"{target} is a folder; {told}")
-    place, _, name = target.rpartition(":") if _has_object(target) else (target, "", OBJECT)
+    place, name = place_of(target)
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module(place)
     if not hasattr(module, name):
         raise ConfigurationError(f"{place} has no {name!r}{_others(module, place)}")
@@ -173,6 +173,17 @@ def load(target: str) -> Federation:
             f"{name} = foedus.Federation(task=task, algorithm=algorithm, clients=clients, rounds=20)"
         )
     return found
+
+
+def place_of(target: str) -> tuple[str, str]:
+    """The module or file that is named, and the object in it.
+
+    Example:
+        >>> place_of("my_project/federation.py"), place_of("package.module:skewed")
+        (('my_project/federation.py', 'federation'), ('package.module', 'skewed'))
+    """
+    place, _, name = target.rpartition(":") if _has_object(target) else (target, "", OBJECT)
+    return place, name
 
 
 def _has_object(target: str) -> bool:

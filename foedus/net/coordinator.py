@@ -148,7 +148,7 @@ class Coordinator:
     """
 
     def __init__(self, ground: Ground, learnings: Sequence[Learning]) -> None:
-        self._ground, self._learnings = ground, learnings
+        self._ground, self.learnings = ground, learnings
         self.uploads = ground.uploads
         self._courses: dict[str, Course] = {}
         self._given: dict[bytes, _Given] = {}
@@ -158,6 +158,7 @@ class Coordinator:
         self._examples: dict[int, int] = {}
         self._shapes: dict[bytes, str] = {}
         self._fixed: dict[bytes, bytes] = {}  # bundles and the like
+        self._told: set[tuple[str, int]] = set()  # who has been told that a run is over
 
     def offer(self, content: bytes) -> Blob:
         """Let clients fetch some bytes that never change, such as a bundle."""
@@ -175,7 +176,7 @@ class Coordinator:
         """
         self._courses, self._given, self._shapes, self._digests = {}, {}, {}, {}
         self._look(now, at_once=True)
-        for learning in self._learnings:
+        for learning in self.learnings:
             for course in (Course.training(learning), Course.evaluating(learning)):
                 if course.kind is Kind.TRAIN or learning.served.evaluation.clients:
                     self._courses[course.name] = course
@@ -246,7 +247,7 @@ class Coordinator:
             clients = rows.clients()
         names = [client.name for client in clients]
         self._examples = {c.position: c.examples if c.revoked_at is None else 0 for c in clients}
-        for learning in self._learnings:
+        for learning in self.learnings:
             learning.enrolled(names, [self._examples[i] for i in range(len(names))])
 
     # --- messages
@@ -369,7 +370,7 @@ class Coordinator:
         self._session(seat.key, "-", course)
         return self._signed(Accepted(
             run=served.name, round=seat.round, attempt=seat.attempt, kind=course.kind, key=seat.key, orders=orders,
-            bundle=served.bundle, target=served.target, position=seat.position, seed=served.seed,
+            bundle=course.learning.bundle, target=served.target, position=seat.position, seed=served.seed,
             closes_s=max(0.0, closes - now), minimum=course.rules.minimum, protections=served.protections, held=held,
         ))  # fmt: skip
 
@@ -392,9 +393,10 @@ class Coordinator:
             return self._signed(Finished(run=served.name, model=None))
         model = self._give(learning.model(), course)
         method = served.algorithm.method
+        self._told.add((course.name, caller.position))
         return self._signed(Finished(
             run=served.name, model=model, personal=method is not None and method.personal is not None,
-            rounds=state.round, bundle=served.bundle, target=served.target, seed=served.seed,
+            rounds=state.round, bundle=learning.bundle, target=served.target, seed=served.seed,
             position=caller.position,
         ))  # fmt: skip
 
@@ -908,6 +910,26 @@ class Coordinator:
             raise ProtocolError(f"there is no {file[:80]!r} of a run {run[:80]!r} here", code=Code.UNKNOWN_RUN)
         with self._ground.store.begin() as rows:
             return "".join(text for _, text in rows.lines(run, file, after)).encode()
+
+    @property
+    def all_told(self) -> bool:
+        """Whether everybody who took part knows that it is over."""
+        for course in self.courses():
+            state = course.learning.state
+            took_part = [] if state is None else state.paid().tolist()
+            if course.state.phase is not Phase.OVER or any((course.name, p) not in self._told for p in took_part):
+                return False
+        return True
+
+    def record(self, run: str, file: str, after: int) -> list[tuple[int, str]]:
+        """Lines of a run's record, by round."""
+        with self._ground.store.begin() as rows:
+            return rows.lines(run, file, after)
+
+    def evaluating(self, run: str) -> bool:
+        """Whether the figures of clients are still coming in."""
+        evaluation = self._courses.get(run + EVALUATION)
+        return evaluation is not None and evaluation.under_way
 
     def courses(self) -> list[Course]:
         """The runs, for whoever writes their folders."""

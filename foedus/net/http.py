@@ -35,7 +35,7 @@ from foedus.errors import (
 from foedus.net import openapi
 from foedus.net.api import BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
 from foedus.net.identity.callers import Caller, Scope
-from foedus.net.logs import say
+from foedus.net.logs import logger, say
 from foedus.net.metrics import Metrics
 from foedus.net.uploads import Uploads
 from foedus.protocol import wire
@@ -43,7 +43,8 @@ from foedus.protocol.messages import KINDS, Bell, Message, Problem
 
 T = TypeVar("T")
 PIECE = 1 << 18  # bytes of a blob that go out at once
-TICK = 0.2  # seconds between two looks at the clock
+TICK = 0.1  # seconds between two looks at the clock
+LEASE = 1.0  # seconds between two renewals of the lease
 _NAMES = {kind: name for name, kind in KINDS.items()}
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
@@ -52,6 +53,8 @@ class Core(Protocol):
     """What is behind the shell: a coordinator. All but ``uploads`` is called in one thread, one call at a time."""
 
     uploads: Uploads
+
+    def load(self, now: float) -> None: ...
 
     def handle(self, caller: Caller, message: Message, now: float) -> Message: ...
 
@@ -73,13 +76,14 @@ class Door(Protocol):
 class Leading(Protocol):
     """Whether this process leads, and who does if not."""
 
+    def renew(self, now: float) -> bool:
+        """Renew or take the lease; whether this process leads from now on, and did not before."""
+
     def address(self) -> str | None:
-        """None if this process leads."""
+        """Where the leader is; ``None`` if it is here."""
 
-    def keep(self, now: float) -> None:
-        """Renew or take the lease; called in the coordinator's thread."""
-
-    def resign(self, now: float) -> None: ...
+    def resign(self, now: float) -> None:
+        """Let another process take over."""
 
 
 class Shell:
@@ -103,7 +107,10 @@ class Shell:
         self.leading, self._more = leading, more
         self.ring: Callable[[Bell], Awaitable[None]] | None = None  # the doorbell, where there is one
         self._thread = ThreadPoolExecutor(1, "coordinator")
+        self._lease = ThreadPoolExecutor(1, "lease")
+        self._ready = leading is None  # whether this process leads, and has read what is written
         self.closing = False
+        self.after: Callable[[], None] | None = None  # done in the coordinator's thread after every tick
 
     async def aside(self, act: Callable[..., T], *given: Any) -> T:
         """Something that the coordinator's thread is to do."""
@@ -131,41 +138,68 @@ class Shell:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(self._tick())
+        tasks = [asyncio.create_task(self._again(TICK, self._tick))]
+        if self.leading is not None:
+            tasks.append(asyncio.create_task(self._again(LEASE, self._renew)))
         try:
             yield
         finally:
             self.closing = True
-            ticking.cancel()
-            with suppress(asyncio.CancelledError):
-                await ticking
-            if self.leading is not None:
-                with suppress(FoedusError):
-                    await self.aside(self.leading.resign, self.clock())
-            self._thread.shutdown()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._close()
 
-    async def _tick(self) -> None:
+    async def _close(self) -> None:
+        with suppress(FoedusError):
+            await self.aside(self._ticked)  # what was received a moment ago is written, if it may be
+        if self.leading is not None:
+            with suppress(FoedusError):
+                await self.aside(self.leading.resign, self.clock())
+        self.shut()
+
+    def shut(self) -> None:
+        """End the threads."""
+        self._thread.shutdown()
+        self._lease.shutdown()
+
+    async def _again(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+        """Do something again and again; what fails is told, and tried the next time."""
         while True:
             try:
-                bells = await self.aside(self._ticked)
-                for bell in bells:
-                    if self.ring is not None:
-                        await self.ring(bell)
+                await act()
             except FoedusError as error:
                 say("tick failed", level=logging.ERROR, error=f"{type(error).__name__}: {error}")
             except Exception:
-                logging.getLogger("foedus.server").exception("tick failed")
-            await asyncio.sleep(TICK)
+                logger().exception("tick failed")
+            await asyncio.sleep(seconds)
+
+    async def _tick(self) -> None:
+        for bell in await self.aside(self._ticked):
+            if self.ring is not None:
+                await self.ring(bell)
+
+    async def _renew(self) -> None:
+        """Renew the lease in a thread of its own: a long commit must not let it run out."""
+        assert self.leading is not None
+        loop, now = asyncio.get_running_loop(), self.clock()
+        gained = await loop.run_in_executor(self._lease, self.leading.renew, now)
+        leads = self.leading.address() is None
+        self._ready = self._ready and leads
+        if gained or (leads and not self._ready):
+            await self.aside(self.core.load, self.clock())
+            self._ready = True
+            say("leading", seconds=round(self.clock() - now, 3))
+        self.metrics.leading.set(self._ready)
 
     def _ticked(self) -> Sequence[Bell]:
-        now = self.clock()
-        if self.leading is not None:
-            self.leading.keep(now)
-            self.metrics.leading.set(self.leading.address() is None)
-            if self.leading.address() is not None:
-                return ()
+        if not self._ready:
+            return ()
         self.metrics.waiting.set(self.core.uploads.taken)
-        return self.core.tick(now)
+        bells = self.core.tick(self.clock())
+        if self.after is not None:
+            self.after()
+        return bells
 
     # --- requests
 
@@ -222,12 +256,13 @@ class Shell:
             case StorageError():
                 say("storage failed", level=logging.ERROR, error=str(error))
                 return Problem(code=Code.STORAGE, told="the server cannot write at the moment; ask again", after_s=5.0)
-        logging.getLogger("foedus.server").error("request failed", exc_info=error)
+        logger().error("request failed", exc_info=error)
         return Problem(code=Code.OTHER, told="the server failed at this request; it is in its log", after_s=30.0)
 
     def _check_leads(self) -> None:
-        if self.leading is not None and (address := self.leading.address()) is not None:
-            raise NotNow(f"another server leads: {address or 'not known yet'}", code=Code.NOT_LEADER)
+        if not self._ready:
+            address = "" if self.leading is None else self.leading.address()
+            raise NotNow(f"another server leads: {address or 'it is not known yet which'}", code=Code.NOT_LEADER)
 
     def _guarded(self, act: Callable[[Request, Caller], Awaitable[Response]]) -> Any:
         """A request whose answer is no message; what goes wrong is answered by a Problem all the same."""
@@ -316,13 +351,11 @@ class Shell:
         return Response(await self.aside(self.core.lines, run, file, after), media_type="application/x-ndjson")
 
     async def _health(self, _: Request) -> Response:
-        leader = None if self.leading is None else self.leading.address()
-        return JSONResponse({"status": "closing" if self.closing else "ok", "leading": leader is None})
+        return JSONResponse({"status": "closing" if self.closing else "ok", "leading": self._ready})
 
     async def _leads(self, _: Request) -> Response:
         """For reverse proxies: 200 where requests are to go."""
-        here = self.leading is None or self.leading.address() is None
-        return PlainTextResponse("leading\n" if here else "waiting\n", 200 if here else 503)
+        return PlainTextResponse("leading\n" if self._ready else "waiting\n", 200 if self._ready else 503)
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")

@@ -32,6 +32,7 @@ from foedus.errors import CheckpointError, ConfigurationError, DataError, Reason
 from foedus.net.served import Served
 from foedus.privacy.claims import seen_by_nobody
 from foedus.protocol import blob
+from foedus.protocol.messages import Blob
 from foedus.record.checkpoint import Checkpoint
 from foedus.rounds import evaluate, identity, start
 from foedus.rounds.brought import sent_down
@@ -111,6 +112,7 @@ class Learning:
         )
         evaluate.check_targets(served.evaluation.stop_at, served.task.metrics, central=served.central_test is not None)
         self.state: RunState | None = None  # until the first round begins
+        self.bundle: Blob | None = None  # the source that clients get
         self.part = 0
         self._edges: dict[int, RunState] = {}  # their models, between two of their rounds
         self._old: dict[int, tuple[Weights, Vectors, Mapping[str, Vectors]]] = {}  # by version: updates may be late

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from foedus.core.checks import check_number, check_whole, whole
@@ -17,7 +18,6 @@ from foedus.core.task import Task
 from foedus.core.timing import Buffered
 from foedus.errors import ConfigurationError, NoGuarantee
 from foedus.privacy.ledger import Budget
-from foedus.protocol.messages import Blob
 from foedus.rounds.evaluate import Evaluation
 
 
@@ -27,6 +27,10 @@ class Keeping(StrEnum):
     ``EPHEMERAL``: no update, and no sum of fewer than the minimum of contributors; clients that were not in the last
     checkpoint are asked to send again after a restart. ``SEALED``: updates, encrypted with a key of the round that is
     destroyed at its end. ``DURABLE``: updates as they came, until the round has ended.
+
+    Example:
+        >>> Keeping("sealed") is Keeping.SEALED
+        True
     """
 
     EPHEMERAL = "ephemeral"
@@ -90,7 +94,7 @@ class Served:
         start: first weights; ``None`` for fresh ones.
         central_test: examples that the server evaluates on.
         target: what clients read in the bundle, ``"module:object"``.
-        bundle: the signed source bundle; ``None`` if clients have the code.
+        source: the file or folder of Python source that clients get; ``None`` if they have the code.
         protections: what the server promises to those who take part.
     """
 
@@ -107,7 +111,7 @@ class Served:
     start: Any = None
     central_test: Examples | None = None
     target: str = ""
-    bundle: Blob | None = None
+    source: Path | None = None
     protections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

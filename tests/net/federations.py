@@ -87,7 +87,7 @@ class Federation:
 
     @property
     def learning(self) -> Learning:
-        return self.coordinator._learnings[0]
+        return self.coordinator.learnings[0]
 
     def ask(self, position: int, message: Message) -> Message:
         """Through the wire format, both ways."""

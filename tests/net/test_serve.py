@@ -1,0 +1,97 @@
+"""A real server at a real port: the same bits as a simulation, over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from foedus.net import logs
+from foedus.net.serve import Server, _blocking
+from foedus.net.served import Rounds, Served
+from foedus.net.serving import Serving
+from foedus.record.folder import read
+
+from ..conformance.test_methods import population, task
+from .test_learning import MORE, simulated
+from .trainees import Trainee
+from .visitors import joined
+
+
+def trainee_of(name: str) -> Trainee:
+    clients = population(ragged=True)
+    return Trainee(task(normal=False), MORE[name](), clients.with_test(clients.train(0)), seed=2)
+
+
+@contextmanager
+def serving(folder: Path, trainee: Trainee, **how: Any) -> Iterator[Server]:
+    """A server in a thread of its own."""
+    settings = {"port": 0, "progress": False, "names": ["localhost"], "farewell": 20.0} | how.pop("settings", {})
+    what = {"rounds": 3, "seed": trainee.seed, "each": Rounds(clients=4), "name": "run"} | how
+    served = Served(
+        task=trainee.task, algorithm=trainee.algorithm, central_test=trainee.clients.central_test, **what
+    )  # fmt: skip
+    server = Server([served], Serving(folder=folder, **settings))
+    thread = threading.Thread(target=_blocking, args=(server,))
+    log = logs.to_stream()
+    thread.start()
+    while not server.uvicorn.started and thread.is_alive():
+        threading.Event().wait(0.01)
+    try:
+        yield server
+    finally:
+        server.uvicorn.should_exit = True
+        thread.join(30)
+        server.close()
+        logs.logger().removeHandler(log)
+
+
+def where(server: Server) -> Callable[[], tuple[str, str, str]]:
+    return lambda: (server._url(server.port), server.authority.pin, server.invite())
+
+
+async def trained(trainee: Trainee, folder: Path, server: Server) -> list[bytes]:
+    """All clients, at once; each one's final model."""
+    visitors = [await joined(trainee, i, folder, where(server)) for i in range(len(trainee.clients))]
+    await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+    for visitor in visitors:
+        await visitor.transport.close()
+    return [visitor.model for visitor in visitors]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adam", "median", "feedback"])
+def test_over_http_and_tls_the_model_has_the_bits_of_the_simulation(tmp_path: Path, name: str) -> None:
+    trainee = trainee_of(name)
+    with serving(tmp_path / "server", trainee) as server:
+        models = asyncio.run(trained(trainee, tmp_path, server))
+    wanted = simulated(trainee_of(name), tmp_path / "run")
+    found = read(tmp_path / "server" / "runs" / "run")
+    assert found.configuration["status"] == "finished"
+    assert [line["central"] for line in found.metrics] == [line["central"] for line in wanted.metrics]
+    for parameter, array in wanted.parameters.items():
+        np.testing.assert_array_equal(found.parameters[parameter], array)
+    assert len(set(models)) == 1, "everybody has the same model"
+    assert {row["client"] for row in found.costs} == {"c0", "c1", "c3", "c4"}
+
+
+@pytest.mark.slow
+def test_what_anybody_may_see(tmp_path: Path) -> None:
+    trainee = trainee_of("adam")
+    with serving(tmp_path / "server", trainee, settings={"insecure_loopback": True}) as server:
+        url = f"http://localhost:{server.port}"
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "leading": True}
+        assert httpx.get(f"{url}/leading").status_code == 200
+        assert b"foedus_leading 1.0" in httpx.get(f"{url}/metrics").content
+        assert "/v1/check-in" in httpx.get(f"{url}/openapi.json").json()["paths"]
+        assert httpx.get(f"{url}/v1/runs").status_code == 401
+        assert httpx.post(f"{url}/v1/check-in", content=b"x").status_code == 400
+        assert httpx.post(f"{url}/v1/check-in", content=bytes(1 << 20)).status_code == 413
+        assert httpx.get(f"{url}/v1/blobs/{'0' * 64}").status_code == 401

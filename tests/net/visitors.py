@@ -1,0 +1,141 @@
+"""Clients that visit a real server over HTTP, as plainly as can be: no sandbox, no journal, no owner."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foedus.errors import Unreachable
+from foedus.net.identity import visits
+from foedus.net.identity.signed import check, check_content
+from foedus.net.identity.tls import Outward
+from foedus.net.transport import HttpTransport
+from foedus.protocol import blob
+from foedus.protocol.messages import (
+    Accepted,
+    Answer,
+    Ask,
+    CheckIn,
+    Finished,
+    Kind,
+    Place,
+    Problem,
+    Received,
+    Stands,
+    StartUpload,
+    Submit,
+)  # fmt: skip
+
+from .trainees import Trainee
+
+LOOPBACK = Outward(insecure_loopback=True)
+PAUSE = 0.05
+
+
+@dataclass
+class Visitor:
+    """One client: enrolled, with a session, and the bytes it holds."""
+
+    trainee: Trainee
+    position: int
+    transport: HttpTransport
+    public: Any
+    held: tuple[bytes, bytes] | None = None
+    model: bytes = b""
+    sent: list[bytes] = field(default_factory=list)
+    trained: int = 0
+    patient: float = 60.0
+
+    async def ask(self, message: Any) -> Answer:
+        """Until there is an answer that is no passing problem: servers may be restarted."""
+        deadline = time.monotonic() + self.patient
+        while True:
+            try:
+                found = await self.transport.ask(message)
+                if not isinstance(found, Problem) or found.fatal or found.code in ("unknown-upload", "wrong-digest"):
+                    return found
+            except Unreachable:
+                pass
+            assert time.monotonic() < deadline, "nobody answers"
+            await asyncio.sleep(PAUSE)
+
+    async def until_finished(self) -> Finished:
+        """Come again and again."""
+        while True:
+            found = await self.visit()
+            if isinstance(found, Finished):
+                check(self.public, found)
+                assert found.model is not None
+                self.model = await self.transport.fetch(found.model)
+                check_content(found.model, self.model)
+                return found
+            await asyncio.sleep(PAUSE)
+
+    async def visit(self) -> Answer:
+        """A device session, as far as it goes."""
+        await self.again()
+        size = int(self.trainee.clients.sizes[self.position])
+        pending = () if self.held is None else (self.held[0],)
+        found = await self.ask(CheckIn(kinds=(Kind.TRAIN, Kind.EVALUATE), examples=size, pending=pending))
+        if not isinstance(found, Accepted):
+            return found
+        check(self.public, found)
+        if found.held is None or self.held is None:
+            orders = await self.transport.fetch(found.orders)
+            check_content(found.orders, orders)
+            self.held = found.key, self.trainee.update(orders, self.position)
+            self.trained += 1
+        self.held = found.key, self.held[1]
+        return await self.send()
+
+    async def send(self) -> Answer:
+        assert self.held is not None
+        key, content = self.held
+        digest = blob.digest_of(content)
+        for _ in range(100):
+            place = await self.ask(StartUpload(key=key, size=len(content), digest=digest))
+            if not isinstance(place, Place):
+                return place
+            try:
+                if place.offset < len(content):
+                    offset = await self.transport.send(place.upload, place.offset, content[place.offset :])
+                    if isinstance(offset, Problem):
+                        continue
+            except Unreachable:
+                await asyncio.sleep(PAUSE)
+                continue
+            found = await self.ask(Submit(key=key, upload=place.upload, size=len(content), digest=digest))
+            if isinstance(found, Received):
+                self.trainee.let_in(self.position, content)
+                self.sent.append(digest)
+            if not isinstance(found, Problem):
+                return found
+        raise AssertionError("the upload does not come to an end")
+
+    async def again(self) -> None:
+        if self.held is None:
+            return
+        answer = await self.ask(Ask(keys=(self.held[0],)))
+        state = answer.entries[0].state
+        if state is Stands.AGAIN:
+            await self.send()
+        elif state in (Stands.COUNTED, Stands.DISCARDED):
+            self.held = None
+
+
+async def joined(
+    trainee: Trainee, position: int, folder: Path, address: Callable[[], tuple[str, str, str]]
+) -> Visitor:  # fmt: skip
+    """Enrol a client; positions are given in the order of enrolment."""
+    url, pin, token = address()
+    outward = LOOPBACK if url.startswith("http:") else Outward()
+    mine = await visits.enrol(
+        url, folder=folder / f"client-{position}", pin=pin, token=token, name=f"c{position}", outward=outward,
+        now=time.time(),
+    )  # fmt: skip
+    client = visits.client(mine, outward=outward, clock=time.time)
+    return Visitor(trainee, position, HttpTransport(client), mine.trust.signing)
