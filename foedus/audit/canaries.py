@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.audit.seen import opened, passed, without_noise
+from foedus.audit.seen import alike, opened, passed, without_noise
 from foedus.core.aggregate import Aggregator
 from foedus.core.attacks import Adversary, Attack, Scene
 from foedus.core.checks import check_number, check_whole
@@ -42,7 +42,7 @@ from foedus.tree import Layout, Vector
 Figures = NDArray[np.float64]
 
 MOST = 500.0  # beyond it, ε is as good as infinite
-UNSEEN = 400  # directions that nobody sent, to compare with
+UNSEEN = 200  # directions that nobody sent, to compare with
 NAME = "canary"
 
 
@@ -209,14 +209,15 @@ def sending(rule: Aggregator, layout: Layout, seed: int) -> float | None:
     def left(length: float) -> float:
         context = Context(seed, 1, 0, layout=layout, size=layout.size, told=_told(rule, layout))
         vector = (length * direction(seed, -1, layout.size)).astype(np.float32)
-        message = passed(rule, vector, context, weight=1.0, secret=without_noise)
-        return float(np.linalg.norm(opened(rule, [message] * least, context)))
+        messages = alike(rule, vector, context, weight=1.0, secret=without_noise)
+        return float(np.linalg.norm(opened(rule, messages, context)))
 
-    least = 1 if rule.masking is None else rule.masking.least  # smaller sums are not shown
     longest, most = 1e6, left(1e6)
     length = longest
-    while length > 1e-6 and left(length) > 0.5 * most:
+    while left(length) > 0.5 * most:
         length /= 10
+        if length < 1e-6:  # what is left does not depend on how long it was: signs, say
+            return None
     slope = left(length) / length
     bound = most / slope if slope else longest
     return 2 * bound if bound < 0.5 * longest else None

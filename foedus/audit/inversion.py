@@ -176,7 +176,7 @@ def invert(task: Task, seen: Seen, knowledge: Knowledge, *, by: Inversion | None
     spec = seen.spec
     if not isinstance(spec, LocalSGD):
         raise ConfigurationError(f"clients that train by {spec.label} cannot be inverted step by step")
-    with same_bits(), _reproducible(seed):
+    with same_bits(), _reproducible(seed), _differentiable(task):
         objective = Objective(trainer, seen, knowledge, by)
         found = []
         for labels in objective.candidates():
@@ -425,6 +425,18 @@ def _reproducible(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "inversion") >> 1)
         yield
+
+
+@contextmanager
+def _differentiable(task: Task) -> Iterator[None]:
+    """torch's own errors, told as what they mean here."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        raise ConfigurationError(
+            f"{task!r} cannot be inverted: torch cannot differentiate its gradient with respect to its input, or cannot "
+            f"call it with made-up inputs ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _counted(restarts: Any) -> int:

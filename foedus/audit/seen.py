@@ -136,7 +136,7 @@ def look(
     told = NOTHING if rule.tell is None else rule.tell(rule.init(layout))
     context = Context(victim.seed, victim.round, victim.client, layout=layout, size=layout.size, told=told)
     own = trained(victim, victim.examples, trainer)
-    messages = [passed(rule, own, context, weight=len(victim.examples))]
+    messages = alike(rule, own, context, weight=len(victim.examples), others=len(others))
     for number, examples in enumerate(others, 1):
         vector = trained(victim, examples, trainer)
         messages.append(passed(rule, vector, context._replace(client=victim.client + number), weight=len(examples)))
@@ -164,6 +164,29 @@ def passed(
     client's own is in it, drawn from ``secret``."""
     context = context._replace(secret=secret)
     return rule.admit(rule.encode(Update(vector, float(weight)), context), context)
+
+
+def alike(
+    rule: Aggregator, vector: Vector, context: Context, *, weight: float, others: int = 0,
+    secret: Secret = known_to_all_who_know_the_seed,
+) -> list[Message]:  # fmt: skip
+    """One client's admitted message; or, for a rule that shows nothing of so few, as many of the same as it needs.
+
+    A rule that compares updates is shown each of them, and gives back what all of them are.
+
+    Args:
+        rule: the aggregator.
+        vector: the update.
+        context: the client's.
+        weight: how much it counts.
+        others: how many further messages will be there.
+        secret: where noise is drawn from.
+    """
+    least = max(rule.least, 1 if rule.masking is None else rule.masking.least)
+    if others + 1 >= least:
+        return [passed(rule, vector, context, weight=weight, secret=secret)]
+    contexts = [context._replace(client=context.client + i) for i in range(least)]
+    return [passed(rule, vector, each, weight=weight, secret=secret) for each in contexts]
 
 
 def opened(rule: Aggregator, messages: Sequence[Message], context: Context, *, secret: Secret | None = None) -> Vector:

@@ -115,6 +115,15 @@ def test_models_of_other_frameworks_are_refused():
         invert(problem, seen, Knowledge(shape=(4,), classes=2))
 
 
+def test_a_model_of_words_is_refused():
+    words = lambda: torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Flatten(), torch.nn.Linear(8, 2))  # noqa: E731
+    problem = task(words)
+    truth = fd.Examples.of(np.array([[1, 3]]), [1])
+    seen = look(Victim(task=problem, before=start_of(problem), spec=ONE, examples=truth))
+    with pytest.raises(ConfigurationError, match="made-up inputs"):
+        invert(problem, seen, Knowledge(shape=(2,), classes=2), by=cosine(steps=2))
+
+
 def test_a_last_layer_without_classes_is_refused():
     seen = look(Victim(task=task(flat), before=start(flat), spec=ONE, examples=pictures(1)))
     with pytest.raises(ConfigurationError, match=r"labels=\.\.\."):
