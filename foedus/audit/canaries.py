@@ -57,6 +57,10 @@ class Empirical:
         observed: the statistic of every canary [canary], in units of what chance gives.
         unseen: the same for directions that nobody sent.
         label: what was looked at.
+
+    Example:
+        >>> empirical([3.0, 5.0], [-1.0, 0.0, 1.0]).figures()["canaries"]
+        2
     """
 
     epsilon: float
@@ -169,6 +173,10 @@ def with_canaries(
 
     Raises:
         ConfigurationError: data arrives over rounds, or there are attackers already.
+
+    Example:
+        >>> layout = open_trainer(federation.task, seed=federation.seed).layout  # doctest: +SKIP
+        >>> run = foedus.simulate(**vars(with_canaries(federation, layout, count=64)))  # doctest: +SKIP
     """
     check_whole("count", count, least=2)
     clients = federation.population()
@@ -267,6 +275,13 @@ class Lookout:
     Attributes:
         seed, count: of the canaries.
         rows: for every round the cosines of its step with all directions, [direction], canaries first.
+
+    Example:
+        >>> lookout = Lookout(seed=0, count=4)
+        >>> sent = sum(direction(0, i, 500) for i in range(4))  # all of them take part
+        >>> lookout.see(np.zeros(500), sent)
+        >>> lookout.found(1e-5).least > 10
+        True
     """
 
     seed: int
@@ -303,6 +318,11 @@ def in_final_model(first: Vector, last: Vector, *, seed: int, count: int, delta:
         seed: of the federation.
         count: how many canaries there were.
         delta: δ in (0, 1).
+
+    Example:
+        >>> sent = sum(direction(0, i, 500) for i in range(4))
+        >>> in_final_model(np.zeros(500), sent, seed=0, count=4).least > 10
+        True
     """
     found = cosines(last.astype(np.float64) - first, seed, count + UNSEEN)
     return empirical(found[:count], found[count:], delta=delta, label="final model")
@@ -320,6 +340,11 @@ def in_messages(
         count: how many messages.
         length: of what is sent; by default as :func:`with_canaries` chooses.
         delta: δ in (0, 1).
+
+    Example:
+        >>> from foedus.core.aggregate import mean
+        >>> in_messages(mean(), Layout(("w",), ((300,),), ("float32",)), seed=0, count=4).least > 10  # as it was sent
+        True
     """
     length = (sending(rule, layout, seed) or 1.0) if length is None else length
     observed, unseen = [], []

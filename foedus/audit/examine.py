@@ -51,6 +51,10 @@ class Audit:
         places: what an adversary at each place could learn.
         advice: what to switch on.
         folder: with ``report.md``, ``report.html``, ``audit.json`` and figures.
+
+    Example:
+        >>> found.places[0].who, found.places[0].verdict  # doctest: +SKIP
+        ('a curious server', 'much can be learnt')
     """
 
     protections: Protections

@@ -45,6 +45,10 @@ class Aim:
         steps: of the generator in each round.
         fakes: pictures that it adds to its own data in each round.
         since: the first round in which it attacks: before, the model knows too little.
+
+    Example:
+        >>> Aim(attacker="mallory", target=3, decoy=10, shape=(1, 28, 28)).limits
+        (0.0, 1.0)
     """
 
     attacker: object
@@ -73,6 +77,11 @@ class Impostor:
 
     Its generator lives in this object, so the run has to train in this process (``executors.debug()``), and goes on
     only as long as the process does.
+
+    Example:
+        >>> impostor = Impostor(Aim(attacker="mallory", target=3, decoy=10, shape=(1, 28, 28)))
+        >>> impostor.training(lr=0.1).batch_size, impostor.pictures(2).shape
+        (32, (2, 1, 28, 28))
     """
 
     def __init__(self, aim: Aim, *, seed: int = 0, latent: int = 64) -> None:

@@ -53,6 +53,10 @@ class Inversion(NamedTuple):
     * ``guesses``: whether class labels are searched for; otherwise they are read off first.
     * ``smoothness``: the weight of total variation, for pictures.
     * ``restarts``: from how many random beginnings; the closest counts.
+
+    Example:
+        >>> cosine(steps=50)._replace(restarts=4).restarts
+        4
     """
 
     distance: Distance
@@ -72,6 +76,10 @@ class Inverted:
         targets: their labels, as far as known: classes [k], or numbers.
         distance: of the update that these would give from the one that was seen.
         label: of the attack.
+
+    Example:
+        >>> Inverted(inputs=np.zeros((2, 4)), targets=np.array([0, 1]), distance=0.1, label="cosine()").inputs.shape
+        (2, 4)
     """
 
     inputs: Array
@@ -150,6 +158,10 @@ class Knowledge:
         limits: the smallest and the largest value of inputs.
         labels: the client's labels [k], where they are known; otherwise they are found.
         classes: how many there are; ``None`` where targets are numbers, which are then searched for.
+
+    Example:
+        >>> Knowledge(shape=(1, 28, 28), classes=10).limits
+        (0.0, 1.0)
     """
 
     shape: tuple[int, ...]
@@ -170,6 +182,17 @@ def invert(task: Task, seen: Seen, knowledge: Knowledge, *, by: Inversion | None
 
     Raises:
         ConfigurationError: the task is not of that kind.
+
+    Example:
+        >>> import foedus as fd
+        >>> from foedus.audit.seen import Victim, look
+        >>> task = fd.Task(lambda: torch.nn.Linear(4, 2), torch.nn.functional.cross_entropy)
+        >>> one = fd.Examples.of([[0.1, 0.9, 0.4, 0.6]], [1])
+        >>> start, spec = opened_torch(task).initial(), fd.local_sgd(0.1, batch_size=None)
+        >>> seen = look(Victim(task=task, before=start, spec=spec, examples=one))
+        >>> found = invert(task, seen, Knowledge(shape=(4,), classes=2), by=idlg(steps=10))
+        >>> found.inputs.astype(float).round(1).tolist(), found.targets.tolist()
+        ([[0.1, 0.9, 0.4, 0.6]], [1])
     """
     by = cosine() if by is None else by
     trainer = opened_torch(task)
@@ -434,8 +457,8 @@ def _differentiable(task: Task) -> Iterator[None]:
         yield
     except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
         raise ConfigurationError(
-            f"{task!r} cannot be inverted: torch cannot differentiate its gradient with respect to its input, or cannot "
-            f"call it with made-up inputs ({str(error).splitlines()[0]})"
+            f"{task!r} cannot be inverted: torch cannot differentiate its gradient with respect to its input, or "
+            f"cannot call it with made-up inputs ({str(error).splitlines()[0]})"
         ) from error
 
 

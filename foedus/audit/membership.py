@@ -45,6 +45,10 @@ class Membership:
     Attributes:
         inside, outside: the scores of members and of others; more means "member".
         label: of the attack.
+
+    Example:
+        >>> Membership(inside=np.array([2.0, 3.0]), outside=np.array([0.0, 1.0]), label="loss").auc
+        1.0
     """
 
     inside: Scores
@@ -146,6 +150,13 @@ def by_likelihood_ratio(
 
     Raises:
         ConfigurationError: the number of shadows is odd.
+
+    Example:
+        >>> from foedus.core.linear import logistic
+        >>> task, data = Task(logistic(2, 2)), Examples.of(np.eye(2), [0, 1])
+        >>> same = open_trainer(task, seed=0).initial()  # of models that learn nothing, nothing can be told
+        >>> by_likelihood_ratio(task, same, lambda e, i: same, members=data, others=data, shadows=2).auc
+        0.5
     """
     check_whole("shadows", shadows, least=2)
     if shadows % 2:

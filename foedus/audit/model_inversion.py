@@ -31,7 +31,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Imagined:
-    """An input for every class, [class, ...], and how sure the model is of each, as its loss [class]."""
+    """An input for every class, [class, ...], and how sure the model is of each, as its loss [class].
+
+    Example:
+        >>> pictures = np.eye(4).reshape(2, 2, 4)
+        >>> Imagined(inputs=pictures, losses=np.zeros(2)).likeness(pictures)["recognised"]
+        1.0
+    """
 
     inputs: Array
     losses: Array
@@ -66,6 +72,13 @@ def imagine(
 
     Raises:
         ConfigurationError: the number of classes is not given, or the task is not of that kind.
+
+    Example:
+        >>> import foedus as fd
+        >>> task = fd.Task(lambda: torch.nn.Linear(4, 2), torch.nn.functional.cross_entropy)
+        >>> weights = opened_torch(task).initial()
+        >>> imagine(task, weights, Knowledge(shape=(4,), classes=2), steps=5).inputs.shape
+        (2, 4)
     """
     check_whole("steps", steps)
     check_number("smoothness", smoothness)

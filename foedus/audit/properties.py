@@ -36,6 +36,10 @@ class Played:
         shadows: how many are played, half of them with the property.
         tested: how many it is asked about, with data that no played one has.
         others: how many clients without the property are in the sum that is seen, where only sums are seen.
+
+    Example:
+        >>> Played(examples=16, share=0.25).shadows
+        60
     """
 
     examples: int = 32
@@ -70,6 +74,11 @@ def infer_property(
 
     Raises:
         DataError: there are too few examples.
+
+    Example:
+        >>> found = infer_property(victim, having=thick, lacking=thin, through=mean())  # doctest: +SKIP
+        >>> found.auc  # doctest: +SKIP
+        0.97
     """
     played = Played() if played is None else played
     if min(len(having), len(lacking)) < 2 * played.examples:

@@ -37,6 +37,11 @@ class Judged:
         ssim: structural similarity, at most 1; NaN where the examples are no pictures.
         baseline_psnr, baseline_ssim: the same for the mean of other examples.
         order: which reconstruction each original was paired with.
+
+    Example:
+        >>> once = Judged(psnr=(20.0,), ssim=(0.9,), baseline_psnr=(12.0,), baseline_ssim=(0.1,), order=(0,))
+        >>> once.gain, once.recovered
+        (8.0, 1.0)
     """
 
     psnr: tuple[float, ...]

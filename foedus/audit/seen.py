@@ -43,6 +43,14 @@ class Victim:
         spec: how it trains.
         examples: its own; what the attacker is after.
         seed, client, round: of the run, its position, and when; they decide its batches and noise.
+
+    Example:
+        >>> from foedus.core.linear import logistic
+        >>> task = Task(logistic(4, 2))
+        >>> data = Examples.of(np.ones((6, 4)), [0, 1] * 3)
+        >>> start = open_trainer(task, seed=0).initial()
+        >>> int(Victim(task=task, before=start, spec=local_sgd(0.5, batch_size=2), examples=data).plan.steps[0])
+        3
     """
 
     task: Task
@@ -72,6 +80,11 @@ class Seen:
         spec: how clients train, which everybody knows.
         plan: the client's local steps, which whoever knows the seed and the number of examples knows.
         round: in which round it was.
+
+    Example:
+        >>> seen = look(victim, through=chain(top_k(0.01), mean()))  # doctest: +SKIP
+        >>> seen.sent.mean()  # doctest: +SKIP
+        0.01
     """
 
     before: Weights
