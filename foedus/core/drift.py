@@ -323,6 +323,7 @@ def averaged_momentum(
         down=lambda state: state,
         sides={"momentum": momenta or mean()},
         finish=finish,
+        counts=False,
     )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 

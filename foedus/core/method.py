@@ -250,6 +250,9 @@ class Method(NamedTuple):
     * ``updates``: the channels of ``sides`` that carry updates of the model or of a part of it: the gate looks at them
       as at ``update``, and attackers replace them.
 
+    * ``counts``: whether ``finish`` makes use of how many took part or sent something. Noise for privacy does not cover
+      these numbers, so that such a method is refused under a budget of central noise.
+
     Example, whole: FedAvg whose clients also report how far they went:
 
         >>> import numpy as np
@@ -272,6 +275,7 @@ class Method(NamedTuple):
     unscaled: bool = False
     updates: frozenset[str] = frozenset()
     fits: Callable[[Client], None] = lambda client: None
+    counts: bool = True
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one

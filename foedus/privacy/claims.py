@@ -16,6 +16,7 @@ from typing import NamedTuple
 from foedus.core.aggregate import Aggregator
 from foedus.core.checks import check_number, check_whole
 from foedus.core.compose import Algorithm
+from foedus.core.method import unchanged
 from foedus.core.select import Sampler
 from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import ConfigurationError, NoGuarantee
@@ -57,6 +58,7 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
     """
     _check_timing(algorithm)
     event = together([_covered(channel, rule) for channel, rule in _channels(algorithm, buffers)])
+    _check_counts(algorithm)
     _check_separation(event, sampler)
     if not hidden:
         return event
@@ -147,6 +149,18 @@ def _check_honest(rule: Aggregator, event: Event) -> None:
             f"be corrupt, and the noise was planned for {event.shares} honest ones. Write "
             f"masked(..., least={event.shares + rule.masking.withstand.corrupted}), or honest={honest}"
         )
+
+
+def _check_counts(algorithm: Algorithm) -> None:
+    """Refuse a method that would put into the model how many clients came."""
+    method = algorithm.method
+    if method is None or method.finish is unchanged or not method.counts or not seen_by_nobody(algorithm.aggregator):
+        return
+    raise NoGuarantee(
+        f"{method.label} makes use of how many clients sent something, and the noise on sums does not cover that. If "
+        "its finish() does not look at gathered.senders and gathered.visited, write method._replace(counts=False); "
+        "otherwise use another method, or local noise"
+    )
 
 
 def _check_separation(event: Event, sampler: Sampler) -> None:

@@ -23,6 +23,8 @@ from foedus.rounds.state import COSTS, RunState
 from foedus.rounds.work import BUFFERS, UPDATE, Job, Outcome, side_layout
 from foedus.tree import Layout, Vector
 
+_LENGTH = "length of what is sent"  # kept beside the state of a channel that has noise
+
 
 class Server(NamedTuple):
     """What the server needs to know to decode: the job, and the layouts of parameters and buffers; and where its noise
@@ -59,7 +61,7 @@ class Server(NamedTuple):
         update, refused = None, len(outcome.refused)
         message = outcome.message
         if message is None and seen_by_nobody(algorithm.aggregator):
-            message = nothing(algorithm.aggregator, self._context(UPDATE, number, told=self.told(state)))
+            message = self._nothing(UPDATE, state, number)
         if message is not None:
             update, state.aggregator = self._decoded(UPDATE, state.aggregator, message, number, refused=refused)
         if algorithm.method is not None:
@@ -68,23 +70,54 @@ class Server(NamedTuple):
         if update is not None:
             update = update if pull is None else update + pull.vector
             vector, state.server = algorithm.server.step(state.server, vector, update, number)
-        if outcome.buffers is not None:
-            change, state.buffers = self._decoded(BUFFERS, state.buffers, outcome.buffers, number, refused=refused)
+        message = outcome.buffers
+        if message is None and seen_by_nobody(algorithm.buffers) and self.job.task.average_buffers and len(buffers):
+            message = self._nothing(BUFFERS, state, number)
+        if message is not None:
+            change, state.buffers = self._decoded(BUFFERS, state.buffers, message, number, refused=refused)
             change = change if pull is None else change + pull.buffers
             buffers = (buffers + change).astype(buffers.dtype)
         state.weights = Weights(vector, buffers)
 
     def _gathered(self, state: RunState, outcome: Outcome, update: Vector | None, number: int) -> Gathered:
         sides = {}
-        for name, message in sorted(outcome.sides.items()):
-            size = outcome.sizes[name]
-            kept = state.sides.get(name) or self._first_side(name, size)
-            sides[name], state.sides[name] = self._decoded(name, kept, message, number, size=size)
+        for name, message in sorted((outcome.sides | self._unsent(state, outcome, number)).items()):
+            size = outcome.sizes.get(name) or self._length(state, name)
+            kept = dict(state.sides.get(name) or self._first_side(name, size))
+            kept.pop(_LENGTH, None)
+            sides[name], after = self._decoded(name, kept, message, number, size=size)
+            state.sides[name] = after if self._silent(name) else after | {_LENGTH: np.array([size])}
         return Gathered(
             state.method, state.weights.vector, update, sides, outcome.senders, self._population(number), number,
             self.job.algorithm.client.rate(number), len(outcome.clients) - len(outcome.refused),
             self.layout,
         )  # fmt: skip
+
+    # Channels with noise of the server's are decoded in every round: nobody is to see whether anything came in them.
+
+    def _silent(self, channel: str) -> bool:
+        """Whether a round in which nothing comes in a channel may show that."""
+        return not seen_by_nobody(self.job.algorithm.aggregator_of(channel))
+
+    def _unsent(self, state: RunState, outcome: Outcome, number: int) -> dict[str, Message]:
+        """Sums of nothing for the method's channels in which nothing came, where nobody is to see that."""
+        method = self.job.algorithm.method
+        channels = () if method is None else method.sides.keys() - outcome.sides.keys()
+        return {
+            name: self._nothing(name, state, number, size=self._length(state, name))
+            for name in channels
+            if not self._silent(name)
+        }
+
+    def _length(self, state: RunState, channel: str) -> int:
+        """Of the vectors in a channel of the method's: as ever; the model's, as long as nothing has ever come."""
+        known = state.sides.get(channel, {}).get(_LENGTH)
+        return self.layout.size if known is None else int(known[0])
+
+    def _nothing(self, channel: str, state: RunState, number: int, *, size: int = 0) -> Message:
+        """The sum of no messages."""
+        rule = self.job.algorithm.aggregator_of(channel)
+        return nothing(rule, self._context(channel, number, size=size, told=self.told(state)))
 
     def _first_side(self, channel: str, size: int) -> State:
         """What the aggregator of a method's own channel keeps at first."""

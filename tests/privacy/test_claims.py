@@ -10,7 +10,7 @@ import pytest
 
 import foedus as fd
 from foedus.core.compose import composed
-from foedus.core.drift import scaffold
+from foedus.core.drift import averaged_momentum, scaffold
 from foedus.core.method import averaging
 from foedus.core.select import Sampler
 from foedus.errors import NoGuarantee
@@ -73,7 +73,7 @@ def test_what_is_not_covered_is_refused(made: fd.Algorithm, told: str) -> None:
 
 
 def test_methods_that_send_more_than_updates_need_noise_there_too() -> None:
-    bare = replace(scaffold(fd.local_sgd(0.1)), aggregator=RULE)
+    bare = replace(averaged_momentum(fd.local_sgd(0.1, momentum=0.9)), aggregator=RULE)
     with pytest.raises(NoGuarantee, match="which adds no noise"):
         round_event(bare, POISSON)
     assert bare.method is not None
@@ -83,6 +83,17 @@ def test_methods_that_send_more_than_updates_need_noise_there_too() -> None:
     assert isinstance(found, Gaussian)
     assert found.noise_multiplier == pytest.approx(2.0 / sums**0.5)
     assert round_event(composed(fd.local_sgd(0.1), averaging(), aggregator=RULE), POISSON) == Gaussian(2.0)
+
+
+def test_methods_that_count_who_came_are_not_covered_by_noise_on_sums() -> None:
+    bare = replace(scaffold(fd.local_sgd(0.1)), aggregator=RULE)
+    assert bare.method is not None
+    covered = bare.method._replace(sides=dict.fromkeys(bare.method.sides, RULE))
+    with pytest.raises(NoGuarantee, match="makes use of how many clients sent something"):
+        round_event(replace(bare, method=covered), POISSON)
+    assert round_event(replace(bare, method=covered._replace(counts=False)), POISSON)
+    local_sides = covered._replace(sides=dict.fromkeys(covered.sides, LOCAL))
+    assert round_event(replace(bare, method=local_sides, aggregator=LOCAL), POISSON)
 
 
 def test_averaged_buffers_are_not_covered_by_the_noise_on_updates() -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("dp_accounting")
 
 import foedus as fd
 from foedus.core.linear import logistic
-from foedus.core.method import Contribution, Local, Method, Train, Visit, averaging
+from foedus.core.method import Contribution, Gathered, Local, Method, Train, Visit, averaging
 from foedus.core.select import Sampler
 from foedus.errors import CheckpointError, NoGuarantee
 from foedus.privacy import (
@@ -211,6 +211,42 @@ def second_channel(rule: fd.Aggregator) -> Method:
         return brought._replace(sides={"more": brought.update})
 
     return averaging()._replace(local=local, sides={"more": rule}, label="twice()")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [RULE, adaptive(noise_multiplier=1.0, cohort=20)], ids=lambda r: r.label)
+def test_a_round_of_nobody_gets_noise_in_every_channel(tmp_path: Path, rule: fd.Aggregator) -> None:
+    """Also where clients come but send nothing in one of them; and a run that goes on ends with the same bytes."""
+    seen: dict[int, Any] = {}
+
+    def finish(gathered: Gathered) -> tuple[Any, Any]:
+        seen[gathered.round] = gathered.sides["more"]
+        return gathered.update, gathered.state
+
+    def local(visit: Visit) -> Local:
+        trained = yield Train()
+        sides = {} if visit.round == 4 else {"more": np.ones(3)}
+        return Contribution.of(trained, visit)._replace(sides=sides)
+
+    method = Method(local, "more()", sides={"more": rule}, finish=finish, counts=False)
+    algorithm = fd.Algorithm(client=fd.local_sgd(lr=0.3, batch_size=5), aggregator=rule, method=method)
+    task = fd.Task(logistic(3, 2), metrics=[fd.accuracy])
+    settings = fd.Settings(
+        progress=False, checkpoint_seconds=0.0, executor=fd.executors.debug(), budget=Budget(epsilon=1e3, delta=1e-3)
+    )  # fmt: skip
+
+    def run(folder: str, rounds: int) -> fd.Run:
+        own = replace(settings, folder=tmp_path / folder)
+        return fd.simulate(task, algorithm, clients(), rounds=rounds, cohort=nobody_in({1, 3}), settings=own)
+
+    whole = run("whole", 5)
+    assert [len(seen[round]) for round in range(1, 6)] == [8, 3, 3, 3, 3], "the model's length until something came"
+    assert all(np.std(seen[round]) > 0 for round in seen)
+    found = dict(seen)
+    for rounds in (2, 3, 5):
+        again = run("killed", rounds)
+    assert again.metrics == whole.metrics
+    assert all((seen[round] == found[round]).all() for round in found)
 
 
 TELLING = adaptive(noise_multiplier=1.0, cohort=20)
