@@ -198,6 +198,8 @@ class Coordinator:
             learning.restore(self._ground.blobs.get(row.checkpoint))
         course.checkpoint, course.key = row.checkpoint, row.key
         course.state = course.read(row.state, seats)
+        if learning.state is not None:  # what was remembered when the step began, the process before has taken along
+            learning.remember(course.versions())
         self._resume(course, row, now)
 
     def _resume(self, course: Course, row: RunRow, now: float) -> None:
@@ -403,7 +405,8 @@ class Coordinator:
     def _give(self, content: bytes, course: Course) -> Blob:
         """Let clients fetch some bytes, as long as they are of interest."""
         digest = self._digests.get(id(content))
-        if digest is None or digest not in self._given:
+        known = None if digest is None else self._given.get(digest)
+        if digest is None or known is None or known.content is not content:  # another object may have had this id
             digest = blob.digest_of(content)
             while len(self._given) >= GIVEN * max(1, len(self._courses)):
                 gone = self._given.pop(next(iter(self._given)))

@@ -131,7 +131,9 @@ class Course:
             left = min(left, max(pause, self.period - (now - self.begun_at)))
         elif self.state.phase is not Phase.FAILED:
             left = min(left, pause)
-        wanted = max(1, self.state.places)
+        cohort = self.learning.served.cohort
+        few = cohort if isinstance(cohort, int) else self.learning.population  # before anybody has been wanted
+        wanted = max(1, self.state.places or few)
         return come_back(
             population=max(1, self.learning.population), wanted=wanted, period_s=self.period, left_s=left, floor_s=pause
         )
@@ -164,6 +166,6 @@ class Course:
         here = [self.seat(row) for row in rows]
         kept = [
             seat for seat in here
-            if (seat.round, seat.part) == (bare.round, bare.part) or (self.rules.flowing and seat.at in machine.OPEN)
+            if (seat.round, seat.part) == (bare.round, bare.part) or (self.rules.flowing and seat.at in machine.ENGAGED)
         ]  # fmt: skip
         return machine.read(state, kept)

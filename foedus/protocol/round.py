@@ -353,7 +353,8 @@ def _came(state: State, event: Came, rules: Rules) -> Stepped:
     mine = [s for s in state.seats.values() if s.position == event.position and _current(s, state, rules)]
     if (own := next((s for s in mine if s.at in OPEN), None)) is not None:
         return state, (Seated(own, own.key if own.key in event.pending else None),)
-    if any(s.at is not At.LAPSED for s in mine):
+    gone = (At.LAPSED, At.DECLINED) if rules.flowing else (At.LAPSED,)
+    if any(s.at not in gone for s in mine):
         return state, (Away("this round has had your answer"),)
     if state.cohort is not None and event.position not in state.cohort:
         return state, (Away("others were drawn for this round"),)
@@ -362,6 +363,8 @@ def _came(state: State, event: Came, rules: Rules) -> Stepped:
     if len(state.at(*ENGAGED)) >= state.places:
         return state, (Away("this round is full"),)
     seat = Seat(event.key, event.position, state.round, state.attempt, since=event.now, part=state.part)
+    if mine:  # where updates flow, a seat that lapsed is taken up again: a client has one key in an attempt
+        seat = mine[0]._replace(at=At.TRAINING, since=event.now)
     held = next((k for k in event.pending if _same_orders(state.seats.get(k), seat)), None)
     after = replace(state, seats={**state.seats, seat.key: seat})
     if not rules.flowing and _full(after):
@@ -370,10 +373,9 @@ def _came(state: State, event: Came, rules: Rules) -> Stepped:
 
 
 def _current(seat: Seat, state: State, rules: Rules) -> bool:
-    """Whether a seat is of the present attempt; where updates flow, whether it could come into the present round."""
-    if rules.flowing:
-        return seat.at in ENGAGED
-    return seat.attempt == state.attempt
+    """Whether a seat is of the present attempt; where updates flow, or whether it can still come into it."""
+    present = (seat.round, seat.part, seat.attempt) == (state.round, state.part, state.attempt)
+    return present or (rules.flowing and seat.at in ENGAGED)
 
 
 def _same_orders(held: Seat | None, seat: Seat) -> bool:
@@ -473,7 +475,7 @@ def _ticked(state: State, event: Tick, rules: Rules) -> Stepped:
 
 def _flowed(state: State, event: Tick, rules: Rules) -> Stepped:
     """Where updates flow, seats lapse by themselves, and a round that brought too little goes on."""
-    late = [s._replace(at=At.LAPSED) for s in state.at(*OPEN) if event.now >= s.since + rules.deadline_s]
+    late = [s._replace(at=At.LAPSED) for s in state.at(*OPEN, At.REFUSED) if event.now >= s.since + rules.deadline_s]
     after = _with(state, *late)
     if event.now >= state.deadline:
         if len(after.at(At.RECEIVED)) >= rules.minimum:
@@ -538,7 +540,9 @@ def _restarted(state: State, event: Restarted, rules: Rules) -> Stepped:
     for seat in state.at(*ENGAGED):
         found = At.RECEIVED if seat.position in event.summed else At.AGAIN
         changed += [seat._replace(at=found)] if seat.at is not found else []
-    phase = Phase.TRAINING if state.phase is Phase.AGGREGATING else state.phase
+    phase = state.phase
+    if phase is Phase.AGGREGATING:
+        phase = Phase.SELECTING if rules.flowing else Phase.TRAINING
     after = replace(_with(state, *changed), phase=phase, deadline=max(state.deadline, event.now + rules.window_s))
     if len(after.at(At.RECEIVED)) >= after.goal:
         return _ended(after, tuple(changed))
@@ -608,7 +612,7 @@ TABLE: tuple[Row, ...] = (
     Row(_A, Tick,      (_A,),      _aggregating),
     Row(_A, Committed, (_I,),      _committed),
     Row(_A, Failed,    (_F, _O),   _failed),
-    Row(_A, Restarted, (_T, _A),   _restarted),
+    Row(_A, Restarted, (_S, _T, _A), _restarted),
     Row(_A, Stop,      (_O,),      _stopped),
     Row(_F, Came,      (_F,),      _soon),
     Row(_F, Started,   (_F,),      _shut),
