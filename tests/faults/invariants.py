@@ -1,12 +1,14 @@
 """What must hold after every step of a server, whatever has happened.
 
 * A client is counted at most once in a round.
-* The model that is written is the mean, recomputed here, of what the counted clients hold; never of fewer than the minimum.
-* What a server said it received is counted in the round that this server commits; after a restart it is asked for again,
-  or its attempt was reported failed. No key is ever forgotten.
-* A client is told ``counted`` only of what is on the disk, and never told to delete what is counted.
+* The model that is written is the mean, recomputed here, of what the counted clients hold; never of fewer than the
+  minimum, and of nothing that answers other orders.
+* What a server said it received is counted in the round that this server commits; after a restart it is asked for
+  again, or its attempt was reported failed. No key is ever forgotten.
+* A client is told ``counted`` only of what is on the disk, and never told to delete what is counted; until then it
+  holds its bytes, and under one key it only ever sends the same.
 * Epochs and rounds never go back.
-* Once nothing goes wrong any more, no deadline passes without the round's end, and everybody gets the final model.
+* No deadline passes unnoticed; once nothing goes wrong any more, every round ends, and everybody gets the final model.
 """
 
 from __future__ import annotations
@@ -18,15 +20,22 @@ import numpy as np
 
 from foedus.net.store import LEADER, SeatRow
 from foedus.protocol import blob
-from foedus.protocol.messages import Accepted
+from foedus.protocol.messages import Accepted, Submit
 from foedus.protocol.round import At, Phase
 
-from .simulation import RUN, TICK_S, Client, Server, Violation, World, vector_of
+from .simulation import RUN, Client, Server, Violation, World, vector_of
 
 if TYPE_CHECKING:
     from foedus.net.coordinator import Coordinator
 
-QUIET_S = 40.0  # seconds after the last fault from which on deadlines are to be kept to the tick
+
+class _Bytes(NamedTuple):
+    """What is held under a key: whose it is, the update, its weight, and the digest of the orders it was made from."""
+
+    position: int
+    vector: Any
+    weight: float
+    orders: bytes
 
 
 class _Said(NamedTuple):
@@ -41,24 +50,35 @@ class Watch:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.vectors: dict[bytes, tuple[int, Any, float]] = {}  # by key: whose, update, weight
+        self.vectors: dict[bytes, _Bytes] = {}  # by key
+        self.sent: dict[bytes, bytes] = {}  # by key: the digest of what was submitted
         self.said: dict[bytes, _Said] = {}
         self.counted: set[bytes] = set()
-        self.accepted_keys: dict[bytes, int] = {}
+        self.given: dict[bytes, tuple[int, bytes]] = {}  # by key: to whom, and for which orders
         self.checkpoint, self.round, self.part, self.epoch = "", 0, 0, 0
         self.model: Any = None
         self.lives: dict[int, Coordinator] = {}  # kept alive, so that no two have the same id
 
     # --- what is seen
 
-    def held(self, client: Client, key: bytes, content: bytes) -> None:
-        """A client holds bytes under a key."""
-        self.vectors[key] = client.position, *vector_of(content)
+    def held(self, client: Client, key: bytes, content: bytes, orders: bytes) -> None:
+        """A client holds bytes under a key, made from some orders."""
+        self.vectors[key] = _Bytes(client.position, *vector_of(content), orders)
+
+    def renamed(self, old: bytes, key: bytes) -> None:
+        """The bytes of one key are another's from now on."""
+        self.vectors[key] = self.vectors[old]
 
     def accepted(self, client: Client, answer: Accepted) -> None:
-        """A client was given a key: nobody else ever is."""
-        if self.accepted_keys.setdefault(answer.key, client.position) != client.position:
-            raise Violation(f"one key was given to clients {self.accepted_keys[answer.key]} and {client.position}")
+        """A client was given a key: nobody else ever is, and it is always for the same orders."""
+        given = client.position, answer.orders.digest
+        if self.given.setdefault(answer.key, given) != given:
+            raise Violation(f"the key of client {self.given[answer.key][0]} was given to {client.position}, or anew")
+
+    def submitted(self, client: Client, request: Submit) -> None:
+        """A client says that all its bytes are there."""
+        if self.sent.setdefault(request.key, request.digest) != request.digest:
+            raise Violation(f"client {client.position} sends other bytes under the same key")
 
     def received(self, coordinator: Coordinator, client: Client, key: bytes) -> None:
         """A server says Received."""
@@ -77,11 +97,10 @@ class Watch:
     # --- after every step
 
     def after(self, server: Server) -> None:
-        """Look at the disk, if it has changed; and at the clock."""
+        """Look at the disk, if it has changed."""
         if self.world.disk.changed:
             self.world.disk.changed = False
             self._look(server)
-        self._in_time(server)
 
     def _look(self, server: Server) -> None:
         with self.world.disk.rows.begin() as rows:
@@ -123,15 +142,24 @@ class Watch:
         if len(positions) < self.world.original.minimum:
             raise Violation(f"round {number} is of {len(positions)} clients only")
         self.counted |= {s.key for s in seats}
-        unknown = [s.position for s in seats if self.vectors.get(s.key, (-1,))[0] != s.position]
-        if unknown:
-            raise Violation(f"round {number} counts updates that clients {unknown} never held")
-        weights = np.array([self.vectors[s.key][2] for s in seats])
-        updates = np.array([self.vectors[s.key][1] for s in seats])
+        self._check_held(seats, number)
+        weights = np.array([self.vectors[s.key].weight for s in seats])
+        updates = np.array([self.vectors[s.key].vector for s in seats])
         wanted = before + (weights[:, None] * updates).sum(0) / weights.sum()
         if not np.allclose(self.model, wanted, rtol=0, atol=2e-6 * (1 + np.abs(wanted).max())):
             off = float(np.abs(self.model - wanted).max())
             raise Violation(f"the model of round {number} is off the mean of its {len(seats)} clients by {off:.2g}")
+
+    def _check_held(self, seats: list[SeatRow], number: int) -> None:
+        """What is counted is held by its client at this moment, and answers the orders that it was given."""
+        for seat in seats:
+            found = self.vectors.get(seat.key)
+            if found is None or found.position != seat.position:
+                raise Violation(f"round {number} counts an update that client {seat.position} never held")
+            if seat.key not in self.world.clients[seat.position].disk:
+                raise Violation(f"client {seat.position} has deleted what is counted in round {number} only now")
+            if found.orders != self.given[seat.key][1]:
+                raise Violation(f"round {number} counts an update of client {seat.position} for other orders")
 
     def _nobody_left_out(self, server: Server) -> None:
         """Whatever the server that commits has said it received is in; of earlier attempts it said that they failed."""
@@ -152,15 +180,12 @@ class Watch:
             found: SeatRow | None = rows.seat(key)
         return found
 
-    def _in_time(self, server: Server) -> None:
-        """No deadline passes unnoticed once all is calm."""
-        world, coordinator = self.world, server.coordinator
-        if coordinator is None or world.now < 1000.0 + world.original.until + QUIET_S:
-            return
-        state = coordinator._courses[RUN].state
-        late = world.now + server.offset - state.deadline
-        if state.phase in (Phase.SELECTING, Phase.TRAINING) and late > 3 * TICK_S:
-            raise Violation(f"round {state.round} goes on {late:.0f} s after its deadline")
+    def ticked(self, server: Server) -> None:
+        """A tick came to its end: no deadline has passed before it."""
+        assert server.coordinator is not None
+        state = server.coordinator._courses[RUN].state
+        if state.phase in (Phase.SELECTING, Phase.TRAINING) and self.world.now + server.offset > state.deadline:
+            raise Violation(f"round {state.round} goes on after its deadline")
 
     # --- at the end
 

@@ -5,8 +5,8 @@ session machine, the client's half of a parcel, and a disk. Around them everythi
 lost, late, twice and out of order; clients cannot be reached, or die between any two things that they do; servers stand
 still, die between any two writes, or two believe to lead; clocks differ; disks are slow, and fail.
 
-After every step of a server what lies on its disk is checked (``invariants.py``). ``run(seed)`` gives a report, or raises
-:class:`Violation` with what is broken; the same seed always does the same.
+After every step of a server what lies on its disk is checked (``invariants.py``). ``run(seed)`` gives a report, or
+raises :class:`Violation` with what is broken; the same seed always does the same.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import Job
 
 RUN = "run"
+PIECE = 400  # bytes: an update takes two
 TICK_S, RENEW_S, LEASE_S, TIMEOUT_S = 1.0, 10.0, 30.0, 8.0
 
 
@@ -94,11 +95,13 @@ class Plan:
         cohort = r.choice([None, max(2, size // 2), max(2, size - 1)])
         wanted = size if cohort is None else cohort
         return Plan(
-            seed, size, r.randint(2, 4) if size < 20 else 2, flowing, wanted if flowing else cohort,
-            r.randint(1, max(1, min(3, wanted - 1))), r.choice([1.0, 1.3]), r.choice([1, 1, 2]),
-            r.uniform(60, 200), some(0.02, 0.1, 0.3), some(0.05, 0.3), r.choice([0.2, 2.0, 6.0]), some(0.002, 0.01, 0.04),
-            some(0.02, 0.1), some(0.01, 0.05), some(0.002, 0.01, 0.03), some(0.005, 0.02), some(0.005, 0.03, 0.1),
-            some(0.05, 1.0), some(2.0, 50.0), r.random() < 0.5,
+            seed=seed, clients=size, rounds=r.randint(2, 4) if size < 20 else 2, flowing=flowing,
+            cohort=wanted if flowing else cohort, minimum=r.randint(1, max(1, min(3, wanted - 1))),
+            over=r.choice([1.0, 1.3]), servers=r.choice([1, 1, 2]), until=r.uniform(60, 200),
+            lost=some(0.02, 0.1, 0.3), twice=some(0.05, 0.3), slow=r.choice([0.2, 2.0, 6.0]),
+            dies=some(0.002, 0.01, 0.04), gives_up=some(0.02, 0.1), away=some(0.01, 0.05),
+            killed=some(0.002, 0.01, 0.03), stands=some(0.005, 0.02), disk_fails=some(0.005, 0.03, 0.1),
+            disk_slow=some(0.05, 1.0), skew=some(2.0, 50.0), vault=r.random() < 0.5,
         )  # fmt: skip
 
     @property
@@ -262,6 +265,7 @@ class Client:
     brought: tuple[bytes, Contribution, Terms] | None = None  # what it could encode anew
     orders: bytes = b""
     content: bytes = b""
+    made_from: bytes = b""  # digest of the orders that the content answers
     model: bytes = b""
     away_until: float = 0.0
 
@@ -421,6 +425,7 @@ class World:
         if server.coordinator is not None:
             with self.process(server):
                 server.coordinator.tick(self.now + server.offset)
+                self.watched.ticked(server)
 
     def _lead(self, server: Server) -> None:
         """Take the lease, or keep it."""
@@ -540,7 +545,7 @@ class World:
             case session.Encode(scale):
                 self._encode(client, scale)
             case session.Piece(key, upload, offset, length):
-                piece = client.disk[key][1][offset : offset + length]
+                piece = client.disk[key][1][offset : offset + min(length, PIECE)]
                 self.call(
                     client,
                     lambda c, now: c.uploads.write(upload, offset, piece, owner=client.position, now=now),
@@ -562,16 +567,19 @@ class World:
                 fresh = client.content if blob.digest_of(client.content) == held.digest else b""
                 client.disk[held.key] = held, fresh or (known[1] if known else b"")
                 assert blob.digest_of(client.disk[held.key][1]) == held.digest
-                self.watched.held(client, held.key, client.disk[held.key][1])
+                if fresh:
+                    self.watched.held(client, held.key, fresh, client.made_from)
             case session.Rename(old, held):
                 client.disk[held.key] = held, client.disk.pop(old)[1]
-                self.watched.held(client, held.key, client.disk[held.key][1])
+                self.watched.renamed(old, held.key)
             case session.Settle(key, counted):
                 client.disk.pop(key, None)
                 self.watched.settled(client, key, counted)
 
     def _say(self, coordinator: Coordinator, client: Client, data: bytes, now: float) -> Any:
         request = wire.decode(data)
+        if isinstance(request, Submit):
+            self.watched.submitted(client, request)
         answer = coordinator.handle(client.caller, request, now)
         if isinstance(request, Submit) and isinstance(answer, Received):
             self.watched.received(coordinator, client, request.key)
@@ -611,7 +619,9 @@ class World:
             if self.chance(self.plan.gives_up, "gave up"):
                 self.step(client, session.GaveUp(self._clock(client), "training"))
                 return
-            client.brought = accepted.key, *contribution(self.original, client.orders, client.position)
+            client.made_from = accepted.orders.digest
+            salt = client.position.to_bytes(4, "big") + client.life.to_bytes(4, "big")
+            client.brought = accepted.key, *contribution(self.original, client.orders, salt)
             self._encode(client, 1.0)
 
         self.at(self.random.uniform(0.5, 10.0), trained)
@@ -632,12 +642,12 @@ def _population(count: int) -> fd.Clients:
     return fd.Clients.generated(lambda position: None, [f"c{p}" for p in range(count)], sizes=sizes)  # type: ignore
 
 
-def contribution(plan: Plan, orders: bytes, position: int) -> tuple[Contribution, Terms]:
-    """What a client makes of orders: numbers that nobody else has, and that are the same whenever it is asked."""
+def contribution(plan: Plan, orders: bytes, salt: bytes) -> tuple[Contribution, Terms]:
+    """What a client makes of orders: numbers that nobody else has, and that differ when it trains anew."""
     trainer, what = _trainer(), served(plan)
     job = Job(what.task, what.algorithm, _population(plan.clients), plan.seed)
     bare = Terms.of(job, orders_of(blob.unpack(orders), trainer.initial(), (None, None)), layouts_of(trainer))
-    words = hashlib.blake2b(orders + position.to_bytes(4, "big"), digest_size=60).digest()
+    words = hashlib.blake2b(orders + salt, digest_size=60).digest()
     vector = (np.frombuffer(words, "<u4")[: trainer.layout.size] / 2**31 - 1).astype(np.float32)
     return Contribution(vector, steps=1, loss=0.5), bare
 
@@ -674,3 +684,12 @@ def run(seed: int, *, plan: Plan | None = None) -> Report:
 def told(found: Mapping[str, int]) -> str:
     """Counts, the most frequent first."""
     return ", ".join(f"{name} {count}" for name, count in Counter(found).most_common())
+
+
+def attempt(seed: int) -> tuple[int, str, Counter[str], Counter[str]]:
+    """What came of a seed: a text if something is broken, which faults there were, and the shapes of sessions."""
+    try:
+        report = run(seed)
+    except Violation as error:
+        return seed, str(error), Counter(), Counter()
+    return seed, "", report.faults, report.shapes

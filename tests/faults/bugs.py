@@ -1,0 +1,283 @@
+"""Faults planted on purpose: each is one that somebody makes one day, and each has to be found within 200 seeds.
+
+``planted(name)`` makes the fault as long as it lasts. The number beside a fault is a seed that finds it, tried first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from foedus.errors import StorageError
+from foedus.net import leases
+from foedus.net.coordinator import Coordinator
+from foedus.net.learning import Learning
+from foedus.net.store import Lease, SqlTransaction
+from foedus.protocol import round as machine
+from foedus.protocol import session
+from foedus.protocol.messages import Received, Stands
+from foedus.protocol.round import At, Phase
+
+from . import simulation
+
+
+class Bug(NamedTuple):
+    """What is patched, and a seed that finds it."""
+
+    seed: int
+    patches: Callable[[], list[Any]]
+
+
+def rows(*changed: machine.Row) -> Any:
+    """The round's table with other rows."""
+    return patch.dict(machine._ROWS, {(row.phase, row.event): row for row in changed})
+
+
+def every(event: type, move: Callable[..., Any]) -> Any:
+    """The round's table with another move for an event, wherever it may happen."""
+    found = [row._replace(move=move, to=tuple(Phase)) for row in machine.TABLE if row.event is event]
+    return rows(*found)
+
+
+# --- servers
+
+
+def twice() -> list[Any]:
+    started, take = machine._started, Learning.take
+
+    def let_go(state: Any, event: Any, rules: Any) -> Any:
+        seat = state.seats.get(event.key)
+        if seat is not None and seat.at is At.RECEIVED:
+            return state, (machine.Go(seat),)
+        return started(state, event, rules)
+
+    def add_again(self: Any, gathering: Any, position: int, parcel: Any, **how: Any) -> None:
+        gathering.counted.pop(position, None)
+        for intake in gathering.intakes.values():
+            intake.counted.discard(position)
+        take(self, gathering, position, parcel, **how)
+
+    return [every(machine.Started, let_go), patch.object(Learning, "take", add_again)]
+
+
+def told_too_early() -> list[Any]:
+    stands = machine.stands
+    early = lambda seat, state: Stands.COUNTED if seat.at is At.RECEIVED else stands(seat, state)  # noqa: E731
+    return [patch.object(machine, "stands", early)]
+
+
+def written_by_whom() -> list[Any]:
+    return [patch.object(SqlTransaction, "fence", lambda self, epoch: None)]
+
+
+def same_epoch() -> list[Any]:
+    def lead(store: Any, holder: str, address: str, now: float, *, seconds: float = 6.0, **_: Any) -> Lease:
+        with store.begin() as found:
+            lease = found.lease("coordinator")
+            if lease is not None and lease.holder != holder and lease.expires_at > now:
+                return lease
+            taken = Lease("coordinator", holder, address, 1, now + seconds)
+            found.put_lease(taken)
+            return taken
+
+    return [patch.object(leases, "lead", lead)]
+
+
+def epoch_back() -> list[Any]:
+    lead = leases.lead
+
+    def from_the_start(store: Any, holder: str, address: str, now: float, **how: Any) -> Lease:
+        lease = lead(store, holder, address, now, **how)
+        if lease.holder == holder and lease.epoch > 2:
+            lease = lease._replace(epoch=1)
+            with store.begin() as found:
+                found.put_lease(lease)
+        return lease
+
+    return [patch.object(leases, "lead", from_the_start)]
+
+
+def memory_survives() -> list[Any]:
+    restarted = machine._restarted
+
+    def believe(state: Any, event: Any, rules: Any) -> Any:
+        engaged = frozenset(seat.position for seat in state.at(*machine.ENGAGED))
+        return restarted(state, event._replace(summed=engaged), rules)
+
+    return [every(machine.Restarted, lambda s, e, r: believe(s, e, r) if s.phase in _BUSY else (s, ()))]
+
+
+_BUSY = (Phase.SELECTING, Phase.TRAINING, Phase.AGGREGATING)
+
+
+def sum_of_a_failed_attempt() -> list[Any]:
+    forget = Coordinator._forget
+
+    def keep(self: Any, course: Any) -> None:
+        if course.state.phase is not Phase.FAILED:
+            forget(self, course)
+
+    return [patch.object(Coordinator, "_forget", keep)]
+
+
+def too_few() -> list[Any]:
+    finished = machine._finished
+    return [
+        patch.object(machine, "_finished", lambda s, now, rules, why: finished(s, now, replace(rules, minimum=1), why))
+    ]
+
+
+def no_deadline() -> list[Any]:
+    ticked = machine._ticked
+
+    def late(state: Any, event: Any, rules: Any) -> Any:
+        return (state, ()) if event.now >= state.deadline else ticked(state, event, rules)
+
+    return [every(machine.Tick, lambda s, e, r: _TICKS[s.phase](s, e, r) if s.phase in _TICKS else late(s, e, r))]
+
+
+_TICKS: dict[Phase, Any] = {Phase.AGGREGATING: machine._aggregating, Phase.FAILED: machine._retried}
+
+
+def said_before_written() -> list[Any]:
+    step = Coordinator._step
+
+    def unsaved(self: Any, course: Any, event: Any, now: float) -> Any:
+        if not isinstance(event, machine.Came):
+            return step(self, course, event, now)
+        state, actions = machine.step(course.state, event, course.rules)
+        self._take_over(course, state, actions, now)
+        return actions
+
+    return [patch.object(Coordinator, "_step", unsaved)]
+
+
+def removed_too_early() -> list[Any]:
+    committed = Coordinator._committed
+
+    def remove_first(self: Any, course: Any, now: float) -> None:
+        self._ground.blobs.remove(course.checkpoint)
+        committed(self, course, now)
+
+    return [patch.object(Coordinator, "_committed", remove_first)]
+
+
+def full_disk() -> list[Any]:
+    """The update is in the sum, the write fails, and the client is told that all went wrong."""
+    return [patch.object(Coordinator, "_ahead", Coordinator._step)]
+
+
+def after_the_goal() -> list[Any]:
+    def received(state: Any, event: Any, rules: Any) -> Any:
+        return machine._with(state, state.seats[event.key]._replace(at=At.RECEIVED)), ()
+
+    aggregating, to = Phase.AGGREGATING, (Phase.AGGREGATING,)
+    return [
+        rows(
+            machine.Row(aggregating, machine.Started, to, machine._started),
+            machine.Row(aggregating, machine.Received, to, received),
+        )
+    ]
+
+
+def two_seats() -> list[Any]:
+    came = machine._came
+
+    def anew(state: Any, event: Any, rules: Any) -> Any:
+        mine = [k for k, s in state.seats.items() if s.position == event.position and s.at is not At.RECEIVED]
+        others = replace(state, seats={k: s for k, s in state.seats.items() if k not in mine})
+        after, actions = came(others, event, rules)
+        return replace(after, seats={**state.seats, **after.seats}), actions
+
+    return [every(machine.Came, lambda s, e, r: anew(s, e, r) if s.phase in _BUSY[:2] else _CAME[s.phase](s, e, r))]
+
+
+_CAME: dict[Phase, Any] = {
+    Phase.IDLE: machine._soon, Phase.AGGREGATING: machine._soon, Phase.FAILED: machine._soon, Phase.OVER: machine._over,
+}  # fmt: skip
+
+
+def error_is_swallowed() -> list[Any]:
+    write = Coordinator._write
+
+    def ignore(self: Any, course: Any, seats: Any, now: float) -> None:
+        try:
+            write(self, course, seats, now)
+        except StorageError:
+            return
+
+    return [patch.object(Coordinator, "_write", ignore)]
+
+
+# --- clients
+
+
+def deleted_on_received() -> list[Any]:
+    submitted = session._submitted
+
+    def delete(state: Any, event: Any) -> Any:
+        after, actions = submitted(state, event)
+        if not isinstance(event.answer, Received):
+            return after, actions
+        rest = {k: h for k, h in after.held.items() if k != state.key}
+        return replace(after, held=rest), (session.Settle(state.key, False), *actions[1:])
+
+    return [_client_row(session.Phase.SUBMITTING, session.Heard, delete)]
+
+
+def old_bytes() -> list[Any]:
+    accepted = session._accepted
+
+    def whatever(state: Any, answer: Any) -> Any:
+        return accepted(state, replace(answer, held=next(iter(state.held), None)))
+
+    return [patch.object(session, "_accepted", whatever)]
+
+
+def forgets() -> list[Any]:
+    perished = simulation.World._perished
+
+    def all_gone(self: Any, client: Any) -> None:
+        client.disk.clear()
+        perished(self, client)
+
+    return [patch.object(simulation.World, "_perished", all_gone)]
+
+
+def _client_row(phase: session.Phase, event: type, move: Callable[..., Any]) -> Any:
+    row = session._ROWS[phase, event]  # type: ignore[index]
+    return patch.dict(session._ROWS, {(phase, event): row._replace(move=move)})
+
+
+BUGS: dict[str, Bug] = {
+    "an update that is sent again is added again": Bug(0, twice),
+    "a client is told 'counted' before the model is written": Bug(0, told_too_early),
+    "whoever has lost the lease still writes": Bug(0, written_by_whom),
+    "a new leader has the epoch of the old one": Bug(0, same_epoch),
+    "the epoch begins anew": Bug(0, epoch_back),
+    "after a restart the sum is thought to be whole": Bug(0, memory_survives),
+    "the sum of a failed attempt goes on": Bug(0, sum_of_a_failed_attempt),
+    "a round of fewer than the minimum is committed": Bug(0, too_few),
+    "deadlines pass unnoticed": Bug(0, no_deadline),
+    "a key is told before it is written": Bug(0, said_before_written),
+    "the old model is removed before the new one is named": Bug(0, removed_too_early),
+    "a full disk loses track of what is in the sum": Bug(0, full_disk),
+    "what comes while the model is made is taken": Bug(0, after_the_goal),
+    "a client has two seats in an attempt": Bug(0, two_seats),
+    "a write that failed is thought to be done": Bug(0, error_is_swallowed),
+    "a client deletes what is only received": Bug(0, deleted_on_received),
+    "a client sends old bytes for new orders": Bug(0, old_bytes),
+    "a client that dies forgets what it has sent": Bug(0, forgets),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """The fault is there as long as this lasts."""
+    with ExitStack() as stack:
+        for change in BUGS[name].patches():
+            stack.enter_context(change)
+        yield
