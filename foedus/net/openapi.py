@@ -131,7 +131,8 @@ def _others() -> dict[str, Any]:
 
 
 def _json(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
-    return {"summary": summary, "parameters": list(parameters), "responses": {"200": {"description": "as asked"}}}
+    answered = {"200": {"description": "as asked"}}
+    return {"summary": summary, "parameters": list(parameters), "responses": answered | _problems()}
 
 
 def _reference(kind: type) -> dict[str, Any]:
