@@ -482,7 +482,7 @@ from network_clients import Line, Told
 from foedus.protocol.messages import CheckIn
 async def main():
     tickets = json.loads((Path(sys.argv[3]) / "tickets.json").read_text())
-    line = Line(Told(int(sys.argv[1]), sys.argv[2], False, tickets), tickets[0])
+    line = Line(Told(int(sys.argv[1]), sys.argv[2], False, tickets), tickets[-1])
     await line.open()
     for _ in range(100):
         found = type(await line.say(CheckIn(examples=10))).__name__
