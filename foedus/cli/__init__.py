@@ -4,6 +4,7 @@
     foedus new NAME                    a small project to start from
     foedus simulate module:object      run a federation
     foedus serve module:object         the same between machines
+    foedus members                     who may take part: invite, list, revoke
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
     foedus privacy                     how private a plan is, and how much noise it takes
@@ -35,6 +36,7 @@ from foedus.cli import (
     export,
     join,
     ledger,
+    members,
     new,
     plot,
     privacy,
@@ -57,7 +59,8 @@ def foedus() -> None:
 
 
 for _verb in (
-    audit, compare, consent, demo, doctor, export, join, ledger, new, plot, privacy, runs, serve, simulate, tasks,
+    audit, compare, consent, demo, doctor, export, join, ledger, members, new, plot, privacy, runs, serve, simulate,
+    tasks,
 ):  # fmt: skip
     foedus.add_command(_verb.command)
 

@@ -78,7 +78,7 @@ class Directory:
         with self._store.begin() as rows:
             found = rows.client(name)
             if found is None:
-                raise EnrolmentRefused(f"nobody is called {name!r} here; foedus members lists who is")
+                raise EnrolmentRefused(f"nobody is called {name!r} here; foedus members show lists who is")
             rows.put_client(found._replace(revoked_at=now))
 
     def revoked(self) -> frozenset[str]:
@@ -121,7 +121,7 @@ def _enrolled(rows: Transaction, claim: Enrolled) -> Enrolled:
     if invited is None:
         raise EnrolmentRefused(
             "this join token is not of this server. A token is shown once, when it is made; ask whoever runs the "
-            "server for a new one (foedus invite)"
+            "server for a new one (foedus members invite)"
         )
     holder = rows.client(claim.name) or rows.client_of(claim.key)
     if holder is not None:
@@ -153,7 +153,7 @@ def _usable(invited: InvitedRow, claim: Enrolled) -> None:
     if claim.enrolled_at > invited.expires_at:
         raise EnrolmentRefused(
             f"this join token expired {(claim.enrolled_at - invited.expires_at) / 3600:.1f} hours ago by the server's "
-            "clock. Ask whoever runs the server for a new one (foedus invite)"
+            "clock. Ask whoever runs the server for a new one (foedus members invite)"
         )
     if invited.uses < 1:
         raise EnrolmentRefused(
