@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.audit.seen import alike, opened, passed, without_noise
+from foedus.audit.seen import alike, opened, passed, room_of, without_noise
 from foedus.core.aggregate import Aggregator
 from foedus.core.attacks import Adversary, Attack, Scene
 from foedus.core.checks import check_number, check_whole
 from foedus.core.parts import chosen
 from foedus.core.population import Clients
 from foedus.core.random import generator
-from foedus.core.select import Sampler
 from foedus.core.values import NOTHING, Context
 from foedus.errors import ConfigurationError, DataError
 from foedus.sim.federation import Federation
@@ -161,13 +160,14 @@ def with_canaries(
 ) -> Federation:
     """The federation with clients that are canaries, at the end of the population, entered before training.
 
-    Cohorts that are a number grow with the population, so that everybody takes part as often as before; masked sums
-    have room for no more than they were made for, and there canaries take turns with the clients.
+    Cohorts that are a number grow with the population, so that everybody takes part as often as before. Sums that
+    nobody sees the parts of (masks, encryption) have no room for more than they were made for: there canaries take the
+    place of the last clients, of half of them at most.
 
     Args:
         federation: the one to be measured.
         layout: of its model.
-        count: how many canaries; far fewer than parameters.
+        count: how many canaries, at most; far fewer than parameters.
         length: of what they send. By default the bound, where updates are clipped, and else the median of the honest
             updates' lengths.
 
@@ -187,19 +187,19 @@ def with_canaries(
             f"the federation has attackers already ({federation.settings.adversary.label}), and canaries take their "
             "place in the simulator. Leave out Settings(adversary=...)"
         )
-    rule, gate = federation.algorithm.aggregator, federation.algorithm.gate
+    rule, gate, first = federation.algorithm.aggregator, federation.algorithm.gate, len(clients)
+    if room_of(rule) is not None:
+        count = min(count, max(2, len(clients) // 2))
+        first -= count
     length = sending(rule, layout, federation.seed) if length is None else length
     if gate.max_norm is not None:
         length = 0.99 * gate.max_norm if length is None else min(length, 0.99 * gate.max_norm)
-    positions = range(len(clients), len(clients) + count)
-    hostile = Adversary(clients=positions, attack=_Canaries(federation.seed, len(clients), length).attack)
+    hostile = Adversary(clients=range(first, first + count), attack=_Canaries(federation.seed, first, length).attack)
     settings = replace(federation.settings, adversary=hostile)
-    grown = _grown(clients, count)
+    grown = _with(clients, first, count)
     cohort = federation.cohort
     if isinstance(cohort, int | np.integer):
-        cohort = min(len(grown), round(int(cohort) * len(grown) / len(clients)))
-    if rule.masking is not None and not isinstance(cohort, Sampler):  # a masked sum has room for so many only
-        cohort = min(cohort or len(grown), rule.masking.withstand.clients)
+        cohort = round(int(cohort) * len(grown) / len(clients))
     return replace(federation, clients=grown, cohort=cohort, settings=settings)
 
 
@@ -255,11 +255,12 @@ class _Canaries(NamedTuple):
         return np.stack([length * direction(self.seed, number, size) for number in numbers])
 
 
-def _grown(clients: Clients, count: int) -> Clients:
-    """The population with so many more clients, whose data, which is never sent, is that of others."""
-    positions = np.concatenate([np.arange(len(clients)), np.arange(count) % len(clients)])
+def _with(clients: Clients, first: int, count: int) -> Clients:
+    """The population with canaries from a position on, whose data, which is never sent, is that of others."""
+    own = np.arange(first)
+    positions = np.concatenate([own, np.arange(count) % len(clients)])
     validating, testing = (None if p is None else chosen(p, positions) for p in (clients.validating, clients.testing))
-    ids = [*clients.ids, *(f"{NAME} {i}" for i in range(count))]
+    ids = [*clients.ids[:first], *(f"{NAME} {i}" for i in range(count))]
     return replace(
         clients, ids=ids, training=chosen(clients.training, positions), validating=validating, testing=testing
     )

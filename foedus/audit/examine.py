@@ -268,7 +268,7 @@ def page(found: Audit) -> list[Block]:
 def _setting(found: Audit) -> str:
     guard = found.protections
     on = [
-        *(["sums only for the server"] if guard.hidden else []),
+        *(["encrypted updates"] if guard.sealed else ["sums only for the server"] if guard.hidden else []),
         *([f"updates clipped to about {guard.bound:.3g}"] if guard.bound is not None else []),
         *(["noise by the clients"] if guard.local or guard.shared else ["noise by the server"] if guard.noisy else []),
     ]

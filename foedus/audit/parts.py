@@ -20,7 +20,7 @@ from foedus.audit.canaries import Empirical, Lookout, canaries_in, in_final_mode
 from foedus.audit.membership import by_loss
 from foedus.audit.protections import sampler_of
 from foedus.audit.quality import judge
-from foedus.audit.seen import Victim, look
+from foedus.audit.seen import Victim, floor_of, look
 from foedus.backends import Trainer, Weights
 from foedus.core.checks import check_number, check_whole
 from foedus.core.client import Client, LocalSGD, local_sgd
@@ -165,7 +165,7 @@ def canaries(ground: Ground) -> Figures:
     found: Figures = {}
     if entered is None:
         last, lookout = _rerun(ground)
-        count = effort.canaries
+        count = lookout.count
         found["rerun"] = True
         if lookout.rows:
             found["every model"] = _told(ground, lookout.found(effort.delta), "every model")
@@ -175,7 +175,7 @@ def canaries(ground: Ground) -> Figures:
     final = in_final_model(ground.first.vector, last, seed=federation.seed, count=count, delta=effort.delta)
     found["final model"] = _told(ground, final, "final model")
     rule = federation.algorithm.aggregator
-    if rule.additive and rule.remember is None and rule.masking is None:  # else the server never sees one
+    if rule.additive and rule.remember is None and not rule.hidden:  # else nobody sees one
         single = in_messages(rule, ground.layout, seed=federation.seed, count=16, delta=effort.delta)
         found["message"] = _told(ground, single, "message")
     return found
@@ -184,8 +184,8 @@ def canaries(ground: Ground) -> Figures:
 def _rerun(ground: Ground) -> tuple[Vector, Lookout]:
     """The same federation once more, with canaries: its last weights, and what was seen on the way."""
     federation, effort = ground.federation, ground.effort
-    lookout = Lookout(federation.seed, effort.canaries)
     with_them = with_canaries(federation, ground.layout, count=effort.canaries)
+    lookout = Lookout(federation.seed, canaries_in(with_them) or 0)
     server = with_them.algorithm.server
 
     def step(state: Any, vector: Vector, update: Vector, round: int) -> Any:
@@ -259,10 +259,10 @@ def _inverted(ground: Ground, client: int, spec: Client, examples: Examples, siz
 def _summed(ground: Ground, client: int, size: int) -> list[Examples]:
     """Examples of those whose updates are in the sum with the client's; nobody's where the server sees single ones."""
     rule, clients = ground.federation.algorithm.aggregator, ground.federation.population()
-    if rule.masking is None:
+    if not rule.hidden:
         return []
     cohort = sampler_of(ground.federation).expected(Population(len(clients), clients.sizes))
-    count = max(rule.masking.least, min(round(cohort), SUMMED)) - 1
+    count = max(floor_of(rule), min(round(cohort), SUMMED)) - 1
     found = (clients.train(i) for i in range(len(clients)) if i != client)
     return [
         e.take(np.arange(min(size, len(e)))) for e, _ in zip((e for e in found if len(e)), range(count), strict=False)

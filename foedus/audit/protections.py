@@ -25,7 +25,8 @@ class Protections:
 
     Attributes:
         algorithm: its label.
-        hidden: the server sees sums only (secure aggregation).
+        hidden: nobody but its client sees a single update (secure aggregation, or encryption).
+        sealed: updates are encrypted under a key that the clients share, and the server sees no sum either.
         local: clients add noise before they send.
         shared: clients add shares of noise, of which only the sum over a cohort protects.
         noisy: noise is added, by whomever, before a model is released.
@@ -38,6 +39,7 @@ class Protections:
 
     algorithm: str
     hidden: bool
+    sealed: bool
     local: bool
     shared: bool
     noisy: bool
@@ -66,7 +68,7 @@ def protections(federation: Federation, layout: Layout, *, delta: float) -> Prot
     length = sending(rule, layout, federation.seed)
     claimed, refused = _claimed(federation, sampler, delta) if rule.event is not None else (None, None)
     return Protections(
-        algorithm=federation.algorithm.label, hidden=rule.masking is not None,
+        algorithm=federation.algorithm.label, hidden=rule.hidden, sealed=rule.sealed is not None,
         local=isinstance(rule.event, LocalGaussian), shared=isinstance(rule.event, SharedGaussian | SharedSkellam),
         noisy=rule.event is not None, bound=None if length is None else length / 2, compares=not rule.additive,
         claimed=claimed, refused=refused, clients=len(federation.population()), cohort=_expected(sampler, federation),

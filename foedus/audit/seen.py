@@ -195,11 +195,24 @@ def alike(
         others: how many further messages will be there.
         secret: where noise is drawn from.
     """
-    least = max(rule.least, 1 if rule.masking is None else rule.masking.least)
+    least = floor_of(rule)
     if others + 1 >= least:
         return [passed(rule, vector, context, weight=weight, secret=secret)]
     contexts = [context._replace(client=context.client + i) for i in range(least)]
     return [passed(rule, vector, each, weight=weight, secret=secret) for each in contexts]
+
+
+def floor_of(rule: Aggregator) -> int:
+    """Fewest messages of which anything is shown."""
+    under = 1 if rule.masking is None else rule.masking.least
+    return max(rule.least, under, 1 if rule.sealed is None else rule.sealed.least)
+
+
+def room_of(rule: Aggregator) -> int | None:
+    """Most messages that a sum has room for; ``None`` for any number."""
+    if rule.masking is not None:
+        return int(rule.masking.withstand.clients)
+    return None if rule.sealed is None else rule.sealed.silos
 
 
 def opened(rule: Aggregator, messages: Sequence[Message], context: Context, *, secret: Secret | None = None) -> Vector:

@@ -73,7 +73,14 @@ def places(guard: Protections, parts: Mapping[str, Figures]) -> list[Place]:
 def _server(guard: Protections, parts: Mapping[str, Figures]) -> Place:
     message, rebuilt = _part(parts, "canaries").get("message"), _rebuilt(parts)
     told: list[str] = []
-    if guard.hidden:
+    if guard.sealed:
+        level = Level.LITTLE
+        told.append(
+            "It sees encrypted updates, and of them nothing but who sent how much. With the help of any one client, "
+            "all of which have the key, it reads every update; so does whoever steals the key."
+        )
+        told.append("What follows is what clients see, who decrypt sums:")
+    elif guard.hidden:
         level = Level.SOME if rebuilt else Level.LITTLE
         noise = ", with noise in them that clients added" if guard.shared else ""
         told.append(
@@ -112,7 +119,7 @@ def _client(guard: Protections, parts: Mapping[str, Figures]) -> Place:
 
 
 def _eavesdropper(guard: Protections) -> Place:
-    seen = "sums and masked numbers" if guard.hidden else "what the server sees"
+    seen = "masked or encrypted numbers" if guard.hidden else "what the server sees"
     return Place(
         who="an eavesdropper",
         level=None,

@@ -123,6 +123,14 @@ def test_one_message_tells_all_unless_its_client_added_noise():
     assert noisy.least < 1
 
 
+def test_where_sums_have_no_room_for_more_canaries_take_the_place_of_clients():
+    plain = federation(aggregator=fd.chain(fd.clip(0.5), fd.masked(fd.Withstand(clients=6, corrupt=0.0), least=4)))
+    entered = with_canaries(replace(plain, cohort=5), layout(), count=30)
+    assert canaries_in(entered) == 3
+    assert list(entered.clients.ids) == [0, 1, 2, "canary 0", "canary 1", "canary 2"]
+    assert entered.cohort == 5
+
+
 def test_what_cannot_have_canaries_is_refused():
     hostile = fd.Adversary(clients=[0], attack=fd.attacks.sign_flip())
     attacked = replace(federation(), settings=fd.Settings(adversary=hostile))

@@ -77,6 +77,19 @@ def test_masks_protect_against_the_server_and_not_against_clients(audited):
 
 
 @pytest.mark.slow
+def test_encryption_leaves_sums_to_clients_and_nothing_to_the_server(tmp_path):
+    pytest.importorskip("tenseal")
+    rule = fd.chain(fd.clip(0.5), fd.encrypted(6, key=fd.silo_key()))
+    found = fd.audit(federation(aggregator=rule), effort=replace(QUICK, steps=20, folder=tmp_path / "audit"))
+    assert level(found, "server") is Level.LITTLE
+    assert level(found, "client") is Level.MUCH
+    assert found.protections.sealed
+    assert found.protections.bound == pytest.approx(0.5, rel=0.05)
+    assert found.findings["inversion"]["trials"][0]["clients"] == 6
+    assert "encrypted updates" in found.text
+
+
+@pytest.mark.slow
 def test_the_report_is_there_and_whole(audited):
     folder = audited["bare"].folder
     page = (folder / "report.html").read_text("utf-8")

@@ -6,8 +6,8 @@ from foedus.audit.protections import Protections
 from foedus.audit.words import Level, advice, places
 
 BARE = Protections(
-    algorithm="mean()", hidden=False, local=False, shared=False, noisy=False, bound=None, compares=False, claimed=None,
-    refused=None, clients=100, cohort=10.0, rounds=20,
+    algorithm="mean()", hidden=False, sealed=False, local=False, shared=False, noisy=False, bound=None, compares=False,
+    claimed=None, refused=None, clients=100, cohort=10.0, rounds=20,
 )  # fmt: skip
 
 
