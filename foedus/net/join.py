@@ -41,9 +41,8 @@ class Joining:
     """How a client joins, and what it allows there and then.
 
     Attributes:
-        folder: the owner's folder; by default one in the user's own data folder. It holds rules, consent, the ledger
-        and
-            what waits to be sent; started again with it, the client goes on.
+        folder: the owner's folder; by default one in the user's own data folder. It holds rules, consent, the
+            ledger and what waits to be sent; started again with it, the client goes on.
         pin: the fingerprint of the server's authority, from the join command; ``None`` only for a server that a public
             authority vouches for.
         token: from the join command; needed once.
