@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from foedus import audit as audit
     from foedus import data as data
     from foedus import privacy as privacy
+    from foedus.backends.private import dp_sgd as dp_sgd
     from foedus.core import attacks as attacks
     from foedus.core import poison as poison
     from foedus.core.aggregate import Aggregator as Aggregator
@@ -198,6 +199,7 @@ _HOMES = {
     "compare": "foedus.sim.compare",
     "ditto": "foedus.core.personal",
     "dnc": "foedus.core.robust",
+    "dp_sgd": "foedus.backends.private",
     "drive": "foedus.core.quantise",
     "eden": "foedus.core.quantise",
     "encrypted": "foedus.secure.homomorphic",

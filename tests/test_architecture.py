@@ -99,6 +99,7 @@ PUBLIC = [
     "data",
     "ditto",
     "dnc",
+    "dp_sgd",
     "drive",
     "eden",
     "encrypted",

@@ -149,8 +149,7 @@ class TorchTrainer:
     def _seeded(self, work: Assignment) -> Iterator[Callable[[], bool]]:
         """torch's own generators seeded by the client's key, and put back after: for draws that cannot be
         counted (a user's own loop or optimiser). Gives a function that tells whether nothing was drawn."""
-        high, low = work.plan.keys[0].tolist() if len(work.plan.keys) else (0, 0)
-        seed = high << 32 | low
+        seed = _seed(work)
         before = [g.get_state() for g in self._generators]
         seeded = [g.manual_seed(seed).get_state() for g in self._generators]
         try:
@@ -230,7 +229,7 @@ class TorchTrainer:
         batches = [plan.rows[t, : plan.count[t]] for t in range(len(plan.count))]
         context = LoopContext(
             loss=self.loss, round=work.round, client=work.client, batches=batches,
-            lr=work.spec.rate(work.round),
+            lr=work.spec.rate(work.round), key=_seed(work), context=work.context,
         )  # fmt: skip
         try:
             loss = loop(self._module, work.examples, context)
@@ -374,6 +373,12 @@ def _by_optimiser(spec: LocalTraining, parameters: list[torch.nn.Parameter], lr:
                 parameter.copy_(torch.where(mask == 0, old, parameter))
 
     return advance
+
+
+def _seed(work: Assignment) -> int:
+    """64 bits of a client's key in a round."""
+    high, low = work.plan.keys[0].tolist() if len(work.plan.keys) else (0, 0)
+    return int(high) << 32 | int(low)
 
 
 def _check_unsteered(work: Assignment) -> None:

@@ -16,6 +16,7 @@ from foedus.core.batches import Plan
 from foedus.core.client import Client, LocalSGD
 from foedus.core.population import Examples
 from foedus.core.task import Metric
+from foedus.core.values import Context
 from foedus.errors import ConfigurationError
 from foedus.tree import Layout, Vector
 
@@ -49,6 +50,7 @@ class Assignment(NamedTuple):
     mask: Vector | None = None
     bases: Mapping[str, NDArray[Any]] | None = None
     momenta: Vector | None = None
+    context: Context = Context(0, 0, 0)
 
 
 def leaves_of(layout: Layout, vector: Vector | None) -> list[NDArray[Any]]:

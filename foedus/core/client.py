@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from foedus.core.checks import check_number, check_whole
+from foedus.core.values import Context
 from foedus.errors import ConfigurationError
 
 Array = Any  # an array of numpy, torch or jax
@@ -112,13 +113,18 @@ class LocalTraining:
 
 class LoopContext(NamedTuple):
     """What a user's own loop may want to know: the loss function, where it is, and the batches that counted
-    randomness drew for it (``batches``: one int array of row numbers per step)."""
+    randomness drew for it (``batches``: one int array of row numbers per step).
+
+    For randomness of its own: ``key``, 64 bits counted from seed, round and client, and ``context``, which knows where
+    noise that has to stay secret comes from (``foedus.privacy``)."""
 
     loss: Callable[[Any, Any], Any]
     round: int
     client: object
     batches: Sequence[Any]
     lr: float
+    key: int = 0
+    context: Context = Context(0, 0, 0)
 
 
 Client = LocalSGD | LocalTraining

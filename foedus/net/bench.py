@@ -182,7 +182,7 @@ class Bench:
         kept = {position: dict(blob.unpack(blobs[1]).arrays)} if len(blobs) > 1 else {}
         limit = int(said.get("limit", 0)) or None
         orders = replace(orders, cohort=np.array([position]), kept=kept, limit=limit)
-        return _Visit(job, DebugSession(job, opened.trainer), orders)
+        return _Visit(job, DebugSession(job, opened.trainer, secret=None), orders)
 
     def _opened_task(self) -> _Open:
         if self._open is None:

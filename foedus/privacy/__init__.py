@@ -8,7 +8,7 @@ Not here: secure aggregation, noise on single examples within a client's trainin
 """
 
 from foedus.privacy.accounting import pld, rdp
-from foedus.privacy.claims import Plan, Point, calibrate, curve, round_event
+from foedus.privacy.claims import Plan, Point, calibrate, curve, example_epsilon, round_event
 from foedus.privacy.distributed import gaussian_shares, skellam_shares, trusted_sum
 from foedus.privacy.events import (
     BandedStream,
@@ -32,7 +32,7 @@ from foedus.privacy.streams import correlated
 __all__ = [
     "BandedStream", "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point",
     "Sampled", "SharedGaussian", "SharedSkellam", "Strategy", "Tree", "TreeStream", "adaptive", "allows", "banded",
-    "calibrate", "central", "charged", "correlated", "curve", "gaussian_shares", "keyed",
+    "calibrate", "central", "charged", "correlated", "curve", "example_epsilon", "gaussian_shares", "keyed",
     "known_to_all_who_know_the_seed", "ledger_json", "local", "of_ledger_json", "pld", "rdp", "round_event",
     "skellam_shares", "spent", "system", "tree", "trusted", "trusted_sum",
 ]  # fmt: skip

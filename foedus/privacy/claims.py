@@ -20,7 +20,7 @@ from foedus.core.method import unchanged
 from foedus.core.select import Sampler
 from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import ConfigurationError, NoGuarantee
-from foedus.privacy.accounting import Accountant, History, rdp, smallest_noise
+from foedus.privacy.accounting import Accountant, History, pld, rdp, smallest_noise
 from foedus.privacy.events import (
     BandedStream,
     Event,
@@ -265,6 +265,32 @@ def curve(plan: Plan, delta: float, *, by: Accountant = rdp, points: int = 20) -
     check_whole("points", points)
     rounds = sorted({-(-plan.rounds * i // points) for i in range(1, points + 1)})
     return [Point(n, by([(plan.event, n)], delta)) for n in rounds]
+
+
+def example_epsilon(
+    noise_multiplier: float, *, batch_size: int, examples: int, steps: int, delta: float, by: Accountant = pld
+) -> float:  # fmt: skip
+    """ε of training by ``foedus.dp_sgd``, for each single example of a client: whether one example is in it or nothing
+    in its place. Batches are Poisson-sampled, and seen by nobody but the client itself. How many examples a client has
+    is taken to be public.
+
+    Args:
+        noise_multiplier: z.
+        batch_size: planned.
+        examples: how many the client has.
+        steps: of all its visits together.
+        delta: δ in (0, 1); well below 1 / examples.
+        by: the accountant.
+
+    Example:
+        >>> round(example_epsilon(1.1, batch_size=20, examples=600, steps=300, delta=1e-5), 2)
+        3.11
+    """
+    check_whole("batch_size", batch_size)
+    check_whole("examples", examples)
+    check_whole("steps", steps, least=0)
+    gaussian, rate = Gaussian(float(noise_multiplier)), min(1.0, batch_size / examples)
+    return by([(gaussian if rate == 1 else Sampled(rate, gaussian), int(steps))], delta)
 
 
 def calibrate(

@@ -17,6 +17,8 @@ from foedus.backends.cohort import UNGUIDED
 from foedus.core.batches import plan
 from foedus.core.examples import Examples
 from foedus.core.method import Consult, Measure, Trained
+from foedus.core.values import Context, Secret
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.rounds.collect import Collector
 from foedus.rounds.visits import Group, answered, contributions, layouts_of, own_model, phase, visit
 from foedus.rounds.work import Job, Orders, Outcome, Session, read
@@ -35,12 +37,15 @@ class Debug:
 
 
 class DebugSession(Session):
-    """Trains client after client; ``observe`` may be set to watch every local step."""
+    """Trains client after client; ``observe`` may be set to watch every local step. ``secret`` is where training that
+    adds noise for privacy draws it from: by default counted from the seed, for simulations only."""
 
     name = "debug"
 
-    def __init__(self, job: Job, trainer: Trainer) -> None:
-        self._job, self._trainer = job, trainer
+    def __init__(
+        self, job: Job, trainer: Trainer, *, secret: Secret | None = known_to_all_who_know_the_seed
+    ) -> None:  # fmt: skip
+        self._job, self._trainer, self._secret = job, trainer, secret
         self.observe: Observer | None = None
 
     def run(self, orders: Orders) -> Outcome:
@@ -113,6 +118,7 @@ class DebugSession(Session):
             guides.mask,
             guides.bases,
             momenta,
+            Context(job.seed, orders.round, position, secret=self._secret),
         )
         trained = self._trainer.train(begin, work)
         return Trained(*trained.weights, int(own.steps[0]), trained.loss, trained.momenta)

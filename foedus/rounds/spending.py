@@ -10,13 +10,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from foedus.backends.private import PrivateDescent
+from foedus.core.batches import taken
+from foedus.core.client import LocalTraining
 from foedus.core.compose import Algorithm
 from foedus.core.select import Sampler
+from foedus.core.timing import Hierarchical
 from foedus.errors import NoGuarantee
-from foedus.privacy.claims import round_event
+from foedus.privacy.claims import example_epsilon, round_event
 from foedus.privacy.events import Event
 from foedus.privacy.ledger import Budget, Ledger, allows, charged, ledger_state, of_ledger_state, spent
 from foedus.rounds.state import RunState
+from foedus.rounds.work import Job
 
 
 class Spending(NamedTuple):
@@ -46,6 +53,29 @@ class Spending(NamedTuple):
         if budget.planned:
             return f"all that was planned has taken place ({rounds} rounds)"
         return f"ε = {spent(ledger, budget.delta):.4g} of {budget.epsilon:g} at δ = {budget.delta:g}, {rounds} rounds"
+
+
+def example_costs(job: Job, state: RunState) -> dict[int, dict[str, float]]:
+    """What training by ``dp_sgd`` has cost the single examples of each client that was asked so far, by position;
+    nothing where training is another, or a method may train more often than once in a visit."""
+    spec, timing = job.algorithm.client, job.algorithm.timing
+    loop = spec.loop if isinstance(spec, LocalTraining) else None
+    often = isinstance(timing, Hierarchical) and timing.rounds > 1
+    if not isinstance(loop, PrivateDescent) or job.algorithm.method is not None or often or job.clients.sizes is None:
+        return {}
+    asked = state.paid()
+    sizes = job.clients.sizes[asked]
+    steps = taken(spec, sizes) * state.costs[asked, 0].astype(np.int64)
+    pairs = set(zip(sizes.tolist(), steps.tolist(), strict=True))
+    found = {
+        (n, k): example_epsilon(
+            loop.noise_multiplier, batch_size=loop.batch_size, examples=n, steps=k, delta=loop.delta
+        )
+        for n, k in pairs
+        if n
+    }
+    rows = zip(asked.tolist(), sizes.tolist(), steps.tolist(), strict=True)
+    return {c: {"example_epsilon": found.get((n, k), 0.0), "example_delta": loop.delta} for c, n, k in rows}
 
 
 def spending(algorithm: Algorithm, sampler: Sampler, budget: Budget | None, *, buffers: bool) -> Spending | None:

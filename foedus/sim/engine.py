@@ -37,7 +37,7 @@ from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import Evaluation
 from foedus.rounds.lines import described, round_line
 from foedus.rounds.sending import Sender
-from foedus.rounds.spending import Spending, spending
+from foedus.rounds.spending import Spending, example_costs, spending
 from foedus.rounds.state import COSTS, RunState
 from foedus.rounds.work import Job, Outcome, Session
 from foedus.sim.executors import open_session
@@ -295,9 +295,10 @@ class _Engine:
         named = trainer.layout.unflatten(weights.vector) | trainer.buffer_layout.unflatten(weights.buffers)
         self.folder.save_model(named, {"identity": self.identity, "round": str(self.state.round)})
         ids = self.plan.job.clients.ids
-        costs = self.state.costs
+        costs, private = self.state.costs, example_costs(self.plan.job, self.state)
         self.folder.save_costs(
-            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True))} for c in self.state.paid().tolist()
+            {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True)), **private.get(c, {})}
+            for c in self.state.paid().tolist()
         )
         self._configure(executor, "finished")
 

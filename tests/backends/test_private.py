@@ -1,0 +1,142 @@
+"""DP-SGD on the client: gradients one by one, clipped and noised, batches by chance, and what it costs each client."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import foedus as fd
+from foedus.backends.private import each
+from foedus.core.client import LocalTraining, LoopContext
+from foedus.core.examples import Examples
+from foedus.core.values import Context
+from foedus.errors import FoedusError
+from foedus.privacy import example_epsilon, known_to_all_who_know_the_seed, pld
+from foedus.privacy.events import Gaussian, Sampled
+
+
+class Net(nn.Module):
+    """A convolution, a norm within each example, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Linear(16, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(torch.relu(self.norm(self.first(x))).flatten(1))
+
+
+def data(count: int = 12) -> Examples:
+    rng = np.random.default_rng(0)
+    return Examples((rng.normal(size=(count, 1, 4, 4)).astype("f4"),), rng.integers(0, 3, count))
+
+
+def context(steps: int = 1, lr: float = 1.0, **changes: Any) -> LoopContext:
+    counted = Context(5, 1, 0, secret=known_to_all_who_know_the_seed)
+    told = {"loss": nn.functional.cross_entropy, "key": 7, "context": counted} | changes
+    return LoopContext(round=1, client="a", batches=[None] * steps, lr=lr, **told)
+
+
+def loop(**changes: Any) -> Any:
+    spec = fd.dp_sgd(0.1, **({"clip": 0.5, "noise_multiplier": 1.0, "batch_size": 6} | changes))
+    assert isinstance(spec, LocalTraining)
+    return spec.loop
+
+
+def moved(module: nn.Module, examples: Examples, told: LoopContext, **changes: Any) -> np.ndarray[Any, Any]:
+    before = torch.cat([p.detach().clone().flatten() for p in module.parameters()])
+    loop(**changes)(module, examples, told)
+    return (torch.cat([p.detach().flatten() for p in module.parameters()]) - before).numpy()
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 5.0, 0.2])])
+def test_gradients_are_those_of_each_example_alone(weight: Any) -> None:
+    """Also for a loss whose mean over a batch weighs examples by each other."""
+    module, examples, loss = Net(), data(), nn.CrossEntropyLoss(weight=weight)
+    batch = [torch.from_numpy(a) for a in (*examples.inputs, examples.targets)]
+    found, losses = each(module, dict(module.named_parameters()), batch, context(loss=loss))
+    for i in range(12):
+        module.zero_grad()
+        value = loss(module(batch[0][i : i + 1]), batch[1][i : i + 1])
+        value.backward()
+        alone = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        np.testing.assert_allclose(found[i], alone.numpy(), atol=1e-6)
+        assert losses[i] == pytest.approx(float(value.detach()), rel=1e-5)
+
+
+def test_one_example_moves_a_step_by_at_most_the_bound_over_the_batch() -> None:
+    """The same words give the same batch and noise: without noise's share, what is left is the example's."""
+    base, step = data(), context()
+    wild = Examples((base.inputs[0].copy(),), base.targets)
+    wild.inputs[0][:] = base.inputs[0]
+    changes = []
+    for i in range(12):
+        other = Examples((base.inputs[0].copy(),), base.targets)
+        other.inputs[0][i] *= 1e3
+        torch.manual_seed(0)
+        a = Net()
+        torch.manual_seed(0)
+        b = Net()
+        changes.append(np.linalg.norm(moved(a, base, step) - moved(b, other, step)))
+    assert max(changes) <= 2 * 0.5 / 6 * (1 + 1e-4), "one replaced by another"
+    assert sum(c == 0 for c in changes) >= 2, "and those that are not in the batch change nothing"
+
+
+def test_the_noise_is_of_the_promised_size_even_if_nobody_is_drawn() -> None:
+    torch.manual_seed(0)
+    wide = nn.Linear(4000, 3)
+    examples = Examples((np.zeros((1, 4000), "f4"),), np.zeros(1, np.int64))
+    found = moved(wide, examples, context(), batch_size=1, noise_multiplier=2.0, clip=0.5)[:12_000]
+    assert np.std(found) == pytest.approx(1.0, rel=0.03)
+    many = Examples((np.zeros((10_000, 1), "f4"),), np.zeros(10_000, np.int64))
+    rows = loop(batch_size=100)._drawn(10_000, 0.01, 3, context())
+    assert 60 < len(rows) < 140
+    assert len(many) == 10_000
+
+
+def test_layers_that_mix_examples_are_refused() -> None:
+    for module in (nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)),):
+        with pytest.raises(FoedusError, match="GroupNorm"):
+            loop()(module, data(), context())
+
+
+def test_what_it_costs_an_example_is_that_of_its_clients_steps() -> None:
+    found = example_epsilon(1.1, batch_size=20, examples=600, steps=300, delta=1e-5)
+    assert found == pld([(Sampled(20 / 600, Gaussian(1.1)), 300)], 1e-5)
+    assert example_epsilon(1.1, batch_size=20, examples=10, steps=3, delta=1e-5) == pld([(Gaussian(1.1), 3)], 1e-5)
+    assert example_epsilon(1.1, batch_size=20, examples=600, steps=0, delta=1e-5) == 0
+
+
+@pytest.mark.slow
+def test_a_run_tells_what_it_cost_each_client_and_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(90, 4)).astype("f4")
+    y = (x[:, 0] > 0).astype(int)
+    clients = fd.Clients.of(
+        {"a": (x[:20], y[:20]), "b": (x[20:50], y[20:50]), "c": (x[50:], y[50:])}, central_test=(x, y)
+    )
+    algorithm = fd.fedavg(fd.dp_sgd(0.5, clip=1.0, noise_multiplier=1.0, batch_size=10, steps=3, delta=1e-3))
+    task = fd.Task(lambda: nn.Linear(4, 2), nn.functional.cross_entropy, metrics=[fd.accuracy])
+
+    def run(folder: str, rounds: int) -> fd.Run:
+        settings = fd.Settings(
+            folder=tmp_path / folder, progress=False, checkpoint_seconds=0.0, executor=fd.executors.debug()
+        )  # fmt: skip
+        return fd.simulate(task, algorithm, clients, rounds=rounds, cohort=2, settings=settings)
+
+    whole = run("whole", 4)
+    for rounds in (2, 4):
+        again = run("killed", rounds)
+    assert again.metrics == whole.metrics
+    assert whole.metrics[-1]["central"]["accuracy"] > 0.6
+    for line in map(json.loads, (tmp_path / "whole" / "costs.jsonl").read_text().splitlines()):
+        size = {"a": 20, "b": 30, "c": 40}[line["client"]]
+        steps = 3 * int(line["rounds"])
+        told = example_epsilon(1.0, batch_size=10, examples=size, steps=steps, delta=1e-3)
+        assert (line["example_epsilon"], line["example_delta"]) == (told, 1e-3)
