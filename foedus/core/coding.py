@@ -38,8 +38,11 @@ def draws(context: Context, purpose: str, *, own: bool) -> np.random.Generator:
 
 
 def words(draw: np.random.Generator, count: int) -> NDArray[np.uint8]:
-    """Random bytes [count], the same on every machine; four times as fast as numpy's own."""
-    raw = draw.bit_generator.random_raw(-(-count // 8))
+    """Random bytes [count], the same on every machine; four times as fast as numpy's own.
+
+    They are the generator's raw words. ``random_raw`` gives the same, but keeps other threads waiting meanwhile.
+    """
+    raw = draw.integers(0, 2**64 - 1, -(-count // 8), np.uint64, endpoint=True)
     return np.asarray(raw).astype("<u8", copy=False).view(np.uint8)[:count]
 
 
@@ -64,6 +67,18 @@ def peak(update: Update) -> float:
     if not math.isfinite(found):
         raise SumOverflow("an update that is not finite cannot be compressed")
     return found
+
+
+def check_finite(update: Update) -> None:
+    """What :func:`peak` checks, where nobody needs to know the peak: a product is the fastest way.
+
+    Raises:
+        SumOverflow: an entry is not finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        told = math.isfinite(float(update.vector @ update.vector))
+    if not told:  # or so large that their squares are not
+        peak(update)
 
 
 def square(vector: NDArray[Any]) -> float:

@@ -62,8 +62,9 @@ def quantise(bits: int, scale: float | None = None) -> Stage:
     top = 2**bits - 1
 
     def encode(update: Update, context: Context) -> Update:
-        peak(update)
         low, high = (float(np.float32(f(initial=0.0))) for f in (update.vector.min, update.vector.max))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            peak(update)  # says so, unless float32 is too narrow for the entries, which is told below
         if len(update.vector) and (low == 0.0 or high == 0.0):  # the initial 0 may not be among the entries
             low, high = float(update.vector.min()), float(update.vector.max())
         bounds = np.array([low, high], np.float32)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.coding import blocks, draws, peak, reals, words
+from foedus.core.coding import blocks, check_finite, draws, reals, words
 from foedus.core.stage import Stage
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError
@@ -56,7 +56,7 @@ def rotate(*, own: bool = False) -> Stage:
     """
 
     def encode(update: Update, context: Context) -> Update:
-        peak(update)
+        check_finite(update)
         return update._replace(vector=turned(update.vector, draws(context, "rotate", own=own)))
 
     def decode(update: Update, context: Context) -> Update:
