@@ -350,6 +350,33 @@ def test_privacy_finds_the_noise_for_an_epsilon(capsys: pytest.CaptureFixture[st
     assert "sampling does not count" in told
 
 
+@pytest.mark.slow
+def test_privacy_draws_its_curve_and_says_what_noise_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noisy_federation.py").write_text(
+        "import numpy as np, foedus as fd\n"
+        "x = np.random.default_rng(0).normal(size=(300, 3)); y = (x[:, 0] > 0).astype(int)\n"
+        "clients = fd.Clients.of({i: (x[i::30], y[i::30]) for i in range(30)}, central_test=(x, y))\n"
+        "task = fd.Task(fd.logistic(3, 2), metrics=[fd.accuracy])\n"
+        "federation = fd.Federation(task=task, algorithm=fd.fedavg(fd.local_sgd(0.5)), clients=clients, rounds=9,\n"
+        "    settings=fd.Settings(executor=fd.executors.debug()))\n"
+    )
+    words = "--noise-multiplier 0.01 --rounds 4 --cohort 20 --delta 1e-3 --points 2 --plot epsilon.png"
+    assert run(["privacy", *words.split(), "--simulate", "noisy_federation.py", "--clip", "1.0"]) == 0
+    told = capsys.readouterr().out
+    assert (tmp_path / "epsilon.png").stat().st_size > 10_000
+    rows = {
+        line.split("  ")[0]: line.split()[-1] for line in told.splitlines() if line.startswith(("clipped", "with n"))
+    }
+    assert float(rows["clipped, no noise"]) > 0.8
+    assert abs(float(rows["clipped, no noise"]) - float(rows["with noise"])) < 0.1
+    assert run(["privacy", *words.split(), "--clip", "1.0"]) == 2
+
+
 @pytest.mark.parametrize("more", ["", "--epsilon 8 --noise-multiplier 1", "--epsilon 8 --hidden", "--epsilon -1"])
 def test_privacy_says_what_is_missing(more: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("dp_accounting")
