@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+SEEDS ?= 10000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast pytest lint types docs bench bench-peers constraints clean
+.PHONY: help demo test test-fast pytest lint types docs simulate-faults bench bench-peers constraints clean
 
 help:  ## this list
 	@echo "foedus: federated learning. What you can make:"
@@ -48,6 +49,10 @@ types: $(VENV)/.developer  ## types (mypy, strict)
 
 docs: $(VENV)/.developer  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
+
+simulate-faults: $(VENV)/.developer  ## 10,000 federations in which everything goes wrong; a seed that fails is printed
+	$(BIN)/python -m tests.faults --bugs
+	$(BIN)/python -m tests.faults --seeds $(SEEDS) --workers $(WORKERS)
 
 bench: $(VENV)/.developer  ## speed, beside bare loops; quiet machines give honest figures
 	$(BIN)/python benchmarks/simulation.py --no-peers

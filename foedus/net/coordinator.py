@@ -158,6 +158,7 @@ class Coordinator:
         self._examples: dict[int, int] = {}
         self._shapes: dict[bytes, str] = {}
         self._fixed: dict[bytes, bytes] = {}  # bundles and the like
+        self._leftover: set[str] = set()  # blobs that could not be removed yet
         self._told: set[tuple[str, int]] = set()  # who has been told that a run is over
 
     def offer(self, content: bytes) -> Blob:
@@ -287,6 +288,9 @@ class Coordinator:
 
     def tick(self, now: float) -> Sequence[Bell]:
         """Let time pass: deadlines, commits that failed, the next round. What the doorbell is to ring."""
+        leftover, self._leftover = self._leftover, set()
+        for digest in leftover:
+            self._discard(digest)
         for upload in self.uploads.tidy(now=now):
             self._ground.watch("upload given up", {"upload": upload.hex()[:8]})
         for course in list(self._courses.values()):
@@ -495,7 +499,10 @@ class Coordinator:
             return self._refuse(course, found, error, now)
         finally:
             self._drop(course, seat.key)
-        self._kept_update(course, found, content, parcel, now)
+        try:
+            self._kept_update(course, found, content, parcel, now)
+        except StorageError as error:  # it is in the sum all the same; after a restart it is asked for again
+            self._ground.watch("storage failed", {"run": course.name, "error": str(error)})
         self._session(seat.key, "^", course, ends=True)
         self._ahead(course, machine.Received(now, seat.key), now)
         return Received(later=course.window(now, pause=self._ground.pause))
@@ -636,9 +643,17 @@ class Coordinator:
         for key in [key for key in course.uploads if course.state.seats.get(key, _NOBODY).at not in machine.OPEN]:
             self._drop(course, key)
         if course.written[0] and not course.learning.part:
-            self._ground.blobs.remove(course.written[0])
+            self._discard(course.written[0])
             course.written = "", 0
         course.wrote_at = 0.0
+
+    def _discard(self, digest: str) -> None:
+        """Remove a blob; what cannot be removed now is tried again, and stops nothing."""
+        try:
+            self._ground.blobs.remove(digest)
+        except StorageError as error:
+            self._leftover.add(digest)
+            self._ground.watch("storage failed", {"run": "", "error": str(error)})
 
     # --- rounds
 
@@ -723,19 +738,19 @@ class Coordinator:
         if made.line is None and self._ground.memory is not None:
             kept = self._ground.blobs.put(self._ground.memory.seal(learning.between(made), course.name.encode())), 0
         after = replace(course, state=state, checkpoint=checkpoint, written=kept, key=b"")
+        updates = self._updates(course)  # whatever may fail comes before it is written: afterwards it has happened
         with self._ground.store.begin(self._ground.epoch()) as rows:
             rows.put_run(self._row(after, now))
             rows.put_seats([course.row(seat) for seat in seats])
             if made.line is not None:
                 self._record(course, rows, made.line, counted, now)
-        updates = self._updates(course)
         learning.settle(made)
         course.state, course.checkpoint, course.key = state, checkpoint, b""
         course.ended(now)
         self._take_over(course, state, [action for action in actions if isinstance(action, machine.Drop)], now)
         course.written = kept
         for gone in {old, before, *updates} - {"", checkpoint, kept[0]}:
-            self._ground.blobs.remove(gone)
+            self._discard(gone)
         self._bell(course, Event.COMMITTED, round=step.round)
         self._ground.watch(
             "committed", {"run": course.name, "round": step.round, "part": step.part, "counted": len(counted)}
@@ -815,7 +830,7 @@ class Coordinator:
             course.written = before
             raise
         if before[0]:
-            self._ground.blobs.remove(before[0])
+            self._discard(before[0])
 
     def _kept_update(
         self, course: Course, seat: Seat, content: memoryview, parcel: Parcel | None, now: float

@@ -13,12 +13,14 @@ from unittest.mock import patch
 
 from foedus.errors import StorageError
 from foedus.net import leases
-from foedus.net.coordinator import Coordinator
+from foedus.net.coordinator import Coordinator, _Given
+from foedus.net.course import Course
 from foedus.net.learning import Learning
 from foedus.net.store import Lease, SqlTransaction
+from foedus.protocol import blob, session
 from foedus.protocol import round as machine
-from foedus.protocol import session
-from foedus.protocol.messages import Received, Stands
+from foedus.protocol.messages import Blob, Received, Stands, Window
+from foedus.protocol.pacing import come_back
 from foedus.protocol.round import At, Phase
 
 from . import simulation
@@ -212,6 +214,75 @@ def error_is_swallowed() -> list[Any]:
     return [patch.object(Coordinator, "_write", ignore)]
 
 
+# --- those that were ours
+
+
+def late_models_forgotten() -> list[Any]:
+    load = Coordinator._load
+
+    def forgetful(self: Any, course: Any, now: float) -> None:
+        with patch.object(Learning, "remember", lambda self, versions: None):
+            load(self, course, now)
+
+    return [patch.object(Coordinator, "_load", forgetful)]
+
+
+def told_apart_by_address() -> list[Any]:
+    def give(self: Any, content: bytes, course: Any) -> Blob:
+        digest = self._digests.get(id(content))
+        if digest is None or digest not in self._given:
+            digest = blob.digest_of(content)
+            self._given[digest] = _Given(content, course.name)
+            self._digests[id(content)] = digest
+        return Blob(digest=digest, size=len(content))
+
+    return [patch.object(Coordinator, "_give", give)]
+
+
+def earlier_rounds_not_read() -> list[Any]:
+    read = Course.read
+
+    def some(self: Any, state: bytes, found: Any) -> Any:
+        bare = machine.read(state, ())
+        here = lambda row: (row.round, row.part) == (bare.round, bare.part)  # noqa: E731
+        return read(self, state, [row for row in found if here(row) or row.state in machine.OPEN])
+
+    return [patch.object(Course, "read", some)]
+
+
+def nobody_let_in() -> list[Any]:
+    restarted = machine._restarted
+
+    def shut(state: Any, event: Any, rules: Any) -> Any:
+        after, actions = restarted(state, event, rules)
+        return (replace(after, phase=Phase.TRAINING) if state.phase is Phase.AGGREGATING else after), actions
+
+    return [every(machine.Restarted, lambda s, e, r: shut(s, e, r) if s.phase in _BUSY else (s, ()))]
+
+
+def seat_given_anew() -> list[Any]:
+    came = machine._came
+
+    def anew(state: Any, event: Any, rules: Any) -> Any:
+        gone = (At.LAPSED, At.DECLINED, At.REFUSED)
+        mine = {k: s for k, s in state.seats.items() if s.position == event.position and s.at in gone}
+        if not rules.flowing or not mine:
+            return came(state, event, rules)
+        others = replace(state, seats={k: s for k, s in state.seats.items() if k not in mine})
+        after, actions = came(others, event, rules)
+        return replace(after, seats={**mine, **after.seats}), actions
+
+    return [every(machine.Came, lambda s, e, r: anew(s, e, r) if s.phase in _BUSY[:2] else _CAME[s.phase](s, e, r))]
+
+
+def in_ten_minutes() -> list[Any]:
+    def window(self: Any, now: float, *, pause: float) -> Window:
+        population, wanted = max(1, self.learning.population), max(1, self.state.places)
+        return come_back(population=population, wanted=wanted, period_s=self.period, floor_s=pause)
+
+    return [patch.object(Course, "window", window)]
+
+
 # --- clients
 
 
@@ -253,24 +324,30 @@ def _client_row(phase: session.Phase, event: type, move: Callable[..., Any]) -> 
 
 
 BUGS: dict[str, Bug] = {
-    "an update that is sent again is added again": Bug(0, twice),
+    "an update that is sent again is added again": Bug(22, twice),
     "a client is told 'counted' before the model is written": Bug(0, told_too_early),
-    "whoever has lost the lease still writes": Bug(0, written_by_whom),
-    "a new leader has the epoch of the old one": Bug(0, same_epoch),
+    "whoever has lost the lease still writes": Bug(61, written_by_whom),
+    "a new leader has the epoch of the old one": Bug(61, same_epoch),
     "the epoch begins anew": Bug(0, epoch_back),
     "after a restart the sum is thought to be whole": Bug(0, memory_survives),
-    "the sum of a failed attempt goes on": Bug(0, sum_of_a_failed_attempt),
-    "a round of fewer than the minimum is committed": Bug(0, too_few),
-    "deadlines pass unnoticed": Bug(0, no_deadline),
+    "the sum of a failed attempt goes on": Bug(21, sum_of_a_failed_attempt),
+    "a round of fewer than the minimum is committed": Bug(110, too_few),
+    "deadlines pass unnoticed": Bug(3, no_deadline),
     "a key is told before it is written": Bug(0, said_before_written),
-    "the old model is removed before the new one is named": Bug(0, removed_too_early),
-    "a full disk loses track of what is in the sum": Bug(0, full_disk),
-    "what comes while the model is made is taken": Bug(0, after_the_goal),
+    "the old model is removed before the new one is named": Bug(4, removed_too_early),
+    "a full disk loses track of what is in the sum": Bug(35, full_disk),
+    "what comes while the model is made is taken": Bug(53, after_the_goal),
     "a client has two seats in an attempt": Bug(0, two_seats),
-    "a write that failed is thought to be done": Bug(0, error_is_swallowed),
+    "a write that failed is thought to be done": Bug(3, error_is_swallowed),
+    "after a restart the models of late updates are forgotten": Bug(55, late_models_forgotten),
+    "blobs are told apart by their address": Bug(56, told_apart_by_address),
+    "received updates of earlier rounds are not read back": Bug(274, earlier_rounds_not_read),
+    "a restart within a commit lets nobody in": Bug(243, nobody_let_in),
+    "a seat that lapsed is given anew under its old row": Bug(13, seat_given_anew),
+    "before the first round all are sent away for ten minutes": Bug(43, in_ten_minutes),
     "a client deletes what is only received": Bug(0, deleted_on_received),
-    "a client sends old bytes for new orders": Bug(0, old_bytes),
-    "a client that dies forgets what it has sent": Bug(0, forgets),
+    "a client sends old bytes for new orders": Bug(3, old_bytes),
+    "a client that dies forgets what it has sent": Bug(9, forgets),
 }
 
 

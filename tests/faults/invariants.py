@@ -20,7 +20,7 @@ import numpy as np
 
 from foedus.net.store import LEADER, SeatRow
 from foedus.protocol import blob
-from foedus.protocol.messages import Accepted, Submit
+from foedus.protocol.messages import Accepted, Kind, Submit
 from foedus.protocol.round import At, Phase
 
 from .simulation import RUN, Client, Server, Violation, World, vector_of
@@ -51,6 +51,7 @@ class Watch:
     def __init__(self, world: World) -> None:
         self.world = world
         self.vectors: dict[bytes, _Bytes] = {}  # by key
+        self.figures: set[bytes] = set()  # keys of evaluations
         self.sent: dict[bytes, bytes] = {}  # by key: the digest of what was submitted
         self.said: dict[bytes, _Said] = {}
         self.counted: set[bytes] = set()
@@ -63,14 +64,22 @@ class Watch:
 
     def held(self, client: Client, key: bytes, content: bytes, orders: bytes) -> None:
         """A client holds bytes under a key, made from some orders."""
+        if key in self.figures:
+            return
         self.vectors[key] = _Bytes(client.position, *vector_of(content), orders)
 
     def renamed(self, old: bytes, key: bytes) -> None:
         """The bytes of one key are another's from now on."""
+        if (old in self.figures) != (key in self.figures):
+            raise Violation("an update was taken for figures, or the reverse")
+        if key in self.figures:
+            return
         self.vectors[key] = self.vectors[old]
 
     def accepted(self, client: Client, answer: Accepted) -> None:
         """A client was given a key: nobody else ever is, and it is always for the same orders."""
+        if answer.kind is Kind.EVALUATE:
+            self.figures.add(answer.key)
         given = client.position, answer.orders.digest
         if self.given.setdefault(answer.key, given) != given:
             raise Violation(f"the key of client {self.given[answer.key][0]} was given to {client.position}, or anew")
@@ -82,11 +91,15 @@ class Watch:
 
     def received(self, coordinator: Coordinator, client: Client, key: bytes) -> None:
         """A server says Received."""
+        if key in self.figures:
+            return
         self.lives[id(coordinator)] = coordinator
         self.said[key] = _Said(id(coordinator), client.position)
 
     def settled(self, client: Client, key: bytes, counted: bool) -> None:
         """A client deletes its bytes."""
+        if key in self.figures:  # of an evaluation that nobody answers again nothing but a figure is lost
+            return
         found = self._seat(key)
         on_disk = found is not None and found.state == At.COUNTED
         if counted and not on_disk:

@@ -36,20 +36,20 @@ from foedus.net import store as stores
 from foedus.net.coordinator import Coordinator, Ground
 from foedus.net.learning import Learning
 from foedus.net.sealing import Vault
-from foedus.net.served import Rounds, Served
+from foedus.net.served import Keeping, Rounds, Served
 from foedus.net.store import SqlStore
 from foedus.net.uploads import Uploads
 from foedus.protocol import blob, session, wire
-from foedus.protocol.messages import Accepted, Blob, CheckIn, Received, Submit, problem
-from foedus.rounds.evaluate import Evaluation
-from foedus.rounds.freight import orders_of, parcel_of, update_blob
+from foedus.protocol.messages import Accepted, Blob, CheckIn, Kind, Received, Submit, problem
+from foedus.rounds.evaluate import ClientFigures, Evaluation
+from foedus.rounds.freight import figures_blob, orders_of, parcel_of, update_blob
 from foedus.rounds.parcel import Terms, packed
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import Job
 
 RUN = "run"
 PIECE = 400  # bytes: an update takes two
-TICK_S, RENEW_S, LEASE_S, TIMEOUT_S = 1.0, 10.0, 30.0, 8.0
+TICK_S, RENEW_S, LEASE_S, TIMEOUT_S = 1.0, 20.0, 30.0, 8.0
 
 
 class Killed(BaseException):
@@ -85,6 +85,8 @@ class Plan:
     disk_slow: float  # seconds a write at most
     skew: float  # seconds that clocks differ
     vault: bool  # a partial sum outlives its process
+    keeping: Keeping = Keeping.EPHEMERAL  # what of a round under way lies on the disk
+    evaluated: bool = False  # clients are asked to evaluate, too
 
     @staticmethod
     def of(seed: int) -> Plan:
@@ -97,11 +99,12 @@ class Plan:
         return Plan(
             seed=seed, clients=size, rounds=r.randint(2, 4) if size < 20 else 2, flowing=flowing,
             cohort=wanted if flowing else cohort, minimum=r.randint(1, max(1, min(3, wanted - 1))),
-            over=r.choice([1.0, 1.3]), servers=r.choice([1, 1, 2]), until=r.uniform(60, 200),
+            over=r.choice([1.0, 1.3]), servers=r.choice([1, 2, 2]), until=r.uniform(60, 200),
             lost=some(0.02, 0.1, 0.3), twice=some(0.05, 0.3), slow=r.choice([0.2, 2.0, 6.0]),
             dies=some(0.002, 0.01, 0.04), gives_up=some(0.02, 0.1), away=some(0.01, 0.05),
             killed=some(0.002, 0.01, 0.03), stands=some(0.005, 0.02), disk_fails=some(0.005, 0.03, 0.1),
             disk_slow=some(0.05, 1.0), skew=some(2.0, 50.0), vault=r.random() < 0.5,
+            keeping=r.choice([*Keeping, *[Keeping.EPHEMERAL] * 5]), evaluated=r.random() < 0.2,
         )  # fmt: skip
 
     @property
@@ -226,7 +229,7 @@ def served(plan: Plan) -> Served:
     )  # fmt: skip
     return Served(
         name=RUN, task=_task(), algorithm=algorithm, rounds=plan.rounds, cohort=plan.cohort, seed=plan.seed, each=each,
-        evaluation=Evaluation(every=0),
+        evaluation=Evaluation(every=1, clients=plan.evaluated), keeping=plan.keeping,
     )  # fmt: skip
 
 
@@ -306,7 +309,7 @@ class World:
         self.acting: Server | None = None
         self.last_fault = self.now
         skew = lambda: self.random.uniform(-plan.skew, plan.skew)  # noqa: E731
-        hello = CheckIn(run=RUN)
+        hello = self.hello = CheckIn(run=RUN, kinds=(Kind.TRAIN, Kind.EVALUATE))
         self.clients = [Client(p, skew(), session.State(hello)) for p in range(plan.clients)]
         with self.disk.begin() as rows:
             for client in self.clients:
@@ -448,7 +451,7 @@ class World:
         epoch = server.epoch
         ground = Ground(
             store=self.disk, blobs=self.disk, secret=self.keys.randbytes, uploads=Uploads(), epoch=lambda: epoch,
-            memory=self.vault if self.original.vault else None, pause=0.5,
+            memory=self.vault if self.original.vault else None, operator=self.vault, pause=0.5,
         )  # fmt: skip
         return Coordinator(ground, [Learning(served(self.original), _trainer())])
 
@@ -526,7 +529,7 @@ class World:
         """Only its disk is left."""
         client.life += 1
         client.brought, client.orders, client.content = None, b"", b""
-        client.state = session.State(CheckIn(run=RUN), {key: held for key, (held, _) in client.disk.items()})
+        client.state = session.State(self.hello, {key: held for key, (held, _) in client.disk.items()})
         life = client.life
         self.at(self.random.uniform(0.5, 30), lambda: self._wake(client, life))
 
@@ -620,6 +623,12 @@ class World:
                 self.step(client, session.GaveUp(self._clock(client), "training"))
                 return
             client.made_from = accepted.orders.digest
+            if accepted.kind is Kind.EVALUATE:
+                client.content = figures_blob(
+                    ClientFigures(self.examples(client.position), {"loss": self.random.random()})
+                )
+                self._finished(client)
+                return
             salt = client.position.to_bytes(4, "big") + client.life.to_bytes(4, "big")
             client.brought = accepted.key, *contribution(self.original, client.orders, salt)
             self._encode(client, 1.0)
@@ -632,6 +641,9 @@ class World:
         scaled = terms._replace(orders=replace(terms.orders, scale=scale))
         parcel = packed(scaled, client.position, brought, self.examples(client.position))
         client.content = update_blob(parcel)
+        self._finished(client)
+
+    def _finished(self, client: Client) -> None:
         made = session.Made(self._clock(client), len(client.content), blob.digest_of(client.content))
         self.step(client, made)
 
