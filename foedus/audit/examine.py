@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,26 @@ from foedus.sim.federation import Federation, run_federation
 from foedus.sim.progress import steps
 from foedus.sim.run import Run, read_run
 
-FINDINGS, ARRAYS = "audit.json", "audit.npz"
-PARTS: Mapping[str, Callable[[Ground], Figures]] = {
-    "membership": attacks.membership,
-    "inversion": attacks.inversion,
-    "canaries": attacks.canaries,
+FINDINGS = "audit.json"
+
+
+class Part(NamedTuple):
+    """One part of an audit.
+
+    * ``attack(ground) -> figures``
+    * ``asked``: the fields of the effort that it depends on; where one is another, it is done again.
+    * ``wanted(effort)``: whether it is to be done at all.
+    """
+
+    attack: Callable[[Ground], Figures]
+    asked: tuple[str, ...]
+    wanted: Callable[[Effort], bool] = lambda effort: True
+
+
+PARTS: Mapping[str, Part] = {
+    "membership": Part(attacks.membership, ("examples",)),
+    "inversion": Part(attacks.inversion, ("sizes", "steps"), lambda effort: bool(effort.sizes)),
+    "canaries": Part(attacks.canaries, ("canaries", "delta"), lambda effort: bool(effort.canaries)),
 }
 
 
@@ -51,6 +66,7 @@ class Audit:
         places: what an adversary at each place could learn.
         advice: what to switch on.
         folder: with ``report.md``, ``report.html``, ``audit.json`` and figures.
+        figures: their paths within the folder.
 
     Example:
         >>> found.places[0].who, found.places[0].verdict  # doctest: +SKIP
@@ -62,6 +78,7 @@ class Audit:
     places: tuple[Place, ...]
     advice: tuple[str, ...]
     folder: Path
+    figures: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -105,13 +122,12 @@ def audit(federation: Federation, *, run: str | Path | None = None, effort: Effo
     federation = replace(federation, clients=federation.population())  # made once
     folder = _folder(federation, run, effort)
     folder.mkdir(parents=True, exist_ok=True)
-    with steps(effort.progress, 1 + len(PARTS), "audit") as tell:
+    with steps(effort.progress, 1 + len(_parts(effort)), "audit") as tell:
         ground = _ground(federation, run, effort, folder)
         tell("the run is there")
         kept = _Kept(folder, _identity(ground))
-        for name, part in PARTS.items():
-            if _wanted(name, effort):
-                tell(f"{name}: {_carried_out(name, part, ground, kept)}")
+        for name, part in _parts(effort):
+            tell(f"{name}: {_carried_out(name, part, ground, kept)}")
     return _reported(ground, kept)
 
 
@@ -146,68 +162,75 @@ def _run(federation: Federation, folder: Path) -> Run:
 
 
 def _identity(ground: Ground) -> str:
-    """What an audit that goes on must share with the one before."""
-    effort, federation = ground.effort, ground.federation
+    """What an audit that goes on must share with the one before: the run."""
+    federation = ground.federation
     told = (
         federation.algorithm.label, federation.population().fingerprint(), federation.seed, federation.rounds,
         ground.trainer.layout.digest(), hashlib.sha256(ground.run.weights.vector.tobytes()).hexdigest(),
-        effort.delta, effort.examples, effort.steps, effort.sizes, effort.canaries,
     )  # fmt: skip
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
-def _wanted(name: str, effort: Effort) -> bool:
-    return not (name == "canaries" and not effort.canaries) and not (name == "inversion" and not effort.sizes)
+def _parts(effort: Effort) -> list[tuple[str, Part]]:
+    """Those that are to be done."""
+    return [(name, part) for name, part in PARTS.items() if part.wanted(effort)]
 
 
 class _Kept:
-    """What is finished, in the audit's folder: figures as JSON, arrays for drawing beside them."""
+    """What is finished, in the audit's folder: figures as JSON, and arrays for drawing, a file for each part."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
         self.findings: dict[str, Figures] = {}
-        self.arrays: dict[str, NDArray[Any]] = {}
+        self.asked: dict[str, Any] = {}
         if (folder / FINDINGS).exists():
             self._read()
 
     def _read(self) -> None:
+        place = self.folder / FINDINGS
         try:
-            found = json.loads((self.folder / FINDINGS).read_text("utf-8"))
-            identity, parts = found["identity"], dict(found["findings"])
+            found = json.loads(place.read_text("utf-8"))
+            identity, parts, asked = found["identity"], dict(found["findings"]), dict(found["asked"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.folder / FINDINGS} is damaged: {error}. Delete it, or audit elsewhere"
-            ) from error
+            raise CheckpointError(f"{place} is damaged: {error}. Delete it, or audit elsewhere") from error
         if identity != self.identity:
             raise CheckpointError(
-                f"{self.folder} holds the audit of another run, or one with another effort. Choose another folder, "
-                "Effort(folder=...), or delete this one"
+                f"{self.folder} holds the audit of another run. Choose another folder, Effort(folder=...), or delete "
+                "this one"
             )
-        self.findings = parts
-        if (self.folder / ARRAYS).exists():
-            with np.load(self.folder / ARRAYS, allow_pickle=False) as stored:
-                self.arrays = {name: stored[name] for name in stored.files}
+        self.findings, self.asked = parts, asked
 
-    def add(self, name: str, figures: Figures, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def has(self, name: str, asked: Any) -> bool:
+        """Whether a part is done, as it is asked for."""
+        return name in self.findings and self.asked.get(name) == asked
+
+    def add(self, name: str, figures: Figures, asked: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
         """One part is done."""
-        self.findings[name] = figures
-        self.arrays |= arrays
-        if self.arrays:
-            with files.storage(self.folder / ARRAYS):
-                np.savez_compressed(self.folder / ARRAYS, **self.arrays)  # type: ignore[arg-type]
-        told = {"identity": self.identity, "findings": self.findings}
-        files.replace(self.folder / FINDINGS, json.dumps(_plain(told), indent=1, ensure_ascii=False).encode() + b"\n")
+        self.findings[name], self.asked[name] = figures, asked
+        with files.storage(self.folder / f"{name}.npz"):
+            np.savez_compressed(self.folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        told = {"identity": self.identity, "findings": self.findings, "asked": self.asked}
+        files.replace(self.folder / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False).encode() + b"\n")
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """A part's arrays."""
+        place = self.folder / f"{name}.npz"
+        if not place.exists():
+            return {}
+        with np.load(place, allow_pickle=False) as stored:
+            return {each: stored[each] for each in stored.files}
 
 
-def _carried_out(name: str, part: Callable[[Ground], Figures], ground: Ground, kept: _Kept) -> str:
-    if name in kept.findings:
+def _carried_out(name: str, part: Part, ground: Ground, kept: _Kept) -> str:
+    asked = _plain({field: getattr(ground.effort, field) for field in part.asked})
+    if kept.has(name, asked):
         return "done before"
     ground.arrays = {}
     try:
-        found = part(ground)
+        found = part.attack(ground)
     except FoedusError as error:
         found = {"failed": str(error)}
-    kept.add(name, _plain(found), ground.arrays)
+    kept.add(name, _plain(found), asked, ground.arrays)
     return "not possible" if "failed" in found else "done"
 
 
@@ -226,26 +249,28 @@ def _plain(value: Any) -> Any:
 
 
 def _reported(ground: Ground, kept: _Kept) -> Audit:
-    delta = ground.effort.delta
+    delta, names = ground.effort.delta, [name for name, _ in _parts(ground.effort)]
     guard = protections(ground.federation, ground.layout, delta=delta)
+    findings = {name: kept.findings[name] for name in names}
     found = Audit(
-        protections=guard, findings=kept.findings, places=tuple(places(guard, kept.findings)),
-        advice=tuple(advice(guard, kept.findings, delta=delta)), folder=kept.folder,
+        protections=guard, findings=findings, places=tuple(places(guard, findings)),
+        advice=tuple(advice(guard, findings, delta=delta)), folder=kept.folder, figures=_drawn(kept, names),
     )  # fmt: skip
-    _drawn(kept)
     files.replace(kept.folder / "report.md", as_markdown(page(found)).encode())
     files.replace(kept.folder / "report.html", as_html(page(found), "Privacy audit", kept.folder).encode())
     return found
 
 
-def _drawn(kept: _Kept) -> None:
-    """The figures; none without matplotlib."""
+def _drawn(kept: _Kept, names: Sequence[str]) -> tuple[str, ...]:
+    """The figures' paths; none without matplotlib."""
     try:
         from foedus.report.attacks import plot_audit
 
-        plot_audit(kept.arrays, kept.folder / "figures")
+        arrays = {name: array for part in names for name, array in kept.arrays(part).items()}
+        drawn = plot_audit(arrays, kept.folder / "figures")
     except MissingExtra:
-        return
+        return ()
+    return tuple(path.relative_to(kept.folder).as_posix() for path in drawn)
 
 
 def page(found: Audit) -> list[Block]:
@@ -260,9 +285,7 @@ def page(found: Audit) -> list[Block]:
     blocks += [Text(f"{number}. {text}") for number, text in enumerate(found.advice, 1)]
     blocks.append(Heading(2, "How this was found"))
     blocks += [Text(sentence) for sentence in _method(found)]
-    for path in sorted((found.folder / "figures").glob("*.png")):
-        blocks.append(Picture(path.relative_to(found.folder).as_posix(), path.stem))
-    return blocks
+    return blocks + [Picture(path, Path(path).stem) for path in found.figures]
 
 
 def _setting(found: Audit) -> str:

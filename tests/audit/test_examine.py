@@ -107,9 +107,15 @@ def test_what_is_finished_is_not_done_again(audited, monkeypatch):
         raise AssertionError("done again")
 
     folder = audited["bare"].folder
-    monkeypatch.setattr(examine, "PARTS", dict.fromkeys(examine.PARTS, never))
+    parts = {name: part._replace(attack=never) for name, part in examine.PARTS.items()}
+    monkeypatch.setattr(examine, "PARTS", parts)
     again = fd.audit(federation(), effort=replace(QUICK, folder=folder))
     assert again.text == audited["bare"].text
+    with pytest.raises(AssertionError, match="done again"):  # but what depends on another effort is
+        fd.audit(federation(), effort=replace(QUICK, folder=folder, canaries=13))
+    fewer = fd.audit(federation(), effort=replace(QUICK, folder=folder, canaries=0))
+    assert set(fewer.findings) == {"membership", "inversion"}
+    assert fewer.figures == ("figures/inversion.png", "figures/membership.png")
 
 
 @pytest.mark.slow

@@ -47,10 +47,14 @@ def test_it_reports_and_goes_on(tmp_path: Path, capsys, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_another_effort_wants_another_folder(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_another_effort_does_again_what_depends_on_it(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "audited_again.py").write_text(SOURCE)
-    words = ["audit", "audited_again.py", "--folder", "runs/one", "--executor", "debug", "--no-progress"]
+    words = ["audit", "audited_again.py", "--folder", "runs/one", "--executor", "debug"]
     assert run([*words, "--canaries", "0"]) == 0
-    assert run([*words, "--canaries", "4"]) == 1
-    assert "another effort" in capsys.readouterr().err
+    assert "canaries" not in capsys.readouterr().err
+    assert run([*words, "--canaries", "4"]) == 0
+    told = capsys.readouterr().err
+    assert "membership: done before" in told
+    assert "canaries: done" in told
+    assert run([*words, "--canaries", "4", "--rounds", "2"]) == 2  # another run than the folder's
