@@ -92,7 +92,7 @@ def plot_canaries(seen: Mapping[str, tuple[Array, Array]], path: Path) -> Path:
         one.hist(unseen, bins, density=True, color=canvas.GREY, label="nobody's")
         one.hist(observed, bins, density=True, color=canvas.ORANGE, alpha=0.7, label="canaries")
         canvas.caption(one, name, x="standard deviations from chance", y="density")
-        one.legend(frameon=False, fontsize=8, loc="upper right")
+        one.legend(frameon=False, fontsize=8, loc="upper center")
     canvas.save(figure, path)
     return path
 
