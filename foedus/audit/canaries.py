@@ -161,8 +161,8 @@ def with_canaries(
     """The federation with clients that are canaries, at the end of the population, entered before training.
 
     Cohorts that are a number grow with the population, so that everybody takes part as often as before. Sums that
-    nobody sees the parts of (masks, encryption) have no room for more than they were made for: there canaries take the
-    place of the last clients, of half of them at most.
+    nobody sees the parts of (masks, encryption) may have no room for more than they were made for: there canaries take
+    the place of the last clients, of half of them at most.
 
     Args:
         federation: the one to be measured.
@@ -188,7 +188,7 @@ def with_canaries(
             "place in the simulator. Leave out Settings(adversary=...)"
         )
     rule, gate, first = federation.algorithm.aggregator, federation.algorithm.gate, len(clients)
-    if room_of(rule) is not None:
+    if not _fits(federation, count):
         count = min(count, max(2, len(clients) // 2))
         first -= count
     length = sending(rule, layout, federation.seed) if length is None else length
@@ -201,6 +201,15 @@ def with_canaries(
     if isinstance(cohort, int | np.integer):
         cohort = round(int(cohort) * len(grown) / len(clients))
     return replace(federation, clients=grown, cohort=cohort, settings=settings)
+
+
+def _fits(federation: Federation, count: int) -> bool:
+    """Whether a round's sum has room for so many more."""
+    rule, cohort, clients = federation.algorithm.aggregator, federation.cohort, len(federation.population())
+    room, asked = room_of(rule), clients + count
+    if rule.sealed is None and isinstance(cohort, int | np.integer):
+        asked = round(int(cohort) * asked / clients)
+    return room is None or asked <= room
 
 
 def canaries_in(federation: Federation) -> int | None:

@@ -129,6 +129,8 @@ def test_where_sums_have_no_room_for_more_canaries_take_the_place_of_clients():
     assert canaries_in(entered) == 3
     assert list(entered.clients.ids) == [0, 1, 2, "canary 0", "canary 1", "canary 2"]
     assert entered.cohort == 5
+    roomy = federation(aggregator=fd.masked(fd.Withstand(clients=40, corrupt=0.0), least=5))
+    assert len(with_canaries(roomy, layout(), count=30).clients) == 36
 
 
 def test_what_cannot_have_canaries_is_refused():
