@@ -26,13 +26,14 @@ from foedus.privacy.events import (
 from foedus.privacy.ledger import Budget, Ledger, allows, charged, ledger_json, of_ledger_json, spent
 from foedus.privacy.mechanisms import adaptive, central, local
 from foedus.privacy.noise import keyed, known_to_all_who_know_the_seed, system
-from foedus.privacy.strategies import Strategy, banded, tree
+from foedus.privacy.strategies import Strategy, banded, noise_matrix, prefix_error, tree
 from foedus.privacy.streams import correlated
 
 __all__ = [
     "BandedStream", "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point",
     "Sampled", "SharedGaussian", "SharedSkellam", "Strategy", "Tree", "TreeStream", "adaptive", "allows", "banded",
     "calibrate", "central", "charged", "correlated", "curve", "example_epsilon", "gaussian_shares", "keyed",
-    "known_to_all_who_know_the_seed", "ledger_json", "local", "of_ledger_json", "pld", "rdp", "round_event",
+    "known_to_all_who_know_the_seed", "ledger_json", "local", "noise_matrix", "of_ledger_json", "pld", "prefix_error",
+    "rdp", "round_event",
     "skellam_shares", "spent", "system", "tree", "trusted", "trusted_sum",
 ]  # fmt: skip

@@ -237,12 +237,13 @@ def noise_matrix(strategy: Strategy, rounds: int | None = None) -> NDArray[np.fl
     return np.array(rows)
 
 
-def error(strategy: Strategy) -> float:
+def prefix_error(strategy: Strategy) -> float:
     """The root of the mean squared error of the running sums, for a noise multiplier and a bound of 1: what is left of
     the noise in the model, on average over the rounds. Fresh noise in every round has √(participations · rounds / 2).
 
     Example:
-        >>> round(error(banded(100, separation=100, bands=1)), 1), round(error(banded(100, separation=100)), 1)
+        >>> fresh, bands = banded(100, separation=100, bands=1), banded(100, separation=100)
+        >>> round(prefix_error(fresh), 1), round(prefix_error(bands), 1)
         (7.1, 2.4)
     """
     sums = np.cumsum(noise_matrix(strategy), 0)

@@ -21,7 +21,7 @@ from foedus.privacy.claims import round_event
 from foedus.privacy.events import BandedStream, Gaussian, Tree, TreeStream, as_json, of_json
 from foedus.privacy.ledger import Budget, Ledger, allows, charged, spent
 from foedus.privacy.noise import known_to_all_who_know_the_seed
-from foedus.privacy.strategies import UNIT, Strategy, _error, banded, coefficients, error, noise_matrix, tree
+from foedus.privacy.strategies import UNIT, Strategy, _error, banded, coefficients, noise_matrix, prefix_error, tree
 from foedus.privacy.streams import correlated
 from foedus.tree import Layout
 
@@ -99,10 +99,10 @@ def test_no_other_two_bands_are_better() -> None:
 
 
 def test_more_bands_leave_less_noise_and_less_than_a_tree() -> None:
-    errors = [error(banded(64, separation=64, bands=n)) for n in (1, 2, 4, 8, 16, 32)]
+    errors = [prefix_error(banded(64, separation=64, bands=n)) for n in (1, 2, 4, 8, 16, 32)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] == pytest.approx(math.sqrt(65 / 2))
-    assert errors[-1] < 0.55 * error(tree(64))
+    assert errors[-1] < 0.55 * prefix_error(tree(64))
     sums = np.linalg.svd(np.tril(np.ones((64, 64))), compute_uv=False)
     assert float(sums.sum()) / 64 <= errors[-1], "the least that any factorisation leaves: the mean singular value"
 
@@ -144,7 +144,7 @@ def test_the_noise_of_running_sums_is_as_much_as_foretold(strategy: Strategy) ->
     foretold = np.cumsum(noise_matrix(strategy), 0)
     scale = 0.5 * 2.0 * math.sqrt(strategy.squared) / strategy.unit / 4
     np.testing.assert_allclose(np.std(sums, axis=1), scale * np.sqrt((foretold**2).sum(1)), rtol=0.03)
-    assert math.sqrt(np.mean(np.var(sums, axis=1))) == pytest.approx(error(strategy) * 0.5 * 2.0 / 4, rel=0.02)
+    assert math.sqrt(np.mean(np.var(sums, axis=1))) == pytest.approx(prefix_error(strategy) * 0.5 * 2.0 / 4, rel=0.02)
 
 
 @any_strategy
