@@ -164,8 +164,8 @@ def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
     gives = outer[-1].gives if outer else Kind.REALS
     if inner.sealed is not None and gives is not Kind.REALS:
         raise IncompatibleStages(
-            f"{outer[-1].label} gives {gives.name.lower()}, and {inner.label} rounds and encrypts numbers, whose "
-            "ciphertexts are no smaller for it. Leave the quantiser out"
+            f"{outer[-1].label} gives {gives.name.lower()}, and {inner.label} rounds and encrypts real numbers, whose "
+            "ciphertexts are no smaller for it. Leave it out, or write masked(...), which adds up whole numbers"
         )
     if not inner.hidden:
         if gives is Kind.WHOLE:

@@ -43,7 +43,7 @@ from foedus.rounds.work import Job, Outcome, Session
 from foedus.sim.executors import open_session
 from foedus.sim.flights import AsTheyCome
 from foedus.sim.local_curves import attach
-from foedus.sim.masks import check_masks
+from foedus.sim.masks import check_masks, check_sealed
 from foedus.sim.pace import Brought, ByEdges, Ground, InStep, Pace, minimum
 from foedus.sim.progress import Progress, announce, into_sinks, progress
 from foedus.sim.run import Run
@@ -98,12 +98,12 @@ def simulate(
     evaluate.check_targets(evaluation.stop_at, task.metrics, central=clients.central_test is not None)
     sampler, wanted = _sampler(cohort, clients, settings)
     _check_minimum(settings, most=wanted or len(clients))
-    check_scored(algorithm, settings.watch)
-    _check_sealed(algorithm, len(clients), wanted)
+    check_scored(algorithm.method, settings.watch)
     trainer = open_trainer(evaluate.checked(task), seed=seed, device=settings.device)
     job = Job(task, algorithm, clients, seed, settings.device)
     averaged = task.average_buffers and trainer.buffer_layout.size > 0
     _check_budget(settings)
+    check_sealed(algorithm, settings, population=len(clients), wanted=wanted, buffers=averaged)
     check_masks(algorithm, settings, wanted=_asked(wanted, settings, clients), buffers=averaged)
     private = spending(algorithm, sampler, settings.budget, buffers=averaged)
     plan = _Plan(job, trainer, sampler, wanted, rounds, evaluation, settings, private)
@@ -500,22 +500,6 @@ def _check_minimum(settings: Settings, *, most: int) -> None:
         raise ConfigurationError(
             f"World(minimum={minimum(settings)}): no round can have so many answers, since at most {most} clients are "
             "wanted; the model would never change"
-        )
-
-
-def _check_sealed(algorithm: Algorithm, population: int, wanted: int | None) -> None:
-    """Whether all who may be asked share the key, and enough are asked, where updates are encrypted."""
-    sealed, label = algorithm.aggregator.sealed, algorithm.aggregator.label
-    if sealed is None:
-        return
-    if population > sealed.silos:
-        raise ConfigurationError(
-            f"{label} is for {sealed.silos} silos, and there are {population}: write encrypted({population}, ...). "
-            "Among many, masked(...) needs no common key"
-        )
-    if (wanted or population) < sealed.least:
-        raise ConfigurationError(
-            f"{label} decrypts no sum of fewer than {sealed.least}, and {wanted or population} are asked in a round"
         )
 
 

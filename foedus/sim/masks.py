@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
-from foedus.core.aggregate import Aggregator, Masking
+from foedus.core.aggregate import Aggregator, Masking, Sealed
 from foedus.core.compose import Algorithm
 from foedus.core.random import generator, key
 from foedus.core.timing import Hierarchical
@@ -50,6 +50,12 @@ def channels(algorithm: Algorithm, *, buffers: bool) -> Iterator[tuple[str, Aggr
 def maskings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking]:
     """The channels that are masked."""
     return {c: rule.masking for c, rule in channels(algorithm, buffers=buffers) if rule.masking is not None}
+
+
+def hidings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking | Sealed]:
+    """The channels of which nobody sees single messages, because they are masked or encrypted."""
+    found = ((c, rule.masking or rule.sealed) for c, rule in channels(algorithm, buffers=buffers))
+    return {channel: hiding for channel, hiding in found if hiding is not None}
 
 
 # --- what may not be ----------------------------------------------------------------------------------------
@@ -96,6 +102,43 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
         _check_cohort(masking, wanted)
 
 
+def check_sealed(
+    algorithm: Algorithm, settings: Settings, *, population: int, wanted: int | None, buffers: bool
+) -> None:
+    """Refuse a run in which single updates would be seen beside encrypted ones, or a sum could not be decrypted.
+
+    Args:
+        algorithm, settings, wanted, buffers: as for :func:`check_masks`.
+        population: how many clients there are.
+
+    Raises:
+        ConfigurationError: says which, and what to write instead.
+    """
+    sealed, label = algorithm.aggregator.sealed, algorithm.aggregator.label
+    if sealed is None:
+        return
+    if population > sealed.silos:
+        raise ConfigurationError(
+            f"{label} is for {sealed.silos} silos, and there are {population}: write encrypted({population}, ...). "
+            "Among many, masked(...) needs no common key"
+        )
+    if (wanted or population) < sealed.least:
+        raise ConfigurationError(
+            f"{label} decrypts no sum of fewer than {sealed.least}, and {wanted or population} are asked in a round"
+        )
+    if buffers and not algorithm.buffers.hidden:
+        raise IncompatibleStages(
+            f"the model's buffers (BatchNorm's statistics) are averaged by {algorithm.buffers.label}, which the server "
+            f"sees of every client, while {label} hides the update. Write Task(..., average_buffers=False), or "
+            "algorithm.with_(buffers=foedus.encrypted(...))"
+        )
+    if settings.watch is not None:
+        raise IncompatibleStages(
+            f"Settings(watch=...) scores single updates, and behind {label} nobody sees any. Leave out the watch; "
+            "clients can check themselves: foedus.self_checked(within=...)"
+        )
+
+
 def _check_cohort(masking: Masking, wanted: int | None) -> None:
     if wanted is None:
         return
@@ -124,13 +167,13 @@ def check_asked(found: Mapping[str, Masking], asked: Ints) -> None:
         _check_cohort(masking._replace(least=0), len(asked))
 
 
-def too_few(found: Mapping[str, Masking], outcome: Outcome) -> str:
+def too_few(found: Mapping[str, Masking | Sealed], outcome: Outcome) -> str:
     """Why a round shows no sum: fewer have sent something than are to be in one; empty if it does."""
     sums = {UPDATE: outcome.message, BUFFERS: outcome.buffers, **outcome.sides}
-    for channel, masking in found.items():
+    for channel, hiding in found.items():
         message = sums.get(channel)
-        if message is not None and int(message["count"][0]) < masking.least:
-            return f"{int(message['count'][0])} clients are in the sum, and {masking.least} are needed"
+        if message is not None and int(message["count"][0]) < hiding.least:
+            return f"{int(message['count'][0])} clients are in the sum, and {hiding.least} are needed"
     return ""
 
 

@@ -229,7 +229,7 @@ def test_secrets_are_in_no_text_and_travel_only_where_they_must() -> None:
         (lambda: encrypted(5, bound=0.0), ConfigurationError, "bound"),
         (lambda: fd.chain(fd.eden(2), RULE), IncompatibleStages, "message by message|codes"),
         (lambda: fd.chain(fd.subsample(0.5), RULE), IncompatibleStages, "message by message"),
-        (lambda: fd.chain(fd.rotate(), fd.quantise(4, scale=1.0), RULE), IncompatibleStages, "Leave the quantiser out"),
+        (lambda: fd.chain(fd.rotate(), fd.quantise(4, scale=1.0), RULE), IncompatibleStages, "Leave it out"),
         (lambda: fd.error_feedback(RULE), IncompatibleStages, "shows sums only"),
         (lambda: fd.fedavg(LOCAL, aggregator=RULE, gate=fd.Gate(max_norm=1.0)), IncompatibleStages, "norms or weights"),
         (lambda: fd.scaffold(LOCAL, aggregator=RULE), IncompatibleStages, r"encrypted\(...\), too"),
@@ -301,8 +301,36 @@ def test_a_population_that_does_not_fit_is_refused_before_anything_runs(tmp_path
         ran(tmp_path / "a", RULE, clients=6)
     with pytest.raises(ConfigurationError, match="no sum of fewer than 3, and 2 are asked"):
         ran(tmp_path / "b", RULE, cohort=2)
-    with pytest.raises(ConfigurationError, match="lets nobody see one"):
+    with pytest.raises(ConfigurationError, match="nobody sees any"):
         ran(tmp_path / "c", RULE, watch=fd.Watch())
+
+
+def test_a_round_with_too_few_changes_nothing_and_is_told(tmp_path: Path) -> None:
+    """Silos come as they are called; the second round has two of them."""
+    cohorts = [[0, 1, 2, 3], [0, 1], [1, 2, 3]]
+    sampler = fd.uniform(1)._replace(
+        sample=lambda population, seed, number: np.array(cohorts[number - 1]), label="called"
+    )
+    rule = encrypted(4, key=KEY, bits=20, most=100)
+    run = ran(tmp_path / "run", rule, cohort=sampler)
+    before = ran(tmp_path / "one", rule, cohort=sampler, rounds=1)
+    after = ran(tmp_path / "two", rule, cohort=sampler, rounds=2)
+    assert after.weights.vector.tobytes() == before.weights.vector.tobytes() != run.weights.vector.tobytes()
+    assert run.metrics[1]["secure"]["failed"] == "2 clients are in the sum, and 3 are needed"
+
+
+def test_averaged_buffers_are_hidden_too_or_refused(tmp_path: Path) -> None:
+    from torch import nn
+
+    task = fd.Task(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.functional.cross_entropy)
+    rng = np.random.default_rng(0)
+    own = {f"s{i}": (rng.normal(size=(8, 3)).astype("f4"), rng.integers(2, size=8)) for i in range(4)}
+    settings = fd.Settings(folder=tmp_path / "run", executor=fd.executors.debug(), progress=False)
+    algorithm = fd.fedavg(LOCAL, aggregator=encrypted(4, key=KEY))
+    with pytest.raises(IncompatibleStages, match="BatchNorm's statistics"):
+        fd.simulate(task, algorithm, fd.Clients.of(own), rounds=1, settings=settings)
+    hidden = algorithm.with_(buffers=encrypted(4, key=KEY, bound=100.0))
+    assert fd.simulate(task, hidden, fd.Clients.of(own), rounds=1, settings=settings).metrics[0]["trained"] == 4
 
 
 @pytest.mark.slow
