@@ -129,9 +129,21 @@ def unpacked(values: Bytes, bits: int, count: int) -> NDArray[Any]:
         >>> unpacked(packed(np.array([1, 1000], np.uint32), 10), 10, 2).tolist()
         [1, 1000]
     """
-    tally = Tally(count, bits)
-    tally.add(values)
-    return tally.total()
+    check_packed(values, count, bits)
+    found = np.zeros(count, word(bits))
+    for plane in _planes(count, bits):
+        part, shift = values[plane.start : plane.stop], found.dtype.type(plane.shift)
+        if plane.width >= 8:
+            part = part.view(f"<u{plane.width // 8}")
+        length = len(part)
+        for lane in range(plane.lanes):
+            goal = found[lane * length : (lane + 1) * length]
+            for place in blocks(len(goal)):
+                numbers = part[place]
+                if plane.lanes > 1:
+                    numbers = (numbers >> np.uint8(lane * plane.width)) & np.uint8(2**plane.width - 1)
+                goal[place] |= numbers.astype(found.dtype) << shift
+    return found
 
 
 class Tally:
@@ -146,16 +158,8 @@ class Tally:
     """
 
     def __init__(self, count: int, bits: int) -> None:
-        self._count, self._bits, self._added = count, bits, 0
-        self._planes = list(_planes(count, bits))
-        self._sums = [self._zeros(plane) for plane in self._planes]
-        self._carried: NDArray[Any] | None = None
-
-    def _zeros(self, plane: _Plane) -> NDArray[Any]:
-        """Sums of a plane: as wide as all the numbers, but 16 bits for planes of up to 8, which are emptied in time."""
-        if plane.width >= 8:
-            return np.zeros(self._count, word(self._bits) if plane.width > 8 else word(16))
-        return np.zeros((plane.lanes, plane.stop - plane.start), np.uint8)
+        self._count, self._bits = count, bits
+        self._planes = [_Sum(plane, word(bits)) for plane in _planes(count, bits)]
 
     def add(self, values: Bytes) -> None:
         """Add a packed vector.
@@ -164,46 +168,101 @@ class Tally:
             ConfigurationError: it is none; nothing has been added.
         """
         check_packed(values, self._count, self._bits)
-        if self._added == 17:  # 17 · 15 = 255: as many as the narrow sums hold
-            self._empty()
-        for plane, total in zip(self._planes, self._sums, strict=True):
-            part = values[plane.start : plane.stop]
-            if plane.width >= 8:
-                whole = part.view(f"<u{plane.width // 8}")
-                for place in blocks(len(whole)):
-                    np.add(total[place], whole[place], out=total[place], casting="unsafe")
-            else:
-                _add_lanes(total, part, plane.width)
-        self._added += 1
-
-    def _empty(self) -> None:
-        """Put the sums of planes together, and begin them anew."""
-        self._carried, self._added = self._together(), 0
-        for total in self._sums:
-            total[...] = 0
-
-    def _together(self) -> NDArray[Any]:
-        kind = word(self._bits)
-        found = np.zeros(self._count, kind) if self._carried is None else self._carried
-        for plane, total in zip(self._planes, self._sums, strict=True):
-            flat = total.reshape(-1)[: self._count]
-            for place in blocks(self._count):
-                found[place] += flat[place].astype(kind, copy=False) << kind.type(plane.shift)
-        return found
+        for plane in self._planes:
+            plane.add(values)
 
     def total(self) -> NDArray[Any]:
-        """The sum so far [n], of the :func:`word` that holds ``bits``; the tally is used up."""
-        found = self._together()
-        if self._bits < 8 * found.dtype.itemsize:
-            found &= found.dtype.type(2**self._bits - 1)
+        """The sum so far [n], of the :func:`word` that holds ``bits``."""
+        kind = word(self._bits)
+        found = np.zeros(self._count, kind)
+        for plane in self._planes:
+            sums, shift = plane.total().reshape(-1), kind.type(plane.of.shift)
+            for place in blocks(self._count):
+                found[place] += sums[place].astype(kind, copy=False) << shift
+        if self._bits < 8 * kind.itemsize:
+            found &= kind.type(2**self._bits - 1)
         return found
 
 
-def _add_lanes(total: NDArray[np.uint8], values: Bytes, width: int) -> None:
-    """Sums [lane, byte] plus what lies in the bytes [byte]."""
-    mask, lanes = np.uint8(2**width - 1), len(total)
+class _Sum:
+    """The sum of one plane: ``wide`` [lane, entry].
+
+    Narrow numbers are summed where they lie, in slots twice as wide, the even ones and the odd ones apart; before the
+    slots are full they are emptied into slots twice as wide again, up to 8 bits, and these into ``wide``. So a vector
+    of single bits takes some ten passes over its bytes, and not one for every lane of them.
+    """
+
+    def __init__(self, plane: _Plane, kind: np.dtype[Any]) -> None:
+        self.of = plane
+        length = (plane.stop - plane.start) * 8 // max(plane.width, 8)
+        self._wide = np.zeros((plane.lanes, length), kind if plane.width > 8 else np.uint32)
+        widths = [w for w in (1, 2, 4) if w >= plane.width]
+        # A few bytes more, so that rows are whole words of 64 bits: sixty-four slots of a bit are added at a time.
+        words = -(-length // 8)
+        self._slots = [np.zeros((2 * w // plane.width, words), np.uint64) for w in widths]
+        self._filled = [0] * len(widths)
+        self._some = np.zeros(length, np.uint16) if plane.width == 8 else None
+        self._added = 0
+
+    def add(self, values: Bytes) -> None:
+        part = values[self.of.start : self.of.stop]
+        if self.of.width > 8:
+            _add(self._wide[0], part.view(f"<u{self.of.width // 8}"))
+        elif self._some is not None:
+            if self._added == 257:  # 257 · 255 = 2¹⁶ − 1
+                self._empty_some()
+            self._added += 1
+            _add(self._some, part)
+        else:
+            words = np.zeros((1, self._slots[0].shape[1]), np.uint64)
+            words.view(np.uint8)[0, : len(part)] = part
+            self._into(0, words)
+
+    def _into(self, level: int, rows: NDArray[np.uint64]) -> None:
+        """Add rows [row, word] of slots to those twice as wide."""
+        width = self.of.width << level
+        if self._filled[level] == 2**width + 1:  # (2^w + 1) (2^w − 1) = 2^2w − 1: the wider slots are full
+            self._empty(level)
+        self._filled[level] += 1
+        mask, sums, count = _slots(width), self._slots[level], len(rows)
+        moved = np.bitwise_and(rows, mask)
+        sums[:count] += moved
+        np.right_shift(rows, np.uint64(width), out=moved)
+        moved &= mask
+        sums[count:] += moved
+
+    def _empty(self, level: int) -> None:
+        """Move sums of slots on, to slots twice as wide."""
+        if level + 1 < len(self._slots):
+            self._into(level + 1, self._slots[level])
+        else:
+            for wide, row in zip(self._wide, self._slots[level].view(np.uint8), strict=True):
+                _add(wide, row[: len(wide)])
+        self._slots[level][...] = 0
+        self._filled[level] = 0
+
+    def _empty_some(self) -> None:
+        assert self._some is not None
+        _add(self._wide[0], self._some)
+        self._some[...] = 0
+        self._added = 0
+
+    def total(self) -> NDArray[Any]:
+        """The sum [lane, entry]."""
+        if self._some is not None:
+            self._empty_some()
+        for level in range(len(self._slots)):
+            self._empty(level)
+        return self._wide
+
+
+def _slots(width: int) -> np.uint64:
+    """Ones in every other slot of so many bits."""
+    slot = (1 << width) - 1
+    return np.uint64(sum(slot << at for at in range(0, 64, 2 * width)))
+
+
+def _add(total: NDArray[Any], values: NDArray[Any]) -> None:
+    """total += values, of narrower integers, in blocks that stay in the cache."""
     for place in blocks(len(values)):
-        part = values[place]
-        for lane in range(lanes):
-            moved = part if lane == 0 else part >> np.uint8(lane * width)
-            total[lane, place] += moved if lane == lanes - 1 else moved & mask
+        np.add(total[place], values[place], out=total[place], casting="unsafe")

@@ -11,6 +11,7 @@ from foedus.errors import ForgedMessage
 from foedus.secure.primitives import (
     Agreement,
     add_mask,
+    check_public,
     check_signature,
     derived,
     digest,
@@ -108,6 +109,24 @@ def test_public_keys_with_which_every_secret_is_the_same_are_refused() -> None:
     for point in (0, 1):
         with pytest.raises(ForgedMessage, match="none that a client makes"):
             Agreement(bytes(range(32))).secret(point.to_bytes(32, "little"))
+
+
+def test_the_quick_look_at_public_keys_finds_those_with_which_nothing_can_be_agreed() -> None:
+    from foedus.secure.primitives import _LOW_ORDER
+
+    for point in _LOW_ORDER:
+        for high in (0, 1 << 255):
+            public = (point | high).to_bytes(32, "little")
+            with pytest.raises(ForgedMessage):
+                Agreement(RFC_8032).secret(public)
+            with pytest.raises(ForgedMessage):
+                check_public(public)
+    assert len(_LOW_ORDER) == 7
+
+
+@given(keys)
+def test_other_public_keys_pass(key: bytes) -> None:
+    check_public(public_key(key))
 
 
 def test_a_signature_of_another_message_or_key_raises() -> None:

@@ -170,12 +170,13 @@ class Server(NamedTuple):
     keys: Bytes  # [client, 64]
     commitments: Bytes  # [client, 32]
     proofs: Bytes  # [client, 160], or [client, 0]
-    sealed: Bytes  # [client, mate, 80], of the first by the second's place among its mates
+    sealed: Bytes  # [client, mate, 80], of the first for the second
     tally: Tally
     votes: Bytes  # [client, 64]
     have: Flags  # [client, mate], whether the first has told its share of the second
     answers: Bytes  # [client, mate, 32]
     shares: NDArray[np.int64]  # [client], how many have told a share of it
+    known: set[bytes]  # all keys so far
 
     def __repr__(self) -> str:
         return f"Server({self.phase.name}, round={self.terms.round}, attempt={self.terms.attempt})"
@@ -195,7 +196,7 @@ def open_attempt(terms: Terms) -> Server:
         np.zeros((count, (KEY + 2 * SIGNATURE) * terms.malicious), np.uint8),
         np.zeros((0, mates.shape[1], SEALED), np.uint8), Tally(terms.entries, terms.width),
         np.zeros((count * terms.malicious, SIGNATURE), np.uint8), np.zeros((0, mates.shape[1]), bool),
-        np.zeros((0, mates.shape[1], KEY), np.uint8), np.zeros(count, np.int64),
+        np.zeros((0, mates.shape[1], KEY), np.uint8), np.zeros(count, np.int64), set(),
     )  # fmt: skip
 
 
@@ -288,15 +289,14 @@ def _failed(server: Server, reason: str) -> Step:
 def _take_keys(server: Server, slot: int, keys: Keys) -> None:
     """What the others would have to leave over is not passed on to them."""
     check_keys(keys, server.terms)
-    both = np.frombuffer(keys.mask + keys.share, np.uint8).reshape(2, KEY)
-    known = server.keys[server.came].reshape(-1, KEY)
-    if keys.mask == keys.share or any((known == own).all(1).any() for own in both):
+    if keys.mask == keys.share or not server.known.isdisjoint((keys.mask, keys.share)):
         raise ForgedMessage(f"client {slot} sent a key that is another's already: every client has two of its own")
-    for own in both:
-        check_public(own.tobytes())
+    check_public(keys.mask)
+    check_public(keys.share)
     if server.terms.malicious:
         check_signature(keys.identity, keys.signature, keys_text(server.terms.binding, slot, keys.mask, keys.share))
-    server.keys[slot] = both.reshape(-1)
+    server.known.update((keys.mask, keys.share))
+    server.keys[slot] = np.frombuffer(keys.mask + keys.share, np.uint8)
     server.commitments[slot] = np.frombuffer(keys.commitment, np.uint8)
     if server.terms.malicious:
         proof = keys.identity + keys.signature + keys.certificate
@@ -306,8 +306,7 @@ def _take_keys(server: Server, slot: int, keys: Keys) -> None:
 def _take_parcels(server: Server, slot: int, parcels: Parcels) -> None:
     others = _present(server, slot, server.keyed)
     check_array(parcels.sealed, (int(others.sum()), SEALED), "sealed shares")
-    mates, places = server.graph.mates[slot][others], server.graph.place[slot][others]
-    server.sealed[mates, places] = parcels.sealed
+    server.sealed[slot, others] = parcels.sealed
 
 
 def _take_masked(server: Server, slot: int, masked: Masked) -> None:
@@ -388,7 +387,8 @@ def _to_numbers(server: Server) -> Step:
     sends = []
     for slot in np.flatnonzero(shared).tolist():
         present = _present(server, slot, shared)
-        sends.append(Send(slot, Delivery(bits(present), server.sealed[slot][present])))
+        mates, places = server.graph.mates[slot][present], server.graph.place[slot][present]
+        sends.append(Send(slot, Delivery(bits(present), server.sealed[mates, places])))
     return server._replace(sealed=np.zeros((0, 0, SEALED), np.uint8)), tuple(sends)
 
 
@@ -459,7 +459,7 @@ def _put_together(server: Server, slots: Slots) -> Bytes:
     if server.graph.mates.shape[1] == server.terms.clients:  # all hold shares of all, so that the same may tell them
         holders = np.flatnonzero(server.have[:, slots].all(1))[:threshold]
         if len(holders) == threshold:
-            return recovered(server.answers[holders][:, slots], holders + 1)
+            return recovered(server.answers[np.ix_(holders, slots)], holders + 1)
     mates, places = server.graph.mates[slots], server.graph.place[slots]
     chosen = np.argsort(~server.have[mates, places], axis=1, kind="stable")[:, :threshold]
     holders, where = np.take_along_axis(mates, chosen, 1), np.take_along_axis(places, chosen, 1)
