@@ -6,9 +6,9 @@ published formula.
 
 Every setting is a whole attempt in one process: real keys, shares, masks and answers, of all clients. The *bound* is
 computed from the rates of the primitives, measured in the same run: masks expanded and added, key agreements, keys
-derived, shares sealed, opened, dealt and put together, masked vectors added up (as whole words). Packing and unpacking to
-the bit, checks, messages and Python are what is above it. CPU seconds of one core, so that other programs disturb the
-ratios little.
+derived, shares sealed, opened, dealt and put together, masked vectors added up (as whole words). Packing and unpacking
+to the bit, checks, messages and Python are what is above it. CPU seconds of one core, so that other programs disturb
+the ratios little.
 """
 
 from __future__ import annotations
@@ -293,14 +293,15 @@ HEAD = (
 def line(f: Figures) -> str:
     return (
         f"{f['entries']:9,} {f['clients']:5} {f['degree']:4} {f['threshold']:4} {f['drop']:4}% "
-        f"{1e3 * f['client']:10.1f} {1e3 * f['client_bound']:8.1f} {f['client_ratio']:6.2f} {f['server']:9.3f} {f['server_bound']:8.3f} "
-        f"{f['server_ratio']:6.2f}"
+        f"{1e3 * f['client']:10.1f} {1e3 * f['client_bound']:8.1f} {f['client_ratio']:6.2f} "
+        f"{f['server']:9.3f} {f['server_bound']:8.3f} {f['server_ratio']:6.2f}"
     )
 
 
 def full(count: int) -> Withstand:
     """So much that all have to mask with all."""
-    return Withstand(clients=count, corrupt=1 / 3, dropouts=1 / 3)
+    share = 0.5 - 1 / count
+    return Withstand(clients=count, corrupt=share, dropouts=share)
 
 
 def settings() -> Iterator[Setting]:
@@ -349,9 +350,11 @@ def flower() -> list[Figures]:
     for count, (client, server) in FLOWER.items():
         for figures in measured(Setting(full(count), SIZE, width(count, 16, 1), (0,))):
             print(
-                f"  {count} clients: client {client:.2f} / {figures['client']:.3f} ({client / figures['client']:.0f}×), "
-                f"server {server:.1f} / {figures['server']:.3f} ({server / figures['server']:.0f}×)", flush=True,
-            )  # fmt: skip
+                f"  {count} clients: client {client:.2f} / {figures['client']:.3f} "
+                f"({client / figures['client']:.0f}×), server {server:.1f} / {figures['server']:.3f} "
+                f"({server / figures['server']:.0f}×)",
+                flush=True,
+            )
             found.append(figures | {"flower_client": client, "flower_server": server})
     return found
 

@@ -48,8 +48,7 @@ def update_blob(parcel: Parcel) -> bytes:
     if parcel.masked:
         raise NoGuarantee(
             f"the algorithm masks {', '.join(sorted(parcel.masked))}, and an upload would show it to the server. "
-            "Masked "
-            "messages go through foedus.protocol.secagg, or not at all"
+            "Masked messages go through foedus.protocol.secagg, or not at all"
         )
     arrays: dict[str, NDArray[Any]] = {}
     for channel, message in parcel.messages.items():
