@@ -88,11 +88,6 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
             f"sees of every client, while {rule} hides the update. Write Task(..., average_buffers=False), or "
             "algorithm.with_(buffers=foedus.masked(...))"
         )
-    if settings.watch is not None:
-        raise IncompatibleStages(
-            f"Settings(watch=...) scores single updates, and behind {rule} nobody sees any. Leave out the watch, and "
-            "bound what each can do: chain(clip(radius), masked(...))"
-        )
     if settings.cryptography and isinstance(algorithm.timing, Hierarchical):
         raise ConfigurationError(
             f"with {algorithm.timing.label} partial sums are masked among the clients of an edge, which "
