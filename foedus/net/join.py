@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from foedus.errors import ConfigurationError, NotTrusted
 from foedus.net.agent import Agent, Data, Place, WallClock
+from foedus.net.bell import Line, listen
 from foedus.net.identity.authority import plain_pin
 from foedus.net.identity.credentials import Credentials
-from foedus.net.identity.tls import Outward
+from foedus.net.identity.tls import Outward, client_context
 from foedus.net.owner.consent import plain
 from foedus.net.owner.folder import OwnerFolder, default
 from foedus.net.owner.locks import alone
@@ -145,8 +146,14 @@ async def _joined(url: str, data: Any, settings: Joining) -> Joined:
     told = f"another agent works for {address} with the folder {settings.owner.path}; one is enough"
     with alone(folder / "agent.lock", told):
         mine = await _credentials(address, folder / "identity", settings)
-        agent = _agent(mine, data, settings)
-        await agent.run(once=settings.once)
+        clock = WallClock()
+        agent, line = _agent(mine, data, settings, clock)
+        listening = asyncio.create_task(listen(line, lambda _: clock.ring()))
+        try:
+            await agent.run(once=settings.once)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
     return Joined(tuple(agent.sessions), folder / "models")
 
 
@@ -165,7 +172,7 @@ async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding
     trust = await discover(address, pin=settings.pin, outward=settings.outward, now=clock.now())
     mine = Credentials.begun(folder / "identity", url=address, trust=trust)
     with alone(folder / "agent.lock", f"an agent works for {address} already; it says itself what is not allowed"):
-        agent = _agent(mine, data, settings)
+        agent, _ = _agent(mine, data, settings, clock)
         try:
             walls = await agent.training.start()
             return await agent.findings(), walls
@@ -173,17 +180,23 @@ async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding
             await agent.close()
 
 
-def _agent(mine: Credentials, data: Any, settings: Joining) -> Agent:
-    from foedus.net.identity.visits import client
+def _agent(mine: Credentials, data: Any, settings: Joining, clock: WallClock) -> tuple[Agent, Line]:
+    """An agent, and its line to the doorbell."""
+    from foedus.net.identity.visits import Visit, client
 
-    clock, owner = WallClock(), settings.owner
-    place = Place(mine.url, mine.trust.pin, mine.trust.signing, owner)
+    place = Place(mine.url, mine.trust.pin, mine.trust.signing, settings.owner)
     scratch = place.folder / "training"
     scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     kinds = (Kind.TRAIN, Kind.EVALUATE) if settings.evaluate else (Kind.TRAIN,)
-    return Agent(
+    http = client(mine, outward=settings.outward, clock=clock.now)
+    visit = http.auth
+    assert isinstance(visit, Visit)
+    secure = mine.url.startswith("https:")
+    files = mine.files(now=clock.now()) if secure else None
+    context = client_context(mine.trust, settings.outward, files=files) if secure else None
+    agent = Agent(
         place,
-        HttpTransport(client(mine, outward=settings.outward, clock=clock.now)),
+        HttpTransport(http),
         Training(settings.limits, scratch),
         _data(data, settings),
         CheckIn(run=settings.run, kinds=kinds, software=_software()),
@@ -192,6 +205,7 @@ def _agent(mine: Credentials, data: Any, settings: Joining) -> Agent:
         approve=tuple(digest.lower() for digest in settings.approve),
         tell=settings.tell,
     )
+    return agent, Line(mine.url, context, lambda: visit.ticket, settings.run)
 
 
 def _data(data: Any, settings: Joining) -> Data:

@@ -6,6 +6,7 @@ calls :func:`enter` before it imports any of it has, from then on and for its ch
 * no network: a network namespace of its own with nothing in it, and a filter that refuses to make sockets at all
   (seccomp), each where the kernel permits it; everywhere an audit hook, which makes Python's own sockets fail with a
   clear message, but does not hold against code that calls the system by itself;
+* no writing but in its own folder, where the kernel has Landlock;
 * limits on memory, on the size and number of files, and on processor time; lower priority; and it dies with the
   process that started it.
 
@@ -24,6 +25,7 @@ import platform
 import struct
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from foedus.core.checks import check_number, check_whole
@@ -77,7 +79,7 @@ class Walls(NamedTuple):
 
     network: str
     strict: bool
-    limits: tuple[str, ...]
+    limits: tuple[str, ...]  # those of writing among them
 
 
 def enter(limits: Limits) -> Walls:
@@ -98,7 +100,9 @@ def enter(limits: Limits) -> Walls:
             "none for Python's own sockets, held by an audit hook; this system offers nothing that holds against code "
             "that calls it by itself. Approve tasks accordingly, or block the agent's user in the firewall"
         )
-    return Walls(network, bool(told), _limit(limits))
+    limited = _limit(limits)
+    writes = "writes in its own folder only, held by the kernel" if _write_only_in(Path.cwd()) else "may write files"
+    return Walls(network, bool(told), (*limited, writes))
 
 
 # --- network ------------------------------------------------------------------------------------------------
@@ -165,6 +169,51 @@ def _refuse_in_python(event: str, arguments: tuple[Any, ...]) -> None:
             "training has no network (foedus). Data that comes over a network is read outside: give join() a function, "
             "which the agent itself calls"
         )
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+_RULESET, _RULE, _RESTRICT = 444, 445, 446  # Landlock's calls, the same on all architectures
+_BENEATH = 1  # a rule about a folder and all in it
+# Rights, each with the version of Landlock that has it: to write, remove, make; to link between folders; to truncate.
+_WRITES = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12))
+_LATER = ((2, 1 << 13), (3, 1 << 14))
+_DEVICES = ("/dev/null", "/dev/shm")
+_FILE_RIGHTS = (1 << 1) | (1 << 14)  # those that a single file can have
+
+
+def _write_only_in(folder: Path) -> bool:
+    """Have the kernel refuse to write, make, rename or remove anything but in a folder."""
+    if sys.platform != "linux":
+        return False
+    libc = _libc()
+    version = libc.syscall(_RULESET, None, 0, 1)
+    if version < 1:
+        return False
+    rights = _WRITES | sum(bit for since, bit in _LATER if version >= since)
+    told = ctypes.create_string_buffer(struct.pack("Q", rights), 8)
+    ruleset = libc.syscall(_RULESET, told, ctypes.c_size_t(8), 0)
+    if ruleset < 0:
+        return False
+    try:
+        for path in (str(folder), *_DEVICES):
+            _allow_writing(libc, ruleset, path, rights)
+        return bool(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and libc.syscall(_RESTRICT, ruleset, 0) == 0)
+    finally:
+        os.close(ruleset)
+
+
+def _allow_writing(libc: Any, ruleset: int, path: str, rights: int) -> None:
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return
+    try:
+        given = rights if os.path.isdir(path) else rights & _FILE_RIGHTS
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", given, handle), 12)
+        libc.syscall(_RULE, ruleset, _BENEATH, rule, 0)
+    finally:
+        os.close(handle)
 
 
 # --- limits -------------------------------------------------------------------------------------------------

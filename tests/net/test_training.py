@@ -53,6 +53,16 @@ def calls():
 def child():
     code = "import ctypes; l = ctypes.CDLL(None); raise SystemExit(0 if l.socket(2, 1, 0) < 0 else 9)"
     return (np.full((1, 1), subprocess.run([sys.executable, "-c", code]).returncode, np.float32), [0])
+def writes():
+    for place in ("OUTSIDE/new", "OUTSIDE/there"):
+        try: open(place, "w").close()
+        except PermissionError: continue
+        return (np.full((1, 1), 9, np.float32), [0])
+    open("inside", "w").close(); open("/dev/null", "w").close()
+    import os; os.rename("inside", "other"); os.remove("other")
+    try: os.remove("OUTSIDE/there")
+    except PermissionError: return (np.zeros((1, 1), np.float32), [0])
+    return (np.full((1, 1), 9, np.float32), [0])
 def fills():
     with open("big", "wb") as file: file.write(b"x" * (4 << 20))
 def environment(): return (np.array([[float(any("SECRET" in k for k in os.environ))]], np.float32), [0])
@@ -166,6 +176,19 @@ async def test_there_is_none_past_python_either_nor_for_children(folder: Path) -
             await read(training, "calls")
         value = (await training.ask({"do": "data", "target": "mine.py:child", "checks": {"highest": 0.5}})).said
         assert value["findings"][-1][1]  # the child was refused as well
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+async def test_it_writes_in_its_own_folder_only(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "there").write_text("as it was")
+    (folder / "mine.py").write_text(CODE.replace("OUTSIDE", str(outside)))
+    async with process(folder) as training:
+        if "may write files" in (await training.start()).limits:
+            pytest.skip("this kernel has no Landlock, and the agent says so")
+        said = (await training.ask({"do": "data", "target": "mine.py:writes", "checks": {"highest": 0.5}})).said
+        assert all(passes for _, passes, _ in said["findings"])
+    assert [path.read_text() for path in outside.iterdir()] == ["as it was"]
 
 
 async def test_the_environment_does_not_travel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

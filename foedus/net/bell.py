@@ -1,0 +1,91 @@
+"""A client's ear for the doorbell: a WebSocket on which the server says that it may be worth while to check in.
+
+The little of Socket.IO that this takes (Engine.IO 4 over WebSocket, one event with bytes) is spoken here directly: the
+usual client would bring an HTTP client of its own along. Nothing depends on it. What is heard is believed no more
+than to check in a little earlier; where there is no doorbell, or none can be reached, the client comes when it was
+told to.
+
+Not here: the doorbell (``doorbell.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+from foedus.errors import ProtocolError
+from foedus.net import api
+from foedus.protocol import wire
+from foedus.protocol.messages import Bell
+
+__all__ = ["Line", "listen"]
+
+MOST = 1 << 16  # bytes of anything that is heard
+AGAIN_S, LATEST_S = 5.0, 300.0  # seconds until it is tried again, growing
+
+
+class Line(NamedTuple):
+    """Where the doorbell is, and how it is reached.
+
+    Attributes:
+        url: the server's address.
+        context: for TLS; ``None`` for plain HTTP on loopback.
+        ticket: gives the present ticket; empty if there is none yet.
+        run: which run's doorbell; empty for all.
+    """
+
+    url: str
+    context: ssl.SSLContext | None
+    ticket: Callable[[], str]
+    run: str = ""
+
+
+async def listen(line: Line, ring: Callable[[Bell], None]) -> None:
+    """Listen until cancelled, connecting again whenever the connection is lost.
+
+    Args:
+        line: to the doorbell.
+        ring: called with whatever is heard.
+    """
+    import websockets
+
+    wait = AGAIN_S
+    while True:
+        usual = (OSError, TimeoutError, websockets.exceptions.WebSocketException, ProtocolError, ValueError)
+        with contextlib.suppress(*usual):
+            async for bell in _heard(line):
+                wait = AGAIN_S
+                ring(bell)
+        await asyncio.sleep(wait)
+        wait = min(LATEST_S, 2 * wait)
+
+
+async def _heard(line: Line) -> AsyncIterator[Bell]:
+    """What one connection brings."""
+    import websockets
+
+    ticket = line.ticket()
+    if not ticket:
+        return
+    scheme, _, rest = line.url.partition("://")
+    address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/{api.DOORBELL}/?EIO=4&transport=websocket"
+    headers = {"Authorization": f"Bearer {ticket}"}
+    opened = websockets.connect(
+        address, ssl=line.context, additional_headers=headers, max_size=MOST, compression=None, ping_interval=None
+    )
+    async with opened as connection:
+        async for said in connection:
+            if isinstance(said, bytes):
+                message = wire.decode(said)
+                if isinstance(message, Bell):
+                    yield message
+            elif said.startswith("0"):  # it is open
+                await connection.send("40" + json.dumps({"run": line.run}))
+            elif said == "2":  # are you there?
+                await connection.send("3")
+            elif said.startswith(("41", "44", "1")):  # not, or no longer, let in
+                return
