@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--folder", type=click.Path(path_type=Path), help="The owner's folder.")
 @click.option("--check", is_flag=True, help="Only show what would be allowed, and why not.")
 @click.option("--once", is_flag=True, help="Stop when there is something to wait for.")
+@click.option("--stay", is_flag=True, help="Look for further runs when one is over.")
 @click.option("--no-evaluate", is_flag=True, help="Do not evaluate models on what is held out.")
 @click.option("--memory", type=click.IntRange(1), help="Megabytes that training may take.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="That training may take in a round.")

@@ -172,6 +172,7 @@ class Agent:
         clock: time.
         surroundings: how the machine's state is found out.
         approve: digests of tasks that may run besides those in the rules.
+        stay: look for further runs when one is over.
         tell: what to do with a line for the owner to read.
         draw: gives numbers from 0 to 1, for moments of its own choice.
     """
@@ -184,6 +185,7 @@ class Agent:
     clock: Clock
     surroundings: Callable[[], Surroundings]
     approve: tuple[str, ...] = ()
+    stay: bool = False
     tell: Callable[[str], None] = print
     draw: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
 
@@ -196,6 +198,7 @@ class Agent:
         self._known: _Known | None = None
         self._fetched: _Fetched | None = None
         self._made: _Made | None = None
+        self._over = False  # the server said that the run is
         self._attempt = 1  # of the seat that was given last
         self._said = ""
         self.sessions: list[str] = []  # shapes, the latest last
@@ -217,7 +220,7 @@ class Agent:
         event: Event | None = await self._woken(once)
         while event is not None:
             if isinstance(event, session.Rest):
-                if once:
+                if once or (self._over and not self.stay and not self.state.held):
                     return
                 await self._rest(event.until)
                 event = await self._woken(once)
@@ -346,6 +349,8 @@ class Agent:
                 self._say(f"the server says: {answer.told or answer.code}")
             elif isinstance(answer, Accepted):
                 self._attempt = answer.attempt
+            elif isinstance(answer, Finished):
+                self._over = True
             return session.Heard(now(), answer, self.draw())
         if isinstance(action, session.Fetch):
             await self._fetch(action.accepted)

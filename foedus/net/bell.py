@@ -51,12 +51,11 @@ async def listen(line: Line, ring: Callable[[Bell], None]) -> None:
         line: to the doorbell.
         ring: called with whatever is heard.
     """
-    import websockets
+    from websockets.exceptions import WebSocketException
 
     wait = AGAIN_S
     while True:
-        usual = (OSError, TimeoutError, websockets.exceptions.WebSocketException, ProtocolError, ValueError)
-        with contextlib.suppress(*usual):
+        with contextlib.suppress(OSError, TimeoutError, WebSocketException, ProtocolError, ValueError):
             async for bell in _heard(line):
                 wait = AGAIN_S
                 ring(bell)
@@ -66,7 +65,7 @@ async def listen(line: Line, ring: Callable[[Bell], None]) -> None:
 
 async def _heard(line: Line) -> AsyncIterator[Bell]:
     """What one connection brings."""
-    import websockets
+    from websockets.asyncio.client import connect
 
     ticket = line.ticket()
     if not ticket:
@@ -74,7 +73,7 @@ async def _heard(line: Line) -> AsyncIterator[Bell]:
     scheme, _, rest = line.url.partition("://")
     address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/{api.DOORBELL}/?EIO=4&transport=websocket"
     headers = {"Authorization": f"Bearer {ticket}"}
-    opened = websockets.connect(
+    opened = connect(
         address, ssl=line.context, additional_headers=headers, max_size=MOST, compression=None, ping_interval=None
     )
     async with opened as connection:

@@ -60,6 +60,7 @@ class Joining:
         insecure_loopback: let plain HTTP through to this very machine, for trying things out.
         surroundings: how it is found out whether the machine is idle, on power, on a metered network.
         once: stop when there is something to wait for.
+        stay: look for further runs of the server when one is over.
         tell: what to do with a line for the owner to read.
 
     Example:
@@ -83,6 +84,7 @@ class Joining:
     insecure_loopback: bool = False
     surroundings: Callable[[], Surroundings] = observe
     once: bool = False
+    stay: bool = False
     tell: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class Joining:
     @property
     def owner(self) -> OwnerFolder:
         """The owner's folder."""
-        return OwnerFolder(default() if self.folder is None else Path(self.folder))
+        return OwnerFolder(default() if self.folder is None else Path(self.folder).absolute())
 
     @property
     def outward(self) -> Outward:
@@ -203,6 +205,7 @@ def _agent(mine: Credentials, data: Any, settings: Joining, clock: WallClock) ->
         clock,
         settings.surroundings,
         approve=tuple(digest.lower() for digest in settings.approve),
+        stay=settings.stay,
         tell=settings.tell,
     )
     return agent, Line(mine.url, context, lambda: visit.ticket, settings.run)

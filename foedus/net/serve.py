@@ -122,6 +122,7 @@ class Address:
 
     url: str
     join: str
+    tasks: tuple[str, ...] = ()  # digests of the source bundles that clients are given
 
 
 class Server:
@@ -223,7 +224,8 @@ class Server:
         url = self._url(self.port)
         extra = " --insecure-loopback" if self.settings.insecure_loopback else ""
         join = f"foedus join {url} --pin {self.authority.pin} --token {self.invite()}{extra}"
-        return Address(url, join)
+        bundles = [learning.bundle for learning in self.coordinator.learnings]
+        return Address(url, join, tuple(each.digest.hex() for each in bundles if each is not None))
 
     @property
     def port(self) -> int:
@@ -274,7 +276,11 @@ def _blocking(server: Server) -> None:
             await asyncio.sleep(0.01)
         if server.uvicorn.started and server.settings.progress:
             address = await asyncio.to_thread(server.address)
-            print(f"serving at {address.url}; clients join with\n\n    {address.join}\n", flush=True)
+            print(
+                f"serving at {address.url}; clients join with\n\n    {address.join} --data MODULE:OBJECT\n", flush=True
+            )
+            for digest in address.tasks:  # an owner who knows the source need not look at it again
+                print(f"the task they are asked to approve: {digest}\n", flush=True)
         await serving
 
     with contextlib.suppress(ImportError):

@@ -42,6 +42,21 @@ PASSED = (
     "FOEDUS_DATA",
 )
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# What chooses how arithmetic is done, on which the last bit depends: it has to be as it is where one simulates.
+ARITHMETIC = (
+    "OMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "KMP_",
+    "BLIS_",
+    "VECLIB_",
+    "NPY_",
+    "ATEN_",
+    "TORCH_",
+    "XLA_",
+    "JAX_",
+    "CUDA_",
+)
 
 
 class Training:
@@ -113,7 +128,8 @@ class Training:
 
     async def _spawned(self) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
-        environment = {name: os.environ[name] for name in PASSED if name in os.environ}
+        passed = [name for name in os.environ if name in PASSED or name.startswith(ARITHMETIC)]
+        environment = {name: os.environ[name] for name in passed}
         count = str(self._limits.cores or cores())
         environment |= {name: os.environ.get(name, count) for name in THREADS}
         environment |= {"HOME": str(self._folder), "TMPDIR": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -65,7 +65,7 @@ def writes():
     return (np.full((1, 1), 9, np.float32), [0])
 def fills():
     with open("big", "wb") as file: file.write(b"x" * (4 << 20))
-def environment(): return (np.array([[float(any("SECRET" in k for k in os.environ))]], np.float32), [0])
+def environment(): return (np.array([[float(any("SECRET" in k for k in os.environ) or "OPENBLAS_CORETYPE" not in os.environ)]], np.float32), [0])
 '''  # fmt: skip
 
 
@@ -193,6 +193,7 @@ async def test_it_writes_in_its_own_folder_only(folder: Path, tmp_path_factory: 
 
 async def test_the_environment_does_not_travel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET_TOKEN", "1")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")  # but what decides on the last bit
     async with process(folder) as training:
         said = (await training.ask({"do": "data", "target": "mine.py:environment", "checks": {"highest": 0.5}})).said
         assert all(passes for _, passes, _ in said["findings"])

@@ -1,0 +1,96 @@
+"""A client's ear for the doorbell: bells are heard; whatever else is said, or not said, does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import serve
+
+from foedus.net import bell
+from foedus.net.bell import Line, listen
+from foedus.protocol import wire
+from foedus.protocol.messages import Bell, Event, Later
+
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def heard(says: Any, *, wanted: int, again: float, monkeypatch: pytest.MonkeyPatch) -> list[Bell]:
+    """What is heard of a server that says certain things on every connection."""
+    monkeypatch.setattr(bell, "AGAIN_S", again)
+    found: list[Bell] = []
+    enough = asyncio.Event()
+
+    def ring(message: Bell) -> None:
+        found.append(message)
+        if len(found) >= wanted:
+            enough.set()
+
+    async with serve(says, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        listening = asyncio.create_task(listen(Line(f"http://127.0.0.1:{port}", None, lambda: "t", "run"), ring))
+        waiting = asyncio.create_task(enough.wait())
+        await asyncio.wait([listening, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert not listening.done(), listening
+        for task in (listening, waiting):
+            task.cancel()
+        await asyncio.gather(listening, waiting, return_exceptions=True)
+    return found
+
+
+OFFER = Bell(run="run", event=Event.OFFER, round=3)
+
+
+async def test_it_says_who_it_is_answers_pings_and_hears_bells(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+
+    async def says(connection: Any) -> None:
+        said.append(connection.request.headers["Authorization"])
+        await connection.send('0{"sid":"x"}')
+        said.append(await connection.recv())
+        await connection.send("2")
+        said.append(await connection.recv())
+        await connection.send('451-["bell",{"_placeholder":true,"num":0}]')
+        await connection.send(wire.encode(OFFER))
+
+    assert await heard(says, wanted=1, again=60.0, monkeypatch=monkeypatch) == [OFFER]
+    assert said == ["Bearer t", '40{"run": "run"}', "3"]
+
+
+async def test_nonsense_and_lost_connections_are_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(
+        [b"nonsense", wire.encode(Later(after_s=1, until_s=2)), "44", b"x" * (1 << 17), None, wire.encode(OFFER)]
+    )
+
+    async def says(connection: Any) -> None:
+        line = next(lines)
+        if line is None:
+            await connection.close(1011)
+        else:
+            await connection.send(line)
+
+    assert await heard(says, wanted=1, again=0.0, monkeypatch=monkeypatch) == [OFFER]
+
+
+async def test_a_server_that_is_not_there_is_tried_again_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bell, "AGAIN_S", 0.0)
+    tries: list[str] = []
+
+    def ticket() -> str:
+        tries.append("")
+        return "t" if len(tries) > 1 else ""  # before the first request there is none
+
+    listening = asyncio.create_task(listen(Line("https://127.0.0.1:1", None, ticket), lambda _: None))
+    for _ in range(10_000):
+        if len(tries) > 3:
+            break
+        await asyncio.sleep(0)
+    assert not listening.done()
+    listening.cancel()
+    assert len(tries) > 1

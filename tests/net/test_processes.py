@@ -1,0 +1,137 @@
+"""The example as a user runs it: a server and four clients, each a process with one command; some of them killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import foedus as fd
+from foedus.net.owner.folder import OwnerFolder
+from foedus.record.folder import read
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "hospitals_network.py"
+pytestmark = pytest.mark.slow
+
+
+class Commands:
+    """Processes in a folder, ended with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stack = folder, ExitStack()
+        shutil.copy(EXAMPLE, folder)
+        nothing = str(folder / "nothing")
+        self.environment = os.environ | {"FOEDUS_DATA": nothing, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+
+    def begin(
+        self, name: str, *words: str, code: str = "from foedus.cli import main; main()"
+    ) -> subprocess.Popen[bytes]:
+        """Start a command; what it says goes to a file of its name."""
+        told = self.stack.enter_context((self.folder / f"{name}.out").open("ab"))
+        command = [sys.executable, "-c", code, *words]
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=told, stderr=subprocess.STDOUT
+        )
+        self.stack.callback(process.wait, 30)
+        self.stack.callback(process.kill)
+        return process
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text()
+
+    def until(self, holds: Callable[[], Any], what: str, *, seconds: float = 120) -> Any:
+        """Wait until something holds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := holds():
+                return found
+            time.sleep(0.05)
+        said = "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.out"))
+        raise AssertionError(f"{what} took over {seconds} s\n{said}")
+
+    def serve(self, *more: str) -> list[str]:
+        """Start the server; the words of the join command."""
+        self.begin("server", "serve", EXAMPLE.name, "--minimum", "4", "--port", "0", "--quiet", *more)
+        pattern = r"foedus join (\S+) (--pin \S+ --token \S+)[^\n]*\n\nthe task they are asked to approve: (\w+)"
+        found = self.until(lambda: re.search(pattern, self.said("server")), "the server's start")
+        return ["join", found[1], *found[2].split(), "--approve", found[3]]
+
+    def hospital(self, join: list[str], part: int, **how: Any) -> subprocess.Popen[bytes]:
+        """Start a client."""
+        mine = ["--data", f"{EXAMPLE.name}:clients", "--part", str(part), "--folder", f"hospital{part}"]
+        process = self.begin(f"hospital{part}", *join, *mine, "--consent", "Dr Weiss", **how)
+        # Positions are counted in the order of enrolment; in the simulation, in that of the data.
+        joined = f"hospital{part}/servers/*/identity/joined.json"
+        self.until(lambda: list(self.folder.glob(joined)), f"joining of hospital {part}")
+        return process
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    found = Commands(tmp_path)
+    with found.stack:
+        yield found
+
+
+def check(commands: Commands, parts: range = range(4)) -> None:
+    """The model has the simulated bits; everybody has it, and was counted once in every round."""
+    sys.path.insert(0, str(EXAMPLE.parent))
+    try:
+        from hospitals_network import clients, federation
+    finally:
+        sys.path.remove(str(EXAMPLE.parent))
+    settings = fd.Settings(folder=commands.folder / "run", executor=fd.executors.debug(), progress=False)
+    wanted = fd.simulate(federation.task, federation.algorithm, clients(), rounds=federation.rounds, settings=settings)
+    served = read(next((commands.folder / "foedus-server" / "runs").iterdir()))
+    for name, array in wanted.parameters.items():
+        np.testing.assert_array_equal(served.parameters[name], array)
+    assert [line["trained"] for line in served.metrics] == [4] * federation.rounds
+    for part in parts:
+        owner = OwnerFolder(commands.folder / f"hospital{part}")
+        assert len(list(owner.path.glob("servers/*/models/*/model.safetensors"))) == 1
+        entries = [entry.departure for entry in owner.ledger().entries() if entry.departure.what.startswith("update")]
+        by_round = {n: {e.digest for e in entries if e.round == n} for n in range(1, federation.rounds + 1)}
+        assert all(len(digests) == 1 for digests in by_round.values()), "the same bytes, whenever they are sent"
+
+
+# Kills its own process, without any clean-up, before the so-manieth action of the agent.
+SUICIDE = """
+import itertools, os, signal
+from foedus.net.agent import Agent
+plain, count = Agent._act, itertools.count()
+async def act(self, action):
+    if next(count) == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await plain(self, action)
+Agent._act = act
+from foedus.cli import main
+main()
+"""
+
+
+@pytest.mark.timeout(600)  # five processes that each load a library, on however busy a machine
+def test_the_example_is_served_and_joined_with_one_command_each_though_one_is_killed(commands: Commands) -> None:
+    """One hospital is killed by signal 9 before it trains, before its first byte leaves, and before it submits. (Every
+    other step: test_agent.py.)"""
+    join = commands.serve()
+    others = [commands.hospital(join, part) for part in range(3)]
+    for at in (2, 5, 2):  # counted from each start: after the second kill it begins with what it holds
+        process = commands.hospital(join, 3, code=SUICIDE.format(at=at))
+        commands.until(lambda process=process: process.poll() is not None, "the kill")
+        assert process.returncode == -signal.SIGKILL
+    last = commands.hospital(join, 3)
+    for process in (*others, last):
+        commands.until(lambda process=process: process.poll() is not None, "the end")
+        assert process.returncode == 0
+    check(commands)
