@@ -65,7 +65,9 @@ def writes():
     return (np.full((1, 1), 9, np.float32), [0])
 def fills():
     with open("big", "wb") as file: file.write(b"x" * (4 << 20))
-def environment(): return (np.array([[float(any("SECRET" in k for k in os.environ) or "OPENBLAS_CORETYPE" not in os.environ)]], np.float32), [0])
+def environment():
+    wrong = any("SECRET" in k for k in os.environ) or "OPENBLAS_CORETYPE" not in os.environ
+    return (np.array([[float(wrong)]], np.float32), [0])
 '''  # fmt: skip
 
 
