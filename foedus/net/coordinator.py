@@ -159,7 +159,7 @@ class Coordinator:
         self._shapes: dict[bytes, str] = {}
         self._fixed: dict[bytes, bytes] = {}  # bundles and the like
         self._leftover: set[str] = set()  # blobs that could not be removed yet
-        self._told: set[tuple[str, int]] = set()  # who has been told that a run is over
+        self._told: set[tuple[str, int]] = set()  # who has the model of a run that is over
 
     def offer(self, content: bytes) -> Blob:
         """Let clients fetch some bytes that never change, such as a bundle."""
@@ -182,6 +182,17 @@ class Coordinator:
                 if course.kind is Kind.TRAIN or learning.served.evaluation.clients:
                     self._courses[course.name] = course
                     self._load(course, now)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove blobs that no row names: of a process that died between writing one and naming it."""
+        with self._ground.store.begin() as rows:
+            found = rows.runs()
+            named = {digest for row in found for digest in (row.checkpoint, row.sum)}
+            for row in found:
+                named |= {json.loads(seat.about).get("update") for seat in rows.seats(row.name)}
+        for digest in [digest for digest in self._ground.blobs.digests() if digest not in named]:
+            self._discard(digest)
 
     def _load(self, course: Course, now: float) -> None:
         with self._ground.store.begin() as rows:
@@ -399,7 +410,6 @@ class Coordinator:
             return self._signed(Finished(run=served.name, model=None))
         model = self._give(learning.model(), course)
         method = served.algorithm.method
-        self._told.add((course.name, caller.position))
         return self._signed(Finished(
             run=served.name, model=model, personal=method is not None and method.personal is not None,
             rounds=state.round, bundle=learning.bundle, target=served.target, seed=served.seed,
@@ -434,6 +444,8 @@ class Coordinator:
             )
         course = self._courses.get(found.course)
         if course is not None:
+            if course.state.phase is Phase.OVER:
+                self._told.add((course.name, caller.position))
             for seat in course.state.seats.values():
                 if seat.position == caller.position and seat.at in machine.OPEN:
                     self._session(seat.key, "v[", course)
@@ -499,10 +511,7 @@ class Coordinator:
             return self._refuse(course, found, error, now)
         finally:
             self._drop(course, seat.key)
-        try:
-            self._kept_update(course, found, content, parcel, now)
-        except StorageError as error:  # it is in the sum all the same; after a restart it is asked for again
-            self._ground.watch("storage failed", {"run": course.name, "error": str(error)})
+        self._kept_update(course, found, content, parcel, now)
         self._session(seat.key, "^", course, ends=True)
         self._ahead(course, machine.Received(now, seat.key), now)
         return Received(later=course.window(now, pause=self._ground.pause))
@@ -619,6 +628,8 @@ class Coordinator:
             match action:
                 case machine.Commit():
                     self._commit(course, now)
+                    if course.state.phase is Phase.IDLE and course.kind is Kind.TRAIN:
+                        self._next(course, now)
                 case machine.Drop():
                     self._forget(course)
                 case machine.Seated() if phase is Phase.SELECTING:
@@ -642,6 +653,8 @@ class Coordinator:
         course.gathering, course.figures, course.pending = None, {}, None
         for key in [key for key in course.uploads if course.state.seats.get(key, _NOBODY).at not in machine.OPEN]:
             self._drop(course, key)
+        for key in [key for key in course.stored if course.state.seats.get(key, _NOBODY).at not in machine.ENGAGED]:
+            self._discard(course.stored.pop(key))
         if course.written[0] and not course.learning.part:
             self._discard(course.written[0])
             course.written = "", 0
@@ -738,7 +751,6 @@ class Coordinator:
         if made.line is None and self._ground.memory is not None:
             kept = self._ground.blobs.put(self._ground.memory.seal(learning.between(made), course.name.encode())), 0
         after = replace(course, state=state, checkpoint=checkpoint, written=kept, key=b"")
-        updates = self._updates(course)  # whatever may fail comes before it is written: afterwards it has happened
         with self._ground.store.begin(self._ground.epoch()) as rows:
             rows.put_run(self._row(after, now))
             rows.put_seats([course.row(seat) for seat in seats])
@@ -749,7 +761,7 @@ class Coordinator:
         course.ended(now)
         self._take_over(course, state, [action for action in actions if isinstance(action, machine.Drop)], now)
         course.written = kept
-        for gone in {old, before, *updates} - {"", checkpoint, kept[0]}:
+        for gone in {old, before} - {"", checkpoint, kept[0]}:
             self._discard(gone)
         self._bell(course, Event.COMMITTED, round=step.round)
         self._ground.watch(
@@ -835,18 +847,20 @@ class Coordinator:
     def _kept_update(
         self, course: Course, seat: Seat, content: memoryview, parcel: Parcel | None, now: float
     ) -> None:  # fmt: skip
-        """In modes sealed and durable: the update as it came."""
+        """In modes sealed and durable: the update as it came. It is in the sum already: if it cannot be written, a
+        restart asks for it again, as in mode ephemeral."""
         keeping = course.learning.served.keeping
         if keeping is Keeping.EPHEMERAL or parcel is None:
             return
         data = bytes(content)
         if keeping is Keeping.SEALED:
             data = self._round_vault(course).seal(data, _about_update(seat, course.name))
-        digest = self._ground.blobs.put(data)
-        with self._ground.store.begin(self._ground.epoch()) as rows:
-            row = course.row(seat._replace(at=At.SENDING))
-            rows.put_run(self._row(course, now))
-            rows.put_seats([row._replace(about=json.dumps(json.loads(row.about) | {"update": digest}).encode())])
+        try:
+            course.stored[seat.key] = self._ground.blobs.put(data)
+            self._write(course, (seat,), now)
+        except StorageError as error:
+            course.unwritten = True
+            self._ground.watch("storage failed", {"run": course.name, "error": str(error)})
 
     def _round_vault(self, course: Course) -> Vault:
         """The round's own key, made when it is first needed."""
@@ -856,18 +870,9 @@ class Coordinator:
             course.key = operator.seal(self._ground.secret(32), course.name.encode())
         return Vault(operator.open(course.key, course.name.encode()))
 
-    def _updates(self, course: Course) -> dict[str, bytes]:
-        """The updates of the step under way that are on a disk: digests, and keys of their seats."""
-        if course.learning.served.keeping is Keeping.EPHEMERAL or course.kind is not Kind.TRAIN:
-            return {}
-        with self._ground.store.begin() as rows:
-            found = rows.seats(course.name, course.state.round if not course.rules.flowing else 0)
-        told = ((json.loads(row.about).get("update", ""), row.key) for row in found)
-        return {digest: key for digest, key in told if digest}
-
     def _updates_again(self, course: Course, now: float) -> None:
         """After a restart: merge the updates that are on a disk, so that nobody is asked again."""
-        for digest, key in self._updates(course).items():
+        for key, digest in list(course.stored.items()):
             seat = course.state.seats.get(key)
             if seat is None or seat.at is not At.AGAIN or not self._ground.blobs.has(digest):
                 continue
@@ -931,7 +936,7 @@ class Coordinator:
 
     @property
     def all_told(self) -> bool:
-        """Whether everybody who took part knows that it is over."""
+        """Whether everybody who took part has the model."""
         for course in self.courses():
             state = course.learning.state
             took_part = [] if state is None else state.paid().tolist()

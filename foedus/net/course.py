@@ -21,7 +21,7 @@ from foedus.protocol.pacing import come_back
 from foedus.protocol.round import At, Phase, Rules, Seat, State
 from foedus.rounds.evaluate import ClientFigures
 
-FIRST_PERIOD = 30.0  # seconds that a round is thought to take, before one has
+FIRST_PERIOD = 2.0  # seconds that a round is thought to take, before one has
 EVALUATION = "/evaluation"  # what a run's evaluations are called after its name
 
 
@@ -46,6 +46,7 @@ class Course:
         figures: what has come in an evaluation, by position.
         pending: a commit that could not be written yet.
         uploads: places of uploads, by key.
+        stored: digests of updates that are on a disk, by key.
         written: digest of the partial sum on the disk, and how many are in it; ``""`` for none.
         wrote_at: when it was written.
         key: of the round, sealed; empty if nothing is sealed.
@@ -62,6 +63,7 @@ class Course:
     figures: dict[int, ClientFigures] = field(default_factory=dict)
     pending: Committed | None = None
     uploads: dict[bytes, bytes] = field(default_factory=dict)
+    stored: dict[bytes, str] = field(default_factory=dict)
     written: tuple[str, int] = ("", 0)
     wrote_at: float = 0.0
     key: bytes = b""
@@ -147,7 +149,10 @@ class Course:
 
     def row(self, seat: Seat) -> SeatRow:
         """A seat as it is written."""
-        about = json.dumps({"since": seat.since, "scale": seat.scale}).encode()
+        told: dict[str, object] = {"since": seat.since, "scale": seat.scale}
+        if seat.key in self.stored and seat.at in machine.ENGAGED:
+            told["update"] = self.stored[seat.key]
+        about = json.dumps(told).encode()
         return SeatRow(
             self.name, seat.round, seat.part, seat.attempt, seat.position, seat.key, str(seat.at), about
         )  # fmt: skip
@@ -164,6 +169,8 @@ class Course:
         """The machine's state as it was written, with the seats that still count."""
         bare = machine.read(state, ())
         here = [self.seat(row) for row in rows]
+        found = ((row.key, json.loads(row.about).get("update")) for row in rows)
+        self.stored = {key: str(digest) for key, digest in found if digest}
         kept = [
             seat for seat in here
             if (seat.round, seat.part) == (bare.round, bare.part) or (self.rules.flowing and seat.at in machine.ENGAGED)

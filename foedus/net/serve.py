@@ -56,6 +56,7 @@ DATABASE, BLOBS, IDENTITY, RUNS = "foedus.sqlite", "blobs", "identity", "runs"
 KEEP_ALIVE = 120  # seconds that an idle connection is held open
 INVITED = 1000  # clients that the printed token lets in
 HOURS = 24.0 * 7
+LAST_WORDS = 1.0  # seconds that clients have, when all have the model, to ask how their last upload stands
 
 
 def serve(
@@ -159,6 +160,7 @@ class Server:
         )  # fmt: skip
         self.shell.after = self._after
         self._ended_at: float | None = None
+        self._told_at: float | None = None
         self._reloaded = 0.0
         self.stopped = threading.Event()
         self.uvicorn = uvicorn.Server(self._config())
@@ -212,7 +214,9 @@ class Server:
             self._ended_at = None
             return
         self._ended_at = self._ended_at or now
-        if self.coordinator.all_told or now - self._ended_at > self.settings.farewell:
+        self._told_at = (self._told_at or now) if self.coordinator.all_told else None
+        told = self._told_at is not None and now - self._told_at > LAST_WORDS
+        if told or now - self._ended_at > self.settings.farewell:
             self.uvicorn.should_exit = True
 
     def invite(self, *, uses: int = INVITED, hours: float = HOURS) -> str:

@@ -89,9 +89,12 @@ class Federation:
     def learning(self) -> Learning:
         return self.coordinator.learnings[0]
 
-    def ask(self, position: int, message: Message) -> Message:
+    def caller(self, position: int) -> Caller:
+        return Caller(position, str(self.trainee.clients.ids[position]))
+
+    def ask(self, position: int, message: Message) -> Any:
         """Through the wire format, both ways."""
-        caller = Caller(position, str(self.trainee.clients.ids[position]))
+        caller = self.caller(position)
         found = self.coordinator.handle(caller, wire.decode(wire.encode(message)), self.now)
         self.check()
         return wire.decode(wire.encode(found))
@@ -108,7 +111,7 @@ class Federation:
         size = int(self.trainee.clients.sizes[position])
         found = self.ask(position, CheckIn(kinds=tuple(kinds), examples=size, pending=pending))
         if isinstance(found, Finished) and found.model is not None:
-            caller = Caller(position, str(self.trainee.clients.ids[position]))
+            caller = self.caller(position)
             self.model = self.coordinator.blob(caller, found.model.digest)
         return found
 
@@ -116,7 +119,7 @@ class Federation:
         """The bytes that a client sends."""
         if told.held is not None and position in self.held:
             return self.held[position][1]
-        caller = Caller(position, str(self.trainee.clients.ids[position]))
+        caller = self.caller(position)
         orders = self.coordinator.blob(caller, told.orders.digest)
         assert blob.digest_of(orders) == told.orders.digest
         if told.kind is Kind.EVALUATE:

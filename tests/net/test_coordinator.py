@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,18 @@ import numpy as np
 import pytest
 
 import foedus as fd
+from foedus.core.aggregate import lift
+from foedus.errors import ProtocolError, StorageError, UploadRefused
+from foedus.net.blobs import open_blobs
 from foedus.net.sealing import Vault
+from foedus.net.store import check_log, open_store
+from foedus.protocol import blob
+from foedus.protocol.messages import Accepted, Ask, Finished, Later, Place, Received, Refused, StartUpload, Submit
+from foedus.rounds.freight import parcel_of, update_blob
 
 from ..conformance.test_methods import METHODS, population, task
 from .federations import Federation
-from .test_learning import MORE, simulated
+from .test_learning import MORE, OWN, simulated
 from .trainees import Trainee
 
 ALL = METHODS | MORE
@@ -81,3 +89,278 @@ def test_a_server_killed_after_any_few_uploads_goes_on_to_the_same_model(name: s
     assert [line["round"] for line in federation.lines()] == [1, 2, 3]
     if "edges" not in name:  # those train twice in a round
         assert len(trainings) == len(set(trainings)), "nobody trains twice for one round"
+
+
+# --- what is on a disk ----------------------------------------------------------------------------------------
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every byte of every file: database pages and write-ahead logs included."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def traces(vector: np.ndarray) -> list[bytes]:
+    """What would give a vector away: any eight entries of it in a row, as any floats or as limbs of an exact sum."""
+    limbs = lift({"values": vector, "weight": np.array([1 << 20], np.int64)})
+    seen = (vector.astype("<f8"), vector.astype("<f4"), limbs["high"], limbs["low"])
+    return [values[at : at + 8].tobytes() for values in seen for at in range(0, len(values) - 8, 8)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
+def test_no_update_and_no_sum_of_too_few_is_ever_on_a_disk(tmp_path: Path, kill: bool) -> None:
+    """Looked for in every file after every message; that the search finds anything is shown by mode durable."""
+    for keeping, found in ((fd.Keeping.EPHEMERAL, False), (fd.Keeping.SEALED, False), (fd.Keeping.DURABLE, True)):
+        folder = tmp_path / str(keeping)
+        trainee = trainee_of("adam")
+        federation = Federation(
+            trainee, how={"keeping": keeping, "each": fd.Rounds(minimum=3), "rounds": 2},
+            store=open_store(f"sqlite:///{folder}/foedus.sqlite"), blobs=open_blobs(folder / "blobs"),
+            ground={"memory": Vault(bytes(32)), "operator": Vault(bytes(range(32)))},
+        )  # fmt: skip
+        secret: list[bytes] = []
+        seen: list[str] = []
+
+        def look(folder: Path = folder, secret: list[bytes] = secret, seen: list[str] = seen) -> None:
+            for path, content in everything(folder).items():
+                seen.extend(path for trace in secret if trace in content)
+
+        federation.check = look
+        for number in range(40):
+            federation.tick(6.0)  # so that partial sums are due
+            if federation.coordinator.courses()[0].state.phase == "over":
+                break
+            together: dict[int, np.ndarray] = {}
+            for position in (4, 0, 3, 1):
+                answer = federation.visit(position)
+                if position not in federation.held:
+                    continue
+                parcel = parcel_of(blob.unpack(federation.held[position][1]))
+                update = np.asarray(parcel.messages["update"]["values"])
+                together[position] = update * parcel.weight
+                secret.extend(traces(update) + traces(together[position]))
+                if len(together) < 3:
+                    secret.extend(traces(np.sum(list(together.values()), axis=0)))
+                federation.tick(6.0)
+                if kill and position == 0:
+                    federation.restarted(number + 1)
+                    for other in (4, 0):
+                        federation.again(other)
+                del answer
+            for position in list(federation.held):
+                federation.standing(position)
+        assert federation.learning.state is not None
+        assert federation.learning.state.round == 2
+        assert len(secret) > 100
+        assert bool(seen) is found, f"{keeping}: {sorted(set(seen))}"
+        assert len(list(federation.blobs.digests())) == 1, "only the last checkpoint stays"
+        federation.store.close()
+
+
+# --- ways of making rounds ------------------------------------------------------------------------------------
+
+
+def plain_trainee(algorithm: fd.Algorithm) -> Trainee:
+    clients = population()  # of whole batches, as batch normalisation wants them
+    return Trainee(task(normal=True, average_buffers=True), algorithm, clients.with_test(clients.train(0)), seed=2)
+
+
+BUFFERED = {
+    "buffered": lambda: fd.fedavg(OWN, timing=fd.buffered(2)),
+    "asynchronous": lambda: fd.fedavg(OWN, timing=fd.asynchronous(0.6)),
+    "buffered scaffold": lambda: replace(fd.scaffold(OWN), timing=fd.buffered(2)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUFFERED)
+@pytest.mark.parametrize("kill", [False, True])
+def test_updates_as_they_come_are_scaled_by_their_age(name: str, kill: bool) -> None:
+    """A slow client's update enters later steps, and counts for less; a restart forgets no model that it began from."""
+    federation = Federation(plain_trainee(BUFFERED[name]()), how={"rounds": 5})
+    federation.tick()
+    slow = federation.check_in(1)
+    assert isinstance(slow, Accepted)
+    orders = federation.coordinator.blob(federation.caller(1), slow.orders.digest)
+    while federation.learning.step.round < 4:
+        federation.tick()
+        for position in (4, 0, 3):
+            federation.visit(position)
+    if kill:
+        federation.restarted(1)
+    again = federation.check_in(1)
+    assert isinstance(again, Accepted)
+    assert (again.key, again.round, again.orders.digest) == (slow.key, 1, slow.orders.digest), "the same orders"
+    place = federation.ask(1, StartUpload(key=slow.key))
+    assert isinstance(place, Place)
+    mixing = 0.6 if name == "asynchronous" else 1.0
+    assert place.scale == pytest.approx(mixing * (1 + 3) ** -0.5)
+    content = federation.trainee.update(orders, 1, scale=place.scale)
+    assert isinstance(federation.send(1, slow.key, content), Received)
+    federation.run(order=[0, 3, 4])
+    assert max(line["staleness"]["most"] for line in federation.lines()) == 3
+
+
+@pytest.mark.slow
+def test_a_step_of_fresh_updates_is_that_of_a_round() -> None:
+    """Where nobody is late, taking updates as they come is federated averaging."""
+    federation = Federation(plain_trainee(fd.fedavg(OWN, timing=fd.buffered(4))))
+    federation.run()
+    rounds = Federation(plain_trainee(fd.fedavg(OWN)))
+    rounds.run()
+    for found, wanted in zip(federation.learning.state.weights, rounds.learning.state.weights, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_steps_by_the_clock() -> None:
+    federation = Federation(plain_trainee(fd.fedavg(OWN, timing=fd.semi_synchronous(10.0))), how={"rounds": 2})
+    federation.tick()
+    for position in (0, 1):
+        federation.visit(position)
+    federation.tick(9.0)
+    assert federation.learning.step.round == 1
+    federation.tick(1.0)
+    assert federation.learning.step.round == 2
+    federation.tick(30.0)
+    assert federation.learning.step.round == 2, "nothing has come"
+    federation.visit(3)
+    federation.tick(10.0)
+    assert [line["trained"] for line in federation.lines()] == [2, 1]
+
+
+@pytest.mark.slow
+def test_the_first_that_come_are_taken_and_others_told_when_to_return() -> None:
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"cohort": 2, "rounds": 2})
+    federation.tick()
+    first, second, third = (federation.check_in(position) for position in (3, 0, 1))
+    assert isinstance(first, Accepted)
+    assert isinstance(second, Accepted)
+    assert isinstance(third, Later)
+    federation.run()
+    assert [line["trained"] for line in federation.lines()] == [2, 2]
+
+
+@pytest.mark.slow
+def test_a_cohort_that_is_drawn_too_small_asks_nobody() -> None:
+    federation = Federation(
+        plain_trainee(fd.fedavg(OWN)), how={"cohort": fd.poisson(0.5), "rounds": 8, "each": fd.Rounds(minimum=3)}
+    )
+    federation.run()
+    trained = [line["trained"] for line in federation.lines()]
+    assert 0 in trained
+    assert set(trained) <= {0, 3, 4}
+    assert len(trained) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "ditto"])
+def test_clients_evaluate_and_only_the_spread_is_written_down(tmp_path: Path, name: str) -> None:
+    clients = population(ragged=True)
+    clients = clients.with_test(clients.train(0))
+    trainee = Trainee(task(normal=False), ALL[name](), clients, seed=2)
+    how: dict[str, Any] = {"evaluation": fd.Evaluation(clients=True, every=2), "rounds": 3}
+    federation = Federation(trainee, how=how)
+    federation.run(order=[4, 2, 0, 3, 1])
+    wanted = simulated(Trainee(task(normal=False), ALL[name](), clients, seed=2), tmp_path / "run", **how)
+    for found, line in zip(federation.lines(), wanted.metrics, strict=True):
+        for kind in ("central", "clients", "personal"):
+            assert (kind in found) == (kind in line)
+            for metric, values in line.get(kind, {}).items():
+                assert found[kind][metric] == pytest.approx(values, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_the_final_model_is_the_one_that_everybody_is_given() -> None:
+    federation = Federation(plain_trainee(fd.fedavg(OWN, personal=fd.fine_tune())))
+    federation.run()
+    finished = federation.check_in(2)
+    assert isinstance(finished, Finished)
+    assert finished.personal
+    assert finished.rounds == 3
+    np.testing.assert_array_equal(
+        blob.unpack(federation.model).arrays["vector"], federation.learning.state.weights.vector
+    )
+
+
+@pytest.mark.slow
+def test_what_is_refused_changes_nothing_and_is_named() -> None:
+    """NaN, another shape, another's key, other bytes than announced, the same update twice."""
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 1, "each": fd.Rounds(minimum=2)})
+    federation.tick()
+    told = {position: federation.check_in(position) for position in (0, 1, 3, 4)}
+    good = {position: federation.trained(position, answer) for position, answer in told.items()}
+    key = {position: answer.key for position, answer in told.items()}
+    parcel = parcel_of(blob.unpack(good[0]))
+    spoilt = {
+        "update": {**parcel.messages["update"], "values": np.full_like(parcel.messages["update"]["values"], np.nan)}
+    }
+    answer = federation.send(0, key[0], update_blob(parcel._replace(messages={**parcel.messages, **spoilt})))
+    assert isinstance(answer, Refused)
+    assert answer.code == "not-finite"
+    assert federation.send(1, key[1], b"\2" + bytes(7) + b"[]").code == "malformed"
+    for wrong in (StartUpload(key=key[3], size=3), Ask(keys=(key[3],))):
+        if isinstance(wrong, Ask):
+            assert federation.ask(4, wrong).entries[0].state == "discarded", "of others' uploads nothing is said"
+        else:
+            with pytest.raises(ProtocolError, match="not yours"):
+                federation.ask(4, wrong)
+    place = federation.ask(3, StartUpload(key=key[3], size=len(good[3])))
+    with pytest.raises(ProtocolError, match="no such upload of yours"):
+        federation.coordinator.uploads.write(place.upload, 0, b"x", owner=4, now=federation.now)
+    federation.coordinator.uploads.write(place.upload, 0, good[3], owner=3, now=federation.now)
+    with pytest.raises(UploadRefused, match="other bytes came"):
+        federation.ask(3, Submit(key=key[3], upload=place.upload, size=len(good[3]), digest=bytes(32)))
+    assert isinstance(federation.send(3, key[3], good[3]), Received)
+    again = federation.ask(3, Submit(key=key[3], upload=place.upload, size=1, digest=bytes(32)))
+    assert isinstance(again, Received), "it is in the sum already"
+    assert isinstance(federation.send(4, key[4], good[4]), Received)
+    (line,) = federation.lines()
+    assert (line["trained"], len(line["refused"])) == (4, 2)
+    with federation.store.begin() as rows:
+        assert rows.counted("run", 1) == {3, 4}
+        assert check_log(rows.notes())
+
+
+@pytest.mark.slow
+def test_a_round_with_too_few_fails_and_is_tried_again_without_training_anew() -> None:
+    each = fd.Rounds(minimum=2, window=10.0, deadline=20.0, retry=5.0)
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 1, "each": each})
+    federation.tick()
+    assert isinstance(federation.visit(0), Received)
+    key = federation.held[0][0]
+    federation.tick(21.0)
+    assert federation.coordinator.runs()[0]["phase"] == "failed"
+    federation.tick(6.0)
+    told = federation.check_in(0)
+    assert isinstance(told, Accepted)
+    assert (told.attempt, told.held) == (2, key)
+    assert isinstance(federation.send(0, told.key, federation.held[0][1]), Received)
+    federation.held[0] = told.key, federation.held[0][1]
+    federation.run(order=[1, 3, 4])
+    with federation.store.begin() as rows:
+        assert rows.counted("run", 1) == {0, 1, 3, 4}
+
+
+@pytest.mark.slow
+def test_a_full_disk_delays_a_commit_and_nothing_else() -> None:
+    """The update was received; the model is made once, and written as soon as that can be done."""
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 1})
+    federation.tick()
+    for position in (0, 1, 3):
+        federation.visit(position)
+    put = federation.blobs.put
+
+    def full(content: bytes) -> str:
+        raise StorageError("no space left on device")
+
+    federation.blobs.put = full  # type: ignore[method-assign]
+    assert isinstance(federation.visit(4), Received)
+    for _ in range(3):
+        federation.tick()
+    assert federation.coordinator.runs()[0]["phase"] == "aggregating"
+    made = federation.coordinator.courses()[0].pending
+    federation.blobs.put = put  # type: ignore[method-assign]
+    federation.tick()
+    assert federation.learning.state is made.state
+    assert federation.standing(4) == "counted"
