@@ -27,7 +27,7 @@ from foedus.net.served import Rounds, Served
 from foedus.net.source import own, to_bytes
 from foedus.net.store import open_store
 from foedus.net.training import Training
-from foedus.protocol.messages import Blob, CheckIn, Kind
+from foedus.protocol.messages import CheckIn, Kind
 
 from .federations import Caller, counted
 
@@ -93,22 +93,16 @@ class Server:
         )
         how = {"rounds": 2, "seed": 5, "each": Rounds(minimum=3)} | self.how
         served = Served(
-            name="run", task=self.found.task, algorithm=self.found.algorithm, target="task:federation",
-            bundle=blob_of(self.bundle), **how,
+            name="run", task=self.found.task, algorithm=self.found.algorithm, target="task:federation", **how,
         )  # fmt: skip
         self.learning = Learning(served, open_trainer(self.found.task, seed=served.seed))
         self.coordinator = Coordinator(ground, [self.learning])
-        self.coordinator.offer(self.bundle.content)
+        self.learning.bundle = self.coordinator.offer(self.bundle.content)
         self.coordinator.load(self.time.now())
         self.coordinator.tick(self.time.now())
 
     def transport(self, position: int) -> MemoryTransport:
         return MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), self.time.now)
-
-
-def blob_of(bundle: Bundle) -> Blob:
-    """How messages name a bundle."""
-    return Blob(digest=bundle.digest, size=len(bundle.content))
 
 
 class Client(NamedTuple):

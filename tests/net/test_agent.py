@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from foedus.errors import OwnerRefuses
+from foedus.errors import OwnerRefuses, TrainingError, WorkerDied
 from foedus.net.agent import Agent
 from foedus.net.bundle import Bundle
+from foedus.net.identity.keys import SigningKey
 from foedus.net.served import Rounds
 from foedus.protocol.blob import unpack
 
-from .agents import DATA, FEDAVG, URL, Server, blob_of, client, owner, simulated
+from .agents import DATA, FEDAVG, URL, Server, client, owner, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]  # each starts processes
 
@@ -76,8 +76,7 @@ async def test_a_task_that_is_not_approved_is_never_imported(tmp_path: Path) -> 
     mark = tmp_path / "it-ran"
     server = Server(tmp_path)
     bad = Bundle.of({"task.py": f"open({str(mark)!r}, 'w').close()\n".encode()})
-    server.learning.served = replace(server.learning.served, bundle=blob_of(bad))  # type: ignore[misc]
-    server.coordinator.offer(bad.content)
+    server.learning.bundle = server.coordinator.offer(bad.content)
     curious = client(server, 0)
     await curious.agent.run(once=True)
     assert any("is not approved" in line for line in curious.said)
@@ -141,3 +140,96 @@ async def test_an_agent_killed_at_any_step_goes_on_and_is_counted_once(
     assert at > 15
     assert len(set(models)) == 1
     assert max(sent) <= 3  # one of the two may have left twice
+
+
+# --- the owner's word, step by step ---------------------------------------------------------------------------
+
+ALONE: dict[str, Any] = {"each": Rounds(minimum=1, window=1e6, deadline=1e6)}
+FREE = "[protections]\nleast_others = 0\n"
+
+
+async def until(each: Any, holds: Any, *, most: int = 60) -> None:
+    """One client's sessions, one after another, until something holds."""
+    for _ in range(most):
+        if holds():
+            return
+        await each.agent.work(once=True)
+        await each.agent.clock.rest(5.0)
+    raise AssertionError(each.said)
+
+
+async def test_rules_hold_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client on whom one rule after another is imposed; the first round is done when all let it pass."""
+    monkeypatch.setattr("foedus.net.agent.DATA_S", -1.0)  # the data is looked at every time
+    server = Server(tmp_path, how=ALONE, only=1)
+    each = client(server, 0, rules=FREE)
+    mine, path = owner(server, 0), owner(server, 0).rules_file
+    refusals = {
+        "data.offered": '[data]\noffered = ["other"]',
+        "checks.highest": "[checks]\nhighest = -100.0",
+        "when.on_power": "[when]\non_power = true",
+        "jurisdictions.allowed": '[jurisdictions]\nallowed = ["DE"]',
+    }
+    for rule, text in refusals.items():
+        path.write_text(FREE + text)
+        with pytest.raises(OwnerRefuses, match=rule.replace(".", r"\.")):
+            await each.agent.work(once=True)
+    assert server.coordinator.courses()[0].state.seats == {}  # the server was not even asked
+    for demand in ("budget = true", "secure_others = 0"):  # the server is told, and does not accept it for less
+        path.write_text(FREE + demand)
+        await each.agent.work(once=True)
+        assert each.agent.sessions[-1] == "-#"
+    path.write_text("[protections]\nleast_others = 5")  # of this it is not told: the client declines
+    await each.agent.work(once=True)
+    assert any("protections.least_others" in line for line in each.said)
+    assert not mine.ledger().count
+    path.write_text(FREE + "[limits]\nupload_megabytes = 0.0")
+    await until(each, lambda: each.agent.state.held)
+    await each.agent.work(once=True)
+    assert any("limits.upload_megabytes" in line for line in each.said)
+    assert not mine.ledger().count  # trained, kept, and not sent
+    path.write_text(FREE)
+    await until(each, lambda: mine.ledger().count)
+    await each.agent.close()
+
+
+async def test_a_withdrawal_deletes_what_waits_and_nothing_more_leaves(tmp_path: Path) -> None:
+    server = Server(tmp_path, how=ALONE, only=1)
+    each = client(server, 0, rules=FREE + "[limits]\nupload_megabytes = 0.0")
+    await until(each, lambda: each.agent.state.held)
+    mine = owner(server, 0)
+    mine.consents().withdraw(URL, who="x", when=1.0)
+    mine.rules_file.write_text(FREE)
+    with pytest.raises(OwnerRefuses, match="no consent"):
+        await each.agent.work(once=True)
+    assert each.agent.state.held == each.agent.journal.held() == {}
+    assert mine.ledger().count == 0
+    await each.agent.close()
+
+
+async def test_what_another_signed_is_declined_unread(tmp_path: Path) -> None:
+    server = Server(tmp_path, how=ALONE, only=1)
+    each = client(server, 0, rules=FREE)
+    each.agent.place = each.agent.place._replace(signing=SigningKey.generate().public)
+    await each.agent.work(once=True)
+    assert any("signature" in line for line in each.said)
+    assert "-!#" in each.agent.sessions
+    assert each.agent.approvals.tasks() == []
+    await each.agent.close()
+
+
+async def test_training_that_fails_costs_a_round_and_not_the_agent(tmp_path: Path) -> None:
+    server = Server(tmp_path, how=ALONE, only=1)
+    each = client(server, 0, rules=FREE)
+    plain, failures = each.agent.training.ask, [WorkerDied("killed"), TrainingError("out of memory")]
+
+    async def ask(said: dict[str, Any], *given: Any, **more: Any) -> Any:
+        if said["do"] == "train" and failures:
+            raise failures.pop()
+        return await plain(said, *given, **more)
+
+    each.agent.training.ask = ask  # type: ignore[method-assign]
+    await until(each, lambda: not failures)
+    assert any("training failed: killed" in line for line in each.said)
+    await until(each, lambda: owner(server, 0).ledger().count)
+    await each.agent.close()
