@@ -176,7 +176,7 @@ SAME, BLIND = "as none", "nothing seen"
 OVERVIEW = ("attack (figure)", "none", "clipping", "compression", "central noise", "local noise", "secure aggregation",
             "homomorphic sums")  # fmt: skip
 NOISES = {  # which strength is shown, by attack: central, local
-    "gan": ("central noise, z = 0.01", "local noise, z = 0.003"),
+    "gan": ("central noise, z = 0.3", "local noise, z = 0.1"),
     "model": ("central noise, z = 0.5", "local noise, z = 0.1"),
 }
 

@@ -67,9 +67,9 @@ DEFENCES: dict[str, Any] = {
     "clipping": mean_of(fd.clip(CLIP)),
     "top-k, 5 %": mean_of(fd.top_k(0.05)),
     "central noise, z = 0.003": central(0.003),
-    "central noise, z = 0.01": central(0.01),
     "central noise, z = 0.03": central(0.03),
-    "local noise, z = 0.003": mean_of(fd.privacy.local(clip=CLIP, noise_multiplier=0.003)),
+    "central noise, z = 0.3": central(0.3),
+    "local noise, z = 0.1": mean_of(fd.privacy.local(clip=CLIP, noise_multiplier=0.1)),
     "nobody attacks": mean_of(),
 }
 
