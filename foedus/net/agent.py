@@ -18,19 +18,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
+import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from foedus.errors import (
     BundleRefused,
     ConfigurationError,
     OwnerRefuses,
     ProtocolError,
+    SecureAggregationFailed,
     SignatureInvalid,
     TrainingError,
     Unreachable,
@@ -49,8 +52,12 @@ from foedus.net.owner.withdrawal import forget
 from foedus.net.training import Training
 from foedus.net.transport import Transport
 from foedus.protocol import session
-from foedus.protocol.messages import Accepted, Blob, CheckIn, Finished, Kind, Problem
+from foedus.protocol.messages import SECURE, Accepted, Blob, CheckIn, Finished, Kind, Problem
 from foedus.record import files
+
+if TYPE_CHECKING:  # masks take numpy and cryptography: imported by those who need them
+    from foedus.protocol.secagg.client import Memory
+    from foedus.protocol.secagg.messages import Promise
 
 __all__ = ["Agent", "Clock", "Data", "Place", "promised"]
 
@@ -60,7 +67,6 @@ DATA_S = 600.0  # how long what was found out about the data holds
 DAY = "%Y-%m-%d"
 
 BUDGET = "privacy-budget"  # a protection that a server promises: "privacy-budget=8.0"
-SECURE = "secure-aggregation"
 
 Event = session.Event | session.Rest
 
@@ -159,6 +165,14 @@ class _Made(NamedTuple):
     about: About
 
 
+class Leaving(NamedTuple):
+    """What the ledger says of bytes: of which round they are, how many, and their digest."""
+
+    round: int
+    size: int
+    digest: bytes
+
+
 @dataclass
 class Agent:
     """One client of one server.
@@ -199,6 +213,7 @@ class Agent:
         self._fetched: _Fetched | None = None
         self._made: _Made | None = None
         self._over = False  # the server said that the run is
+        self._promise: Promise | None = None  # of masks, in the round at hand
         self._attempt = 1  # of the seat that was given last
         self._said = ""
         self.sessions: list[str] = []  # shapes, the latest last
@@ -334,6 +349,9 @@ class Agent:
         except OwnerRefuses as error:
             self._say(f"declined: {error}")
             return session.GaveUp(self.clock.now(), "rules")
+        except SecureAggregationFailed as error:
+            self._say(f"declined: {error}")
+            return session.GaveUp(self.clock.now(), "secure-aggregation")
         except (SignatureInvalid, BundleRefused) as error:
             self._say(f"declined: {error}")
             return session.GaveUp(self.clock.now(), "signature")
@@ -355,6 +373,8 @@ class Agent:
         if isinstance(action, session.Fetch):
             await self._fetch(action.accepted)
             return session.Fetched(now())
+        if isinstance(action, session.Train) and self._promise is not None:
+            return await self._conferred(action.accepted)
         if isinstance(action, session.Train):
             content = await self._train(action.accepted)
             return session.Made(now(), len(content), _digest(content))
@@ -388,7 +408,6 @@ class Agent:
         """Everything that training needs, once signatures are good and the owner agrees."""
         check(self.place.signing, accepted)
         rules = self._rules()
-        self._check(owner_rules.protections(rules, promised(accepted)))
         if accepted.bundle is None:
             raise OwnerRefuses("the server offers no source bundle, and this client runs nothing else")
         await self._approved(rules, accepted.bundle, accepted.target)
@@ -398,6 +417,19 @@ class Agent:
         self._check([*owner_rules.data(rules, self.data.name, known.examples), *known.findings])
         kept = self._kept(accepted.run, accepted.position)
         self._fetched = _Fetched(orders, () if kept is None else (kept,))
+        self._promise = await self._promised(accepted)
+        self._check(owner_rules.protections(rules, promised(accepted, self._promise)))
+
+    async def _promised(self, accepted: Accepted) -> Promise | None:
+        """What the task's own code, which the owner approved, promises of masks; not what the server says."""
+        assert accepted.bundle is not None
+        assert self._fetched is not None
+        await self._open(accepted.bundle, accepted.target, accepted.seed)
+        if accepted.kind is Kind.EVALUATE:
+            return None
+        asked = {"do": "promise", "position": accepted.position, "limit": accepted.limit}
+        said = (await self.training.ask(asked, [self._fetched.orders, *self._fetched.kept])).said["masked"]
+        return None if said is None else _promise(said)
 
     async def _approved(self, rules: Rules, bundle: Blob, target: str) -> None:
         """The bundle, on the disk, and approved; it is fetched only to be shown otherwise."""
@@ -423,11 +455,59 @@ class Agent:
             answer = await self.training.ask({"do": "evaluate", **which}, [self._fetched.orders, *self._fetched.kept])
             self._made = _Made(answer.blobs[0], None, self._about(accepted, "figures of an evaluation"))
             return answer.blobs[0]
+        await self._trained(accepted)
+        return await self._encode(1.0)
+
+    async def _trained(self, accepted: Accepted) -> None:
+        """Train on the orders that were fetched."""
+        assert self._fetched is not None
         self._say(f"training: run {accepted.run}, round {accepted.round}")
+        which = {"position": accepted.position, "limit": accepted.limit}
         answer = await self.training.ask({"do": "train", **which}, [self._fetched.orders, *self._fetched.kept])
         if not answer.said.get("trained"):
             raise OwnerRefuses("there is no example to train on")
-        return await self._encode(1.0)
+
+    async def _conferred(self, accepted: Accepted) -> session.Conferred:
+        """Train, and take part in a masked sum."""
+        from foedus.net.conferring import Part, Ways, take_part
+        from foedus.protocol.secagg.messages import session_of
+
+        promise = self._promise
+        assert promise is not None
+        own = session_of(self.place.signing.raw, accepted.run)
+        part = Part(accepted, promise, own, self._identity() if promise.withstand.malicious else None)
+        memory = MaskedMemory(self.journal, own)
+        ways = Ways(
+            self.transport, self.clock.now, self.clock.rest, self.draw, os.urandom, memory.recall, memory.remember,
+            lambda what, size, digest: self._leaves(accepted, what, size, digest),
+        )  # fmt: skip
+        later = await take_part(part, ways, lambda: self._numbers(accepted))
+        if self._made is None:  # the attempt was over before there was anything to mask
+            self._made = _Made(b"", None, self._about(accepted, "masked update"))
+        return session.Conferred(self.clock.now(), later, self.draw())
+
+    def _identity(self) -> Any:
+        from foedus.net.owner.peers import identity
+
+        return identity(self.place.owner.path)
+
+    async def _numbers(self, accepted: Accepted) -> Any:
+        """The update as it is masked."""
+        from foedus.protocol.blob import unpack
+
+        await self._trained(accepted)
+        answer = await self.training.ask({"do": "encode", "scale": 1.0})
+        kept = answer.blobs[1] if answer.said.get("keeps") and len(answer.blobs) > 1 else None
+        self._made = _Made(b"", kept, self._about(accepted, "masked update"))
+        return unpack(answer.blobs[0]).arrays["numbers"]
+
+    def _leaves(self, accepted: Accepted, what: str, size: int, digest: bytes) -> None:
+        """Write down what is about to leave in the course of a masked sum, if the owner's word is still yes."""
+        about = self._about(accepted, what)
+        if not self.place.owner.consents().holds(self.place.address, about.task.partition(" ")[0]):
+            raise OwnerRefuses("consent was withdrawn")
+        self._check(owner_rules.upload(self._rules(), size, self.ledger.bytes))
+        self._written(about, Leaving(accepted.round, size, digest))
 
     async def _encode(self, scale: float) -> bytes:
         """The update as it is sent, and what is kept if it counts."""
@@ -444,7 +524,7 @@ class Agent:
 
     def _about(self, accepted: Accepted, what: str) -> About:
         task = f"{accepted.bundle.digest.hex()} {accepted.target}" if accepted.bundle else accepted.target
-        told = promised(accepted).told()
+        told = promised(accepted, self._promise).told()
         return About(accepted.run, accepted.attempt, accepted.position, task, what, told)
 
     async def _send(self, piece: session.Piece) -> Event:
@@ -470,17 +550,21 @@ class Agent:
         held = self.state.held[key]
         rules = self._rules()
         self._check(owner_rules.upload(rules, held.size, self.ledger.bytes))
-        what = about.what if about.sends == 0 else f"{about.what}, sent again"
-        to = f"{self.place.address} (pin {self.place.pin[:16]})" if self.place.pin else self.place.address
-        leaving = Departure(
-            to=to, what=what, run=about.run, round=held.round, attempt=about.attempt, task=about.task,
-            bytes=held.size, digest=held.digest.hex(), protections=about.protections,
-        )  # fmt: skip
-        self.ledger.write(leaving, when=self.clock.now())
+        again = about._replace(what=about.what if about.sends == 0 else f"{about.what}, sent again")
+        self._written(again, Leaving(held.round, held.size, held.digest))
         self.journal.leaves(key)
         if about.sends == 0:
             day = datetime.fromtimestamp(self.clock.now()).strftime(DAY)
             self.journal.note("rounds", f"{day} {self._rounds(day) + 1}".encode())
+
+    def _written(self, about: About, leaving: Leaving) -> None:
+        """A line of the ledger."""
+        to = f"{self.place.address} (pin {self.place.pin[:16]})" if self.place.pin else self.place.address
+        line = Departure(
+            to=to, what=about.what, run=about.run, round=leaving.round, attempt=about.attempt, task=about.task,
+            bytes=leaving.size, digest=leaving.digest.hex(), protections=about.protections,
+        )  # fmt: skip
+        self.ledger.write(line, when=self.clock.now())
 
     # --- what is kept, and the end
 
@@ -573,14 +657,42 @@ class Agent:
             self.tell(told)
 
 
+class MaskedMemory:
+    """What the client remembers of the masked sums of a run: a fact of the journal."""
+
+    def __init__(self, journal: Journal, session: bytes) -> None:
+        self._journal, self._session, self._name = journal, session, f"masked {session.hex()}"
+
+    def recall(self) -> Memory | None:
+        """The last that was remembered."""
+        from foedus.protocol.secagg.client import Memory
+
+        found = self._journal.fact(self._name)
+        return None if found is None else Memory(self._session, *json.loads(found))
+
+    def remember(self, memory: Memory) -> None:
+        """On the disk when it returns."""
+        self._journal.note(self._name, json.dumps([memory.round, memory.attempt, memory.answered]).encode())
+
+
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def promised(accepted: Accepted) -> Protections:
-    """What the server promises for an update.
+def _promise(said: dict[str, Any]) -> Promise:
+    """What the training process says that the task promises."""
+    from foedus.protocol.secagg.messages import Promise as Found
+    from foedus.secure.graph import Withstand
 
-    That it is masked is not a promise but something that the client does; this one cannot yet, and so it is never said.
+    return Found(Withstand(**said["withstand"]), said["least"], said["entries"], said["width"])
+
+
+def promised(accepted: Accepted, masks: Promise | None) -> Protections:
+    """What holds for an update.
+
+    Args:
+        accepted: what the server promises.
+        masks: that it is masked is no promise of the server's, but what the client itself does.
     """
     epsilon = None
     for name in accepted.protections:
@@ -588,4 +700,5 @@ def promised(accepted: Accepted) -> Protections:
         if what == BUDGET:
             with contextlib.suppress(ValueError):
                 epsilon = abs(float(value)) if value else float("inf")
-    return Protections(max(0, accepted.minimum - 1), False, epsilon)
+    others = accepted.minimum if masks is None else max(accepted.minimum, masks.least)
+    return Protections(max(0, others - 1), masks is not None, epsilon)

@@ -2,7 +2,7 @@
 
 | request | body | answer |
 |---|---|---|
-| ``POST /v1/check-in``, ``decline``, ``start-upload``, ``submit``, ``ask`` | a message | a message, perhaps a Problem |
+| ``POST /v1/check-in``, ``decline``, ``start-upload``, ``submit``, ``confer``, ``ask`` | a message | a message |
 | ``GET /v1/blobs/{digest}`` | | the bytes; ``ETag``, ``Range`` |
 | ``PUT /v1/uploads/{upload}?offset=N`` | bytes from N on | 200 and ``Upload-Offset``; or a Problem |
 | ``HEAD /v1/uploads/{upload}`` | | ``Upload-Offset`` |
@@ -18,7 +18,7 @@ Not here: what is said (``protocol/messages.py``), the door where clients join (
 from __future__ import annotations
 
 from foedus.errors import Code
-from foedus.protocol.messages import KINDS, Ask, CheckIn, Decline, Message, StartUpload, Submit
+from foedus.protocol.messages import KINDS, Ask, CheckIn, Confer, Decline, Message, StartUpload, Submit
 
 MEDIA = "application/vnd.foedus.message+msgpack"
 BYTES = "application/octet-stream"
@@ -27,7 +27,7 @@ LEADER = "Foedus-Leader"  # where the leader is, in the answer of a server that 
 DOORBELL = "socket.io"
 BELL = "bell"  # the doorbell's event; its only argument is an encoded Bell
 
-_ASKED: tuple[type[Message], ...] = (CheckIn, Decline, StartUpload, Submit, Ask)
+_ASKED: tuple[type[Message], ...] = (CheckIn, Decline, StartUpload, Submit, Confer, Ask)
 PATHS: dict[type[Message], str] = {kind: f"/v1/{name}" for name, kind in KINDS.items() if kind in _ASKED}
 
 STATUS: dict[Code, int] = {

@@ -14,7 +14,7 @@ Not here: the pipe (``trainee.py``), what is kept from round to round (the agent
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,8 @@ from foedus.protocol import blob
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import ClientFigures
 from foedus.rounds.freight import figures_blob, orders_of, update_blob
-from foedus.rounds.parcel import Terms, packed
+from foedus.rounds.masks import masked_update, promise_of
+from foedus.rounds.parcel import Terms, admitted, packed
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import Given, Job, Orders, held_out
 
@@ -90,6 +91,7 @@ class Bench:
         verbs: dict[str, Callable[[Said, Blobs], Done]] = {
             "data": self._data,
             "open": self._opened,
+            "promise": self._promise,
             "train": self._train,
             "encode": self._encode,
             "evaluate": self._evaluate,
@@ -129,6 +131,14 @@ class Bench:
             "personal": algorithm.method is not None and algorithm.method.personal is not None,
         }, ()
 
+    def _promise(self, said: Said, blobs: Blobs) -> Done:
+        """What the task's own code promises of masks, for these orders; nothing where nothing is masked."""
+        job, _, orders = self._visit(said, blobs)
+        if masked_update(job.algorithm, buffers=_averaged(job, self._opened_task().trainer)) is None:
+            return {"masked": None}, ()
+        promise = promise_of(Terms.of(job, orders, layouts_of(self._opened_task().trainer)))
+        return {"masked": {**promise._asdict(), "withstand": asdict(promise.withstand)}}, ()
+
     def _train(self, said: Said, blobs: Blobs) -> Done:
         """Train on the orders of a round."""
         _, session, orders = self._visit(said, blobs)
@@ -148,7 +158,10 @@ class Bench:
         terms = Terms.of(opened.job, orders, layouts_of(opened.trainer))
         parcel = packed(terms, int(orders.cohort[0]), given.contribution, given.examples)
         kept = [] if parcel.kept is None else [blob.pack({n: np.asarray(a) for n, a in parcel.kept.items()})]
-        return {"keeps": bool(kept)}, (update_blob(parcel), *kept)
+        if not parcel.masked:
+            return {"keeps": bool(kept)}, (update_blob(parcel), *kept)
+        (numbers,) = admitted(terms, int(orders.cohort[0]), parcel).values()  # as they are added up
+        return {"keeps": bool(kept)}, (blob.pack({"numbers": numbers["sum"]}), *kept)
 
     def _evaluate(self, said: Said, blobs: Blobs) -> Done:
         """How good the model of some orders is on what the client holds out; and its own model, if it has one."""
@@ -204,6 +217,10 @@ def _task_of(found: Any) -> tuple[Task, Algorithm]:
             "foedus.Federation has"
         )
     return task, algorithm
+
+
+def _averaged(job: Job, trainer: Trainer) -> bool:
+    return job.task.average_buffers and trainer.buffer_layout.size > 0
 
 
 def _named(trainer: Trainer, weights: Weights) -> dict[str, NDArray[Any]]:

@@ -42,7 +42,8 @@ from foedus.net.blobs import Blobs
 from foedus.net.course import EVALUATION, Course
 from foedus.net.identity.keys import SigningKey
 from foedus.net.identity.signed import Signed, sign
-from foedus.net.learning import Gathering, Learning
+from foedus.net.learning import WHOLE, Gathering, Learning
+from foedus.net.masking import Limits, MaskedSum
 from foedus.net.sealing import Vault
 from foedus.net.served import Keeping
 from foedus.net.store import RunRow, Store, Transaction
@@ -56,6 +57,7 @@ from foedus.protocol.messages import (
     Blob,
     CheckIn,
     Closed,
+    Confer,
     Decline,
     Event,
     Finished,
@@ -71,10 +73,12 @@ from foedus.protocol.messages import (
     Stands,
     StartUpload,
     Submit,
+    Turn,
     Why,
     Window,
 )  # fmt: skip
 from foedus.protocol.round import At, Phase, Seat
+from foedus.protocol.secagg.messages import session_of, terms_for
 from foedus.record.files import json_line
 from foedus.rounds.freight import figures_of, parcel_of
 from foedus.rounds.parcel import Parcel
@@ -218,9 +222,13 @@ class Coordinator:
         """The step that was under way goes on with what of its sum can still be read."""
         state = course.state
         course.begun_at = now
-        if self._between(course, row) != (state.round, state.part):  # it is gone: the round begins anew
+        between = (Phase.IDLE, Phase.OVER)
+        masked = course.masks and state.phase not in between  # what was in memory is gone, and cannot be gone on with
+        if masked or self._between(course, row) != (state.round, state.part):  # the round begins anew
             course.learning.again()
-            again = machine.State(Phase.FAILED, state.round, 0, state.attempt, deadline=now, goal=state.goal)
+            again = machine.State(
+                Phase.FAILED, state.round, 0, state.attempt, deadline=now, goal=state.goal, opening=state.opening
+            )
             course.state = replace(again, places=state.places, cohort=state.cohort)
             return
         summed = self._sum_of(course, row)
@@ -288,11 +296,15 @@ class Coordinator:
                 return self._submit(caller, message, now)
             case Ask():
                 return self._ask(caller, message, now)
+            case Confer():
+                return self._confer(caller, message, now)
             case Decline():
                 course, seat = self._seat(caller, message.key)
                 if course is None or seat is None:
                     return _later(Window(after_s=self._ground.pause, until_s=2 * self._ground.pause), "")
                 self._step(course, machine.Declined(now, seat.key), now)
+                if course.masked is not None and (slot := course.masked.slot(caller.position)) is not None:
+                    course.masked.gone(slot, now)
                 self._session(seat.key, "!", course, ends=True)
                 return _later(course.window(now, pause=self._ground.pause), "")
         raise MalformedMessage(f"a server does not answer {type(message).__name__}")
@@ -310,6 +322,8 @@ class Coordinator:
             self._hurry(course, now)
             if course.under_way:
                 self._step(course, machine.Tick(now), now)
+            if course.masks:
+                self._mask(course, now)
             self._keep_sum(course, now)
         for course in list(self._courses.values()):
             if course.state.phase is Phase.IDLE and course.kind is Kind.TRAIN:
@@ -359,9 +373,8 @@ class Coordinator:
 
     def _offer(self, course: Course, caller: Who, message: CheckIn, now: float) -> Message:
         """What a run says to somebody who is there."""
-        served = course.learning.served
         window = course.window(now, pause=self._ground.pause)
-        if lacking := set(message.protections) - set(served.protections):
+        if lacking := set(message.protections) - set(course.protections):
             return _later(window, f"this run does not promise {', '.join(sorted(lacking))}")
         if course.state.phase is Phase.OVER and course.kind is Kind.TRAIN:
             return self._finished(course, caller)
@@ -369,7 +382,8 @@ class Coordinator:
             return _later(window, "there is nothing to train on")
         if course.kind not in message.kinds:
             return _later(window, f"this run asks for {course.kind}")
-        came = machine.Came(now, caller.position, self._ground.secret(16), message.pending)
+        pending = () if course.masks else message.pending  # nothing of a masked sum can be sent again
+        came = machine.Came(now, caller.position, self._ground.secret(16), pending)
         for action in self._step(course, came, now):
             match action:
                 case machine.Seated(seat, held):
@@ -388,7 +402,7 @@ class Coordinator:
         return self._signed(Accepted(
             run=served.name, round=seat.round, attempt=seat.attempt, kind=course.kind, key=seat.key, orders=orders,
             bundle=course.learning.bundle, target=served.target, position=seat.position, seed=served.seed,
-            closes_s=max(0.0, closes - now), minimum=course.rules.minimum, protections=served.protections, held=held,
+            closes_s=max(0.0, closes - now), minimum=course.rules.minimum, protections=course.protections, held=held,
         ))  # fmt: skip
 
     def _signed(self, message: Signed) -> Signed:
@@ -436,6 +450,9 @@ class Coordinator:
             ProtocolError: there are no such bytes for them.
         """
         found = self._given.get(digest)
+        turns = (course.masked.body(digest, caller.position) for course in self._courses.values() if course.masked)
+        if found is None and (turn := next(filter(None, turns), None)) is not None:
+            return turn
         if found is None:
             if digest in self._fixed:
                 return self._fixed[digest]
@@ -470,14 +487,20 @@ class Coordinator:
         course, seat = self._seat(caller, message.key)
         if course is None or seat is None:
             return Closed(why=Why.LATE, later=self._anytime(now))
+        if course.masks:
+            return self._place(course, seat, message, now)
         scale = course.learning.scale(seat.round) if course.rules.flowing else 1.0
         found = self._may_send(course, seat, now, scale)
         if not isinstance(found, Seat):
             return found if not isinstance(found, Received) else Closed(why=Why.GOAL_REACHED, later=found.later)
         self._session(seat.key, "]", course)
+        return self._place(course, found, message, now)
+
+    def _place(self, course: Course, seat: Seat, message: StartUpload, now: float) -> Place:
+        """Room for an upload."""
         upload = course.uploads.setdefault(seat.key, self._ground.secret(16))
-        offset = self.uploads.open(upload, message.size, owner=caller.position, now=now) if message.size else 0
-        return Place(upload=upload, offset=offset, scale=_scale(found), most=self.uploads.each)
+        offset = self.uploads.open(upload, message.size, owner=seat.position, now=now) if message.size else 0
+        return Place(upload=upload, offset=offset, scale=_scale(seat), most=self.uploads.each)
 
     def _may_send(self, course: Course, seat: Seat, now: float, scale: float = 1.0) -> Seat | Closed | Received:
         """The seat if its upload may go on; or what is said instead."""
@@ -500,6 +523,9 @@ class Coordinator:
         course, seat = self._seat(caller, message.key)
         if course is None or seat is None:
             return Closed(why=Why.LATE, later=self._anytime(now))
+        if course.masks:  # an update in the plain is not even looked at
+            self._drop(course, seat.key)
+            raise UploadRefused("in this run updates are sent in masked sums only: Confer", fatal=True)
         found = self._may_send(course, seat, now, _scale(seat))
         if not isinstance(found, Seat):
             return found
@@ -516,7 +542,7 @@ class Coordinator:
         self._ahead(course, machine.Received(now, seat.key), now)
         return Received(later=course.window(now, pause=self._ground.pause))
 
-    def _content(self, course: Course, message: Submit) -> memoryview:
+    def _content(self, course: Course, message: Submit | Confer) -> memoryview:
         """What was uploaded, if it is what was announced.
 
         Raises:
@@ -586,6 +612,82 @@ class Coordinator:
         courses = [c for c in self._courses.values() if c.under_way] or list(self._courses.values())
         return min((c.window(now, pause=self._ground.pause) for c in courses), key=lambda window: window.after_s)
 
+    # --- masked sums
+
+    def _confer(self, caller: Who, message: Confer, now: float) -> Message:
+        """A client's part in a masked sum, and its next turn."""
+        course, seat = self._seat(caller, message.key)
+        if course is None or seat is None or not course.masks:
+            return Closed(why=Why.LATE, later=self._anytime(now))
+        masked, slot = course.masked, None if course.masked is None else course.masked.slot(caller.position)
+        if masked is not None and slot is not None and message.upload is not None and seat.at in machine.OPEN:
+            if not masked.answered(slot, message.turn):
+                self._session(seat.key, "+", course)
+                try:
+                    masked.take(slot, self._content(course, message), now)
+                finally:
+                    self._drop(course, seat.key)
+            self._opened(course, now)
+        seat = course.state.seats.get(message.key, seat)
+        window = course.window(now, pause=self._ground.pause)
+        if seat.at in (At.RECEIVED, At.COUNTED):
+            self._session(seat.key, "^", course, ends=True)
+            return Received(later=window)
+        if seat.at not in machine.OPEN or (masked is not None and slot is None):
+            return Closed(why=Why.ATTEMPT_OVER, later=window)
+        if masked is None or slot is None or (letter := masked.letter(slot, message.turn)) is None:
+            pause = max(self._ground.pause, 0.002 * len(course.state.seats))  # whoever waits asks again
+            return _later(Window(after_s=pause, until_s=2 * pause), "others are awaited")
+        return Turn(turn=letter.turn, body=letter.body, closes_s=max(0.0, masked.closes - now))
+
+    def _mask(self, course: Course, now: float) -> None:
+        """A masked sum begins when nobody else is let in; it goes on, or is over."""
+        state = course.state
+        if state.phase is Phase.FAILED and state.opening:  # whoever has answered takes part in no other attempt
+            self._ground.watch("masked sum lost", {"run": course.name, "round": state.round, "reason": state.reason})
+            course.gathering = Gathering(course.learning.step, opened=True)
+            course.state = replace(state, phase=Phase.AGGREGATING, opening=False)
+            self._commit(course, now)
+        elif course.masked is not None:
+            course.masked.tick(now)
+            self._opened(course, now)
+        elif state.phase is Phase.TRAINING:
+            self._begin_masks(course, now)
+
+    def _begin_masks(self, course: Course, now: float) -> None:
+        """The attempt among those who have a seat now."""
+        state, patience = course.state, course.learning.served.each.patience
+        seats = sorted(state.at(*machine.OPEN), key=lambda seat: seat.position)
+        orders = blob.digest_of(course.learning.orders_for(WHOLE))
+        signing = self._ground.signing
+        session = session_of(b"" if signing is None else signing.public.raw, course.name)
+        try:
+            terms = terms_for(
+                course.learning.promise, session=session, round=state.round, attempt=state.attempt, model=orders,
+                graph=self._ground.secret(32), clients=len(seats),
+            )  # fmt: skip
+        except FoedusError as error:
+            self._step(course, machine.Failed(now, str(error)[:1000]), now)
+            return
+        limits = Limits(patience, state.deadline - 2 * patience)
+        course.masked = MaskedSum(terms, [seat.position for seat in seats], limits, now + patience)
+
+    def _opened(self, course: Course, now: float) -> None:
+        """Write down that masks are asked for, before anybody is; take the sum, or that there will be none."""
+        masked = course.masked
+        if masked is None or course.state.phase not in (Phase.SELECTING, Phase.TRAINING):
+            return
+        if (masked.opening or masked.total is not None) and not course.state.opening:
+            self._step(course, machine.Opening(now), now)
+        if masked.total is not None:
+            positions = [masked.positions[slot] for slot in masked.survivors]
+            sent = [masked.up[slot] for slot in masked.survivors]
+            course.learning.reveal(self._gathering(course), positions, masked.total, sent)
+            keys = [s.key for s in course.state.at(*machine.OPEN) if s.position in positions]
+            self._ahead(course, machine.Summed(now, tuple(keys)), now)
+        elif masked.over:
+            self._step(course, machine.Failed(now, f"the masked sum failed: {masked.reason}"[:1000]), now)
+
     # --- the machine
 
     def _step(self, course: Course, event: machine.Event, now: float) -> Sequence[machine.Action]:
@@ -650,7 +752,7 @@ class Coordinator:
 
     def _forget(self, course: Course) -> None:
         """The sum is gone, and with it what was written of it."""
-        course.gathering, course.figures, course.pending = None, {}, None
+        course.gathering, course.figures, course.pending, course.masked = None, {}, None, None
         for key in [key for key in course.uploads if course.state.seats.get(key, _NOBODY).at not in machine.OPEN]:
             self._drop(course, key)
         for key in [key for key in course.stored if course.state.seats.get(key, _NOBODY).at not in machine.ENGAGED]:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from foedus.core.timing import Buffered
 from foedus.net.learning import Committed, Gathering, Learning
+from foedus.net.masking import MaskedSum
 from foedus.net.store import SeatRow
 from foedus.protocol import round as machine
-from foedus.protocol.messages import Kind, Window
+from foedus.protocol.messages import SECURE, Kind, Window
 from foedus.protocol.pacing import come_back
 from foedus.protocol.round import At, Phase, Rules, Seat, State
 from foedus.rounds.evaluate import ClientFigures
@@ -43,6 +44,7 @@ class Course:
         rules: of the machine.
         state: of the machine.
         gathering: what has come in the step under way.
+        masked: the conversation about its masked sum, once it has begun.
         figures: what has come in an evaluation, by position.
         pending: a commit that could not be written yet.
         uploads: places of uploads, by key.
@@ -60,6 +62,7 @@ class Course:
     kind: Kind = Kind.TRAIN
     state: State = field(default_factory=State)
     gathering: Gathering | None = None
+    masked: MaskedSum | None = None
     figures: dict[int, ClientFigures] = field(default_factory=dict)
     pending: Committed | None = None
     uploads: dict[bytes, bytes] = field(default_factory=dict)
@@ -114,6 +117,16 @@ class Course:
         """Seconds from step to step, where the clock decides."""
         timing = self.learning.served.algorithm.timing
         return timing.seconds if isinstance(timing, Buffered) and self.kind is Kind.TRAIN else None
+
+    @property
+    def masks(self) -> bool:
+        """Whether updates are seen in masked sums only."""
+        return self.kind is Kind.TRAIN and self.learning.masking is not None
+
+    @property
+    def protections(self) -> tuple[str, ...]:
+        """What is promised to those who take part."""
+        return (*self.learning.served.protections, *((SECURE,) if self.masks else ()))
 
     @property
     def under_way(self) -> bool:

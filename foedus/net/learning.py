@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from foedus.net.served import Served
 from foedus.privacy.claims import seen_by_nobody
 from foedus.protocol import blob
 from foedus.protocol.messages import Blob
+from foedus.protocol.secagg.messages import Promise
 from foedus.record.checkpoint import Checkpoint
 from foedus.rounds import evaluate, identity, start
 from foedus.rounds.brought import sent_down
@@ -40,6 +42,7 @@ from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
 from foedus.rounds.freight import orders_blob
 from foedus.rounds.lines import described, round_line
+from foedus.rounds.masks import masked_update, promise_of
 from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, let_in, packed
 from foedus.rounds.sending import Sender
 from foedus.rounds.spending import Spending, spending
@@ -76,6 +79,8 @@ class Gathering:
         outcomes: by edge.
         counted: what is in a sum, by position.
         refused: those that were looked at and left out.
+        intakes: what checks and merges, by edge and version.
+        opened: a masked sum may have been seen, and is lost: the round ends without a model, and is paid for.
     """
 
     step: Step
@@ -83,7 +88,8 @@ class Gathering:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     counted: dict[int, Counted] = field(default_factory=dict)
     refused: list[tuple[Refusal, Parcel]] = field(default_factory=list)
-    intakes: dict[tuple[int, int], Intake] = field(default_factory=dict)  # by edge and version
+    intakes: dict[tuple[int, int], Intake] = field(default_factory=dict)
+    opened: bool = False
 
 
 class Committed(NamedTuple):
@@ -110,6 +116,8 @@ class Learning:
         self._spending: Spending | None = spending(
             served.algorithm, served.sampler, served.budget, buffers=self._averaged_buffers
         )
+        self.masking = masked_update(served.algorithm, buffers=self._averaged_buffers)
+        self._check_cohort()
         evaluate.check_targets(served.evaluation.stop_at, served.task.metrics, central=served.central_test is not None)
         self.state: RunState | None = None  # until the first round begins
         self.bundle: Blob | None = None  # the source that clients get
@@ -129,6 +137,24 @@ class Learning:
     @property
     def _averaged_buffers(self) -> bool:
         return self.served.task.average_buffers and self.trainer.buffer_layout.size > 0
+
+    def _check_cohort(self) -> None:
+        """Refuse a number of clients that no masked sum has room for, or too small a one to be shown."""
+        masking, served = self.masking, self.served
+        if masking is None or not isinstance(served.cohort, int):
+            return
+        most = math.ceil(served.cohort * served.each.over_selection - 1e-9)
+        if not masking.least <= served.cohort <= most <= masking.withstand.clients:
+            raise ConfigurationError(
+                f"{most} clients are asked in a round, and {served.algorithm.aggregator.label} adds up from "
+                f"{masking.least} to {masking.withstand.clients}. Write Withstand(clients={most}, ...), or another "
+                "cohort"
+            )
+
+    @property
+    def promise(self) -> Promise:
+        """What clients are promised of the present step's masks."""
+        return promise_of(self._terms(WHOLE))
 
     # --- who there is
 
@@ -364,6 +390,27 @@ class Learning:
         gathering.intakes[edge, version].take(position, parcel)
         gathering.counted[position] = Counted(version, scale, parcel.examples)
 
+    def reveal(self, gathering: Gathering, positions: Sequence[int], total: NDArray[Any], sent: Sequence[int]) -> None:
+        """Take the opened sum of a masked round.
+
+        Args:
+            gathering: of the present step.
+            positions: of those in the sum.
+            total: the sum, as the aggregator adds up messages.
+            sent: bytes that each of them has sent.
+        """
+        count = len(positions)
+        examples = [max(0, int(self._sizes[position])) for position in positions]
+        message = {"sum": total, "count": np.array([count], np.int64)}
+        gathering.outcomes = {
+            WHOLE: Outcome(
+                message, clients=list(positions), examples=examples, steps=[0] * count, losses=[math.nan] * count,
+                sent=list(sent), senders=count,
+            )
+        }  # fmt: skip
+        step = self.step.round
+        gathering.counted = {p: Counted(step, 1.0, n) for p, n in zip(positions, examples, strict=True)}
+
     def _late_terms(self, version: int) -> Terms:
         weights, down, told = self._old[version]
         return Terms.of(self.job, Orders(version, weights, NOBODY, down=down, told=told), self._layouts)
@@ -475,9 +522,10 @@ class Learning:
         unseen = seen_by_nobody(self.served.algorithm.aggregator)
         if sent := [n for n in outcome.sent if n]:
             state.sent = round(sum(sent) / len(sent))
-        if outcome.clients or unseen:
-            if self._spending is not None:
-                self._spending.charge(state, number)
+        made = (outcome.clients or unseen) and not gathering.opened
+        if self._spending is not None and (made or gathering.opened):
+            self._spending.charge(state, number)
+        if made:
             self.server.commit(state, outcome, number, pull=self._pull(gathering, state))
         state.round = number
         up = dict(zip(outcome.clients, outcome.sent, strict=True))

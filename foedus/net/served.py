@@ -50,6 +50,8 @@ class Rounds:
         clients: so many must have enrolled before the first round begins; by default the minimum.
         attempts: failed attempts of one round in a row, after which the run stops.
         retry: seconds until the next attempt of a round that failed.
+        patience: seconds after which a client that does not answer is taken for lost, where sums are masked; for its
+            training it has the time that is left.
 
     Example:
         >>> Rounds(minimum=3, deadline=600.0).over_selection
@@ -63,12 +65,13 @@ class Rounds:
     clients: int = 0
     attempts: int = 100
     retry: float = 5.0
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
         check_whole("Rounds(minimum=...)", self.minimum, least=1)
         check_whole("Rounds(clients=...)", self.clients, least=0)
         check_whole("Rounds(attempts=...)", self.attempts, least=1)
-        for name in ("window", "deadline", "retry"):
+        for name in ("window", "deadline", "retry", "patience"):
             check_number(f"Rounds({name}=...)", getattr(self, name), above=True)
         check_number("Rounds(over_selection=...)", self.over_selection)
         if self.over_selection < 1:

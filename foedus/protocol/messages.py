@@ -36,6 +36,7 @@ class Long(NamedTuple):
     high: int
 
 
+SECURE = "secure-aggregation"  # a protection: updates are seen in masked sums only
 WHOLE = 2**53  # whole numbers up to here survive any reader, JavaScript's too
 
 Name = Annotated[str, Long(0, 128)]  # of a run, an algorithm's protection, a package
@@ -317,6 +318,40 @@ class Closed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confer:
+    """Client → server, where sums are masked: my part of the conversation (``secagg``) so far. Answered by Turn, by
+    Later (others are awaited; the same Confer again), by Received (nothing more is wanted) or Closed.
+
+    Attributes:
+        key: from Accepted.
+        turn: the last of the server's turns that it has, from 1; 0 before the first.
+        upload, size, digest: where its answer to that turn was sent to; ``None`` and 0 if there is none (yet). The
+            same answer MAY be told of again, and is taken once.
+    """
+
+    key: Key
+    turn: Count = 0
+    upload: Key | None = None
+    size: Size = 0
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Server → client: its next turn in the conversation. It is for this client alone.
+
+    Attributes:
+        turn: counted from 1, which names the terms and the client's slot.
+        body: what is said.
+        closes_s: seconds until those who have not answered are taken for lost.
+    """
+
+    turn: Count
+    body: Blob
+    closes_s: Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """Client → server: how do these stand? Answered by Standings."""
 
@@ -375,8 +410,8 @@ class Problem:
     offset: Size = 0
 
 
-Request = CheckIn | Decline | StartUpload | Submit | Ask
-Answer = Accepted | Later | Finished | Place | Received | Refused | Closed | Standings | Problem
+Request = CheckIn | Decline | StartUpload | Submit | Confer | Ask
+Answer = Accepted | Later | Finished | Place | Received | Refused | Closed | Turn | Standings | Problem
 Message = Request | Answer | Bell
 
 KINDS: dict[str, type[Message]] = {
@@ -391,6 +426,8 @@ KINDS: dict[str, type[Message]] = {
     "received": Received,
     "refused": Refused,
     "closed": Closed,
+    "confer": Confer,
+    "turn": Turn,
     "ask": Ask,
     "standings": Standings,
     "bell": Bell,
@@ -403,6 +440,7 @@ ANSWERS: dict[type[Message], tuple[type[Message], ...]] = {
     Decline: (Later,),
     StartUpload: (Place, Closed),
     Submit: (Received, Refused, Closed),
+    Confer: (Turn, Later, Received, Closed),
     Ask: (Standings,),
 }
 

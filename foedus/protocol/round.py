@@ -109,6 +109,7 @@ class State:
         cohort: who may be seated; ``None``: whoever comes first.
         window_ends, deadline: on the server's clock; in FAILED, ``deadline`` is when the next attempt begins.
         reason: why it failed, or is over.
+        opening: masks have been asked for: there is no other attempt of this round.
         seats: by key, of this round (of all its attempts), and those that flow.
     """
 
@@ -122,6 +123,7 @@ class State:
     window_ends: float = 0.0
     deadline: float = 0.0
     reason: str = ""
+    opening: bool = False
     seats: Mapping[bytes, Seat] = field(default_factory=dict)
 
     def at(self, *states: At) -> list[Seat]:
@@ -179,6 +181,20 @@ class Received(NamedTuple):
     key: bytes
 
 
+class Opening(NamedTuple):
+    """Masks are about to be asked for: from now on a round that fails ends without a model, since clients that answer
+    take part in no other attempt of it."""
+
+    now: float
+
+
+class Summed(NamedTuple):
+    """A masked sum has been opened: these seats are in it, and nothing more will come."""
+
+    now: float
+    keys: tuple[bytes, ...]
+
+
 class Refused(NamedTuple):
     """A client's update was refused."""
 
@@ -219,7 +235,21 @@ class Stop(NamedTuple):
     reason: str
 
 
-Event = Begin | Came | Declined | Started | Received | Refused | Tick | Committed | Failed | Restarted | Stop
+Event = (
+    Begin
+    | Came
+    | Declined
+    | Started
+    | Received
+    | Opening
+    | Summed
+    | Refused
+    | Tick
+    | Committed
+    | Failed
+    | Restarted
+    | Stop
+)
 
 
 # --- actions --------------------------------------------------------------------------------------------------
@@ -343,7 +373,7 @@ def _begin(state: State, event: Begin, rules: Rules) -> Stepped:
     kept = {k: s for k, s in state.seats.items() if rules.flowing and s.at in OPEN}
     begun = State(
         Phase.SELECTING, event.round, event.part, 1, event.goal, event.places, event.cohort,
-        event.now + rules.window_s, event.now + rules.deadline_s, "", kept,
+        event.now + rules.window_s, event.now + rules.deadline_s, "", False, kept,
     )  # fmt: skip
     return begun, (Save(),)
 
@@ -433,6 +463,16 @@ _SHUT = {
 def _received(state: State, event: Received, rules: Rules) -> Stepped:
     seat = state.seats[event.key]
     return _moved(state, seat._replace(at=At.RECEIVED), event.now, rules)
+
+
+def _opening(state: State, event: Opening, rules: Rules) -> Stepped:
+    """Written down before anybody is asked: it must be known after a restart, too."""
+    return replace(state, opening=True), (Save(),)
+
+
+def _summed(state: State, event: Summed, rules: Rules) -> Stepped:
+    seats = [state.seats[key]._replace(at=At.RECEIVED) for key in event.keys]
+    return _finished(_with(state, *seats), event.now, rules, "a masked sum was opened")
 
 
 def _refused(state: State, event: Refused, rules: Rules) -> Stepped:
@@ -593,6 +633,8 @@ TABLE: tuple[Row, ...] = (
     Row(_S, Declined,  _LIVE,      _declined),
     Row(_S, Started,   (_S,),      _started),
     Row(_S, Received,  _LIVE,      _received),
+    Row(_S, Opening,   (_S,),      _opening),
+    Row(_S, Summed,    _LIVE,      _summed),
     Row(_S, Refused,   _LIVE,      _refused),
     Row(_S, Tick,      _LIVE,      _ticked),
     Row(_S, Failed,    (_F, _O),   _failed),
@@ -602,6 +644,8 @@ TABLE: tuple[Row, ...] = (
     Row(_T, Declined,  _LIVE,      _declined),
     Row(_T, Started,   (_T,),      _started),
     Row(_T, Received,  _LIVE,      _received),
+    Row(_T, Opening,   (_T,),      _opening),
+    Row(_T, Summed,    _LIVE,      _summed),
     Row(_T, Refused,   _LIVE,      _refused),
     Row(_T, Tick,      _LIVE,      _ticked),
     Row(_T, Failed,    (_F, _O),   _failed),

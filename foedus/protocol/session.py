@@ -149,6 +149,14 @@ class Made(NamedTuple):
     digest: bytes
 
 
+class Conferred(NamedTuple):
+    """Its part in a masked sum is over: whether it counts is told later. Nothing is held that could be sent again."""
+
+    now: float
+    later: Window
+    draw: float = 0.0
+
+
 class GaveUp(NamedTuple):
     """The client will send nothing: its owner's rules say no, or training failed. See ``Decline.reason``."""
 
@@ -163,7 +171,7 @@ class Went(NamedTuple):
     offset: int
 
 
-Event = Woke | Heard | Lost | Fetched | Made | GaveUp | Went
+Event = Woke | Heard | Lost | Fetched | Made | Conferred | GaveUp | Went
 
 
 # --- actions --------------------------------------------------------------------------------------------------
@@ -182,7 +190,8 @@ class Fetch(NamedTuple):
 
 
 class Train(NamedTuple):
-    """Train or evaluate, and encode with scale 1; then comes Made or GaveUp."""
+    """Train or evaluate, and encode with scale 1; then comes Made or GaveUp. Where sums are masked: train, and take
+    part in the conversation; then comes Conferred, GaveUp or Lost."""
 
     accepted: Accepted
 
@@ -297,7 +306,7 @@ def _asked(state: State, event: Heard) -> Stepped:
         own = held.get(entry.key)
         if own is None or entry.state is Stands.PENDING:
             continue
-        if entry.state is Stands.AGAIN:
+        if entry.state is Stands.AGAIN and own.size:
             held[entry.key] = own._replace(waits=False)
             actions.append(Keep(held[entry.key]))
         else:
@@ -324,7 +333,7 @@ def _checked_in(state: State, event: Heard) -> Stepped:
 def _accepted(state: State, answer: Accepted) -> Stepped:
     """Train, or send what is held already for the same orders."""
     held = state.held.get(answer.held) if answer.held is not None else None
-    if held is None:
+    if held is None or not held.size:  # of a masked sum there is nothing that could be sent again
         return replace(state, phase=Phase.FETCHING, accepted=answer), (Fetch(answer),)
     renamed = held._replace(key=answer.key, waits=False)
     others = {k: h for k, h in state.held.items() if k != held.key}
@@ -376,6 +385,17 @@ def _made(state: State, event: Made) -> Stepped:
     after = replace(state, held={**state.held, held.key: held}, fresh=True, shape=state.shape + "]")
     after, actions = _placing(after, held)
     return after, (Keep(held), *actions)
+
+
+def _conferred(state: State, event: Conferred) -> Stepped:
+    """What is held has no bytes: it stands for what the client keeps if it counts."""
+    assert state.accepted is not None
+    held = Held(state.accepted.key, state.accepted.round, 0, bytes(32), waits=True)
+    until = event.now + event.later.after_s + event.draw * max(0.0, event.later.until_s - event.later.after_s)
+    after = replace(
+        state, held={**state.held, held.key: held}, phase=Phase.RESTING, accepted=None, failures=0, shape=""
+    )
+    return after, (Keep(held), Log(state.shape + "]+^"), Rest(until))
 
 
 def _encoded(state: State, event: Made) -> Stepped:
@@ -518,6 +538,8 @@ TABLE: tuple[Row, ...] = (
     Row(_F, GaveUp,  (_C,),                _gave_up),
     Row(_F, Lost,    (_R,),                _lost),
     Row(_T, Made,    (_P,),                _made),
+    Row(_T, Conferred, (_R,),              _conferred),
+    Row(_T, Lost,    (_R,),                _lost),
     Row(_T, GaveUp,  (_C,),                _gave_up),
     Row(_P, Heard,   (_S, _U, _E, _R, _C, _P), _placed),
     Row(_P, Lost,    (_R,),                _lost),

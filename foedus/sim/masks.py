@@ -12,7 +12,7 @@ Not here: the protocol (``foedus.protocol.secagg``), the aggregator (``foedus.se
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
-from foedus.core.aggregate import Aggregator, Masking, Sealed
+from foedus.core.aggregate import Masking, Sealed
 from foedus.core.compose import Algorithm
 from foedus.core.random import generator, key
 from foedus.core.timing import Hierarchical
@@ -31,25 +31,13 @@ from foedus.protocol.secagg.conversation import Outcome as Attempt
 from foedus.protocol.secagg.conversation import converse
 from foedus.protocol.secagg.messages import Identity, Promise, pinned, terms_for
 from foedus.protocol.secagg.server import Phase
+from foedus.rounds.masks import channels, check_buffers, maskings
 from foedus.rounds.work import BUFFERS, UPDATE, Job, Outcome
 from foedus.secure.planes import packed_bytes
 from foedus.secure.primitives import digest, identity_key
 from foedus.sim.settings import Settings
 
 Ints = NDArray[np.int64]
-
-
-def channels(algorithm: Algorithm, *, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
-    """What travels, and by which rule."""
-    yield UPDATE, algorithm.aggregator
-    if buffers:
-        yield BUFFERS, algorithm.buffers
-    yield from sorted(({} if algorithm.method is None else algorithm.method.sides).items())
-
-
-def maskings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking]:
-    """The channels that are masked."""
-    return {c: rule.masking for c, rule in channels(algorithm, buffers=buffers) if rule.masking is not None}
 
 
 def hidings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking | Sealed]:
@@ -82,12 +70,7 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
             )
         return
     rule = algorithm.aggregator.label
-    if buffers and BUFFERS not in found:
-        raise IncompatibleStages(
-            f"the model's buffers (BatchNorm's statistics) are averaged by {algorithm.buffers.label}, which the server "
-            f"sees of every client, while {rule} hides the update. Write Task(..., average_buffers=False), or "
-            "algorithm.with_(buffers=foedus.masked(...))"
-        )
+    check_buffers(algorithm, found, buffers=buffers)
     if settings.cryptography and isinstance(algorithm.timing, Hierarchical):
         raise ConfigurationError(
             f"with {algorithm.timing.label} partial sums are masked among the clients of an edge, which "

@@ -33,11 +33,12 @@ from foedus.record.kept import Kept
 from foedus.rounds.brought import sent_down
 from foedus.rounds.collect import Collector
 from foedus.rounds.commit import Server
+from foedus.rounds.masks import maskings
 from foedus.rounds.parcel import masking_bytes
 from foedus.rounds.sending import Sender
 from foedus.rounds.state import RunState
 from foedus.rounds.work import UPDATE, Job, Orders, Outcome, Session, union
-from foedus.sim.masks import Called, Summed, check_asked, hidings, maskings, summed, too_few
+from foedus.sim.masks import Called, Summed, check_asked, hidings, summed, too_few
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
 from foedus.sim.world import Load, Passage, pass_round

@@ -83,6 +83,17 @@ class Terms(NamedTuple):
         return np.sort(np.append(self.neighbours(slot), slot))
 
 
+def session_of(server: bytes, run: str) -> bytes:
+    """By which a client's memory knows a run: worked out by both sides, so that no server can have a round twice under
+    two names.
+
+    Args:
+        server: its public key.
+        run: its name.
+    """
+    return digest(b"foedus run", server, run.encode())[:16]
+
+
 class Promise(NamedTuple):
     """What a client was promised, from the algorithm that its owner approved: terms that say less are refused.
 
