@@ -190,6 +190,8 @@ class _Talk:
         content = await self._body(turn)
         self.turn, self.answer, self.upload = turn.turn, b"", None
         if self.client is None:
+            if turn.turn != 1:  # an earlier process of this client began; what it knew died with it
+                raise SecureAggregationFailed("this masked sum is under way, and this process has not taken part in it")
             actions = self._begun(content)
         else:
             self.client, actions = machine.step(self.client, message_of(content, TURNS[1:]))

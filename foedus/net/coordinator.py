@@ -683,7 +683,8 @@ class Coordinator:
             positions = [masked.positions[slot] for slot in masked.survivors]
             sent = [masked.up[slot] for slot in masked.survivors]
             course.learning.reveal(self._gathering(course), positions, masked.total, sent)
-            keys = [s.key for s in course.state.at(*machine.OPEN) if s.position in positions]
+            here = [s for s in course.state.at(*machine.OPEN, At.DECLINED) if s.attempt == course.state.attempt]
+            keys = [s.key for s in here if s.position in positions]
             self._ahead(course, machine.Summed(now, tuple(keys)), now)
         elif masked.over:
             self._step(course, machine.Failed(now, f"the masked sum failed: {masked.reason}"[:1000]), now)

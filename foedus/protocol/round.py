@@ -562,8 +562,8 @@ def _failed(state: State, event: Failed, rules: Rules) -> Stepped:
 
 
 def _retried(state: State, event: Tick, rules: Rules) -> Stepped:
-    """The next attempt of the same round, with fresh keys."""
-    if event.now < state.deadline:
+    """The next attempt of the same round, with fresh keys; none where masks had been asked for."""
+    if event.now < state.deadline or state.opening:
         return state, ()
     after = replace(
         state, phase=Phase.SELECTING, attempt=state.attempt + 1, window_ends=event.now + rules.window_s,

@@ -1,21 +1,23 @@
-"""Masked sums between machines, in memory: agents and a coordinator on virtual time, with the real cryptography."""
+"""Masked sums between machines: whole agents, whose training takes place in real processes. Who is lost when, and what
+is malformed, is in ``test_masking.py``."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cryptography")
 
-from foedus.net.agent import Agent
+from foedus.net.conferring import NAMES
 from foedus.net.served import Rounds
-from foedus.protocol.round import At, Phase
+from foedus.protocol.messages import SECURE, CheckIn, Later
 
-from .agents import Client, Server, client, closing, simulated
+from .agents import Client, Server, Time, client, closing, simulated
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,20 @@ MASKED = (
     "fd.fedavg(fd.local_sgd(0.1, batch_size=4), aggregator=fd.chain(fd.clip(1.0), "
     "fd.masked(fd.Withstand(clients=3, corrupt=0.0, dropouts=0.34), least=2)))"
 )
-HOW = {"each": Rounds(minimum=2, clients=3, patience=5.0, deadline=100.0, window=50.0, retry=1.0)}
+RULES = "[protections]\nleast_others = 1\nsecure_others = 1\n"
+EACH = Rounds(minimum=2, clients=3, patience=1e4, deadline=1e6, window=1e4, retry=0.1)
+HOW = {"each": EACH}
+
+
+@dataclass
+class Patient(Time):
+    """Virtual time that passes slowly: training takes place in real processes meanwhile."""
+
+    most: int = 10**6
+
+    async def rest(self, seconds: float) -> None:
+        await super().rest(min(seconds, 0.05))
+        await asyncio.sleep(0.001)  # lets the processes have the processor
 
 
 async def together(server: Server, *clients: Client) -> None:
@@ -33,10 +48,41 @@ async def together(server: Server, *clients: Client) -> None:
 
 
 def test_a_masked_round_ends_with_the_bits_of_a_simulated_one(tmp_path: Path) -> None:
-    server = Server(tmp_path, MASKED, HOW)
-    clients = [client(server, i, rules="[protections]\nsecure_aggregation_others = 1\n") for i in range(3)]
+    server = Server(tmp_path, MASKED, HOW, Patient())
+    clients = [client(server, i, rules=RULES) for i in range(3)]
     asyncio.run(together(server, *clients))
     run = simulated(server, tmp_path / "simulated")
     state = server.learning.state
     assert state is not None
     np.testing.assert_array_equal(state.weights.vector, run.weights.vector)
+    assert [line["what"] for line in lines(clients[0])][:4] == list(NAMES.values())[:3] + [NAMES["Shares"]]
+    assert all("under secure aggregation" in line["protections"] for line in lines(clients[0]))
+
+
+def lines(who: Client) -> list[dict[str, object]]:
+    """What the owner's ledger says that left."""
+    return [json.loads(line) for line in (who.agent.place.owner.path / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_an_owner_who_wants_more_others_declines(tmp_path: Path) -> None:
+    server = Server(tmp_path, MASKED, HOW | {"rounds": 1, "each": replace(EACH, attempts=1)}, Patient())
+    clients = [client(server, i, rules=RULES.replace("secure_others = 1", "secure_others = 2")) for i in range(3)]
+    asyncio.run(together(server, *clients))
+    assert any(
+        "secure aggregation is with at least 1 others; wanted: with at least 2" in told for told in clients[0].said
+    )
+    assert server.learning.state is not None
+    assert server.learning.state.round == 0
+
+
+def test_a_plain_run_is_no_run_under_secure_aggregation(tmp_path: Path) -> None:
+    server = Server(tmp_path, how={"each": Rounds(minimum=3)})
+    (one,) = [client(server, 0, rules=RULES)]
+    answer = asyncio.run(asked(server, one))
+    assert isinstance(answer, Later)
+    assert "does not promise secure-aggregation" in answer.reason
+
+
+async def asked(server: Server, one: Client) -> object:
+    async with closing(one):
+        return await server.transport(0).ask(CheckIn(run="run", examples=9, protections=(SECURE,)))

@@ -1,0 +1,355 @@
+"""Masked sums over messages, with the real cryptography and without training: who is lost at each stage, a server that
+dies at each stage, and what nobody should send."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cryptography")
+
+import foedus as fd
+from foedus.backends import open_trainer
+from foedus.core.aggregate import fold
+from foedus.core.values import Context, Update
+from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, SecureAggregationFailed
+from foedus.net.blobs import open_blobs
+from foedus.net.conferring import Part, Ways, take_part
+from foedus.net.coordinator import Coordinator, Ground
+from foedus.net.learning import Learning
+from foedus.net.memory import MemoryTransport
+from foedus.net.owner.peers import identity
+from foedus.net.served import Rounds, Served
+from foedus.net.store import open_store
+from foedus.protocol.messages import (
+    Accepted,
+    CheckIn,
+    Closed,
+    Confer,
+    Decline,
+    Later,
+    Message,
+    Place,
+    Problem,
+    StartUpload,
+    Turn,
+)
+from foedus.protocol.secagg.client import Memory
+from foedus.protocol.secagg.freight import message_blob
+from foedus.protocol.secagg.messages import Vote, session_of
+from foedus.rounds.masks import promise_of
+
+from .federations import Caller, counted
+
+COUNT = 5
+RULE = fd.masked(fd.Withstand(clients=COUNT, corrupt=0.0, dropouts=0.4), least=3, bits=20, bound=4.0)
+LEAVES = ("keys", "sealed", "under masks", "off the sum")  # what a client sends, told by words in the ledger's lines
+
+
+class Died(Exception):
+    """A client's process was killed."""
+
+
+@dataclass
+class World:
+    """A coordinator and its clients on virtual time, which passes when all of them rest."""
+
+    rule: fd.Aggregator = RULE
+    rounds: int = 1
+    dies: dict[int, str] = field(default_factory=dict)  # position → at what it dies, once
+    crash: str = ""  # what makes the server die, once
+    now: float = 1000.0
+    memories: dict[int, Memory] = field(default_factory=dict)
+    joined: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # (position, round) → attempts
+    ended: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store, self.blobs = open_store("sqlite://"), open_blobs(f"memory://masking{next(_PLACES)}")
+        with self.store.begin() as rows:
+            for position in range(COUNT):
+                rows.put_client(rows.enrol(str(position), str(position).encode(), 0.0)._replace(examples=3))
+        self.task = fd.Task(fd.linear(2))
+        self.algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=self.rule)
+        self.resting: list[tuple[float, int, asyncio.Future[None]]] = []
+        self.numbers_ = itertools.count()
+        self.models: dict[int, Any] = {}
+        self.restarted()
+
+    def restarted(self) -> None:
+        each = Rounds(minimum=3, clients=COUNT, patience=10.0, deadline=400.0, window=20.0, retry=1.0, attempts=8)
+        served = Served(name="run", task=self.task, algorithm=self.algorithm, rounds=self.rounds, seed=1, each=each)
+        ground = Ground(store=self.store, blobs=self.blobs, secret=counted(int(self.now * 100)), pause=0.1)
+        self.learning = Learning(served, open_trainer(self.task, seed=1))
+        self.coordinator = Coordinator(ground, [self.learning])
+        self.coordinator.load(self.now)
+        self.coordinator.tick(self.now)
+
+    async def rest(self, seconds: float) -> None:
+        done = asyncio.get_running_loop().create_future()
+        heapq.heappush(self.resting, (self.now + max(0.01, seconds), next(self.numbers_), done))
+        await done
+
+    def ask(self, position: int, message: Message) -> Message:
+        transport = MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), lambda: self.now)
+        return asyncio.run(transport.ask(message))  # type: ignore[arg-type]
+
+    @property
+    def over(self) -> bool:
+        return self.coordinator.runs()[0]["phase"] == "over"
+
+    async def alone(self, position: int) -> None:
+        """One client: checks in until the run is over; killed, it begins anew with what is on its disk."""
+        transport = MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), lambda: self.now)
+        while not self.over:
+            seat = await transport.ask(CheckIn(run="run", examples=3))
+            if not isinstance(seat, Accepted):
+                await self.rest(1.0)
+                continue
+            part = Part(seat, promise_of(self.learning._terms(-1)), session_of(b"", "run"), None)
+            try:
+                await take_part(part, self.ways(position, seat, transport), lambda s=seat: self.update(position, s))
+            except (Died, SecureAggregationFailed) as error:
+                self.ended.append(f"{position}: {error}")
+                if isinstance(error, SecureAggregationFailed):
+                    await transport.ask(Decline(key=seat.key, reason="secure-aggregation"))
+                await self.rest(5.0)
+
+    def ways(self, position: int, seat: Accepted, transport: Any) -> Ways:
+        def leaves(what: str, size: int, digest: bytes) -> None:
+            if self.dies.get(position) and self.dies[position] in what:
+                del self.dies[position]
+                raise Died("killed")
+            if self.crash and self.crash in what:
+                self.crash = ""
+                self.restarted()
+
+        def remember(memory: Memory) -> None:
+            self.memories[position] = memory
+            attempts = self.joined.setdefault((position, memory.round), [])
+            if memory.attempt not in attempts:
+                assert not any(self.answered.get((position, memory.round, a)) for a in attempts), "answered twice"
+                attempts.append(memory.attempt)
+            if memory.answered:
+                self.answered[position, memory.round, memory.attempt] = True
+
+        return Ways(
+            transport, lambda: self.now, self.rest, lambda: 0.5,
+            lambda n: hashlib.sha256(f"{position} {next(self.numbers_)}".encode()).digest()[:n],
+            lambda: self.memories.get(position), remember, leaves,
+        )  # fmt: skip
+
+    answered: dict[tuple[int, int, int], bool] = field(default_factory=dict)
+
+    def own(self, position: int, number: int) -> Any:
+        """What a client adds up in a round: its own vector."""
+        rng = np.random.default_rng((position, number))
+        context = Context(1, number, position, size=3)
+        return self.rule.encode(Update(rng.normal(size=3).astype(np.float32), 1.0), context), context
+
+    async def update(self, position: int, seat: Accepted) -> Any:
+        message, context = self.own(position, seat.round)
+        return self.rule.admit(message, context)["sum"]
+
+    def live(self) -> None:
+        """Until the run is over."""
+
+        async def all_of_them() -> None:
+            tasks = [asyncio.ensure_future(self.alone(position)) for position in range(COUNT)]
+            for _ in range(20_000):
+                for _ in range(30):
+                    await asyncio.sleep(0)
+                if all(task.done() for task in tasks):
+                    break
+                if self.resting:
+                    self.now, _, done = heapq.heappop(self.resting)
+                    self.coordinator.tick(self.now)
+                    if not done.done():
+                        done.set_result(None)
+            for task in tasks:
+                assert task.done(), "the federation does not end"
+                task.result()
+
+        asyncio.run(all_of_them())
+
+    def expected(self, positions: Sequence[int], number: int = 1) -> Any:
+        """The mean of some clients' vectors, as the aggregator makes it in the plain."""
+        pairs = [self.own(position, number) for position in positions]
+        total = fold(self.rule, [self.rule.admit(message, context) for message, context in pairs])
+        assert total is not None
+        return self.rule.decode({}, total, pairs[0][1])[0]
+
+    @property
+    def vector(self) -> Any:
+        assert self.learning.state is not None
+        return self.learning.state.weights.vector
+
+    def counted(self, number: int = 1) -> list[int]:
+        with self.store.begin() as rows:
+            return sorted(rows.counted("run", number))
+
+
+_PLACES = itertools.count()
+
+
+def test_everybody_is_in_the_sum() -> None:
+    world = World()
+    world.live()
+    assert world.counted() == list(range(COUNT))
+    np.testing.assert_array_equal(world.vector, world.expected(range(COUNT)).astype(np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", LEAVES)
+def test_clients_are_lost_at_every_stage(at: str) -> None:
+    world = World(dies={1: at, 3: at})
+    world.live()
+    there = world.counted()
+    assert set(there) >= {0, 2, 4}
+    if at != "off the sum":  # of those killed while answering, the numbers are in the sum
+        assert there == [0, 2, 4]
+    np.testing.assert_array_equal(world.vector, world.expected(there).astype(np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", LEAVES[:3])
+def test_below_the_floor_nothing_is_shown_and_the_round_is_tried_again(at: str) -> None:
+    world = World(dies={1: at, 2: at, 3: at})
+    world.live()
+    assert world.counted() == list(range(COUNT))  # in the next attempt all were there
+    assert max(world.joined[0, 1]) >= 2
+    np.testing.assert_array_equal(world.vector, world.expected(range(COUNT)).astype(np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", LEAVES)
+def test_a_server_dies_at_every_stage(at: str) -> None:
+    world = World(crash=at, rounds=2)
+    world.live()
+    assert world.learning.state is not None
+    assert world.learning.state.round == 2
+    first, second = world.counted(1), world.counted(2)
+    assert second == list(range(COUNT))
+    if at == "off the sum":  # masks had been asked for: whoever answers takes part in no other attempt of that round
+        assert first == []
+        np.testing.assert_array_equal(world.vector, world.expected(second, 2).astype(np.float32))
+    else:
+        assert first == list(range(COUNT))
+        assert max(world.joined[0, 1]) == 2
+
+
+def seated(world: World, position: int = 0) -> Accepted:
+    found = world.ask(position, CheckIn(run="run", examples=3))
+    assert isinstance(found, Accepted)
+    return found
+
+
+def begun(world: World) -> list[Accepted]:
+    """All have a seat, and their first turn waits for them."""
+    found = [seated(world, position) for position in range(COUNT)]
+    world.coordinator.tick(world.now)
+    return found
+
+
+def told(world: World, position: int, seat: Accepted, content: bytes, turn: int) -> Message:
+    place = world.ask(position, StartUpload(key=seat.key, size=len(content), digest=hashlib.sha256(content).digest()))
+    assert isinstance(place, Place)
+    world.coordinator.uploads.write(place.upload, 0, content, owner=position, now=world.now)
+    digest = hashlib.sha256(content).digest()
+    return world.ask(position, Confer(key=seat.key, turn=turn, upload=place.upload, size=len(content), digest=digest))
+
+
+def test_a_turn_is_for_one_client_alone() -> None:
+    world = World()
+    seats = begun(world)
+    first = world.ask(0, Confer(key=seats[0].key))
+    assert isinstance(first, Turn)
+    assert world.coordinator.blob(Caller(0, "0"), first.body.digest)
+    with pytest.raises(Exception, match="not given out"):
+        world.coordinator.blob(Caller(1, "1"), first.body.digest)
+    assert isinstance(stranger := world.ask(1, Confer(key=seats[0].key)), Problem)
+    assert stranger.fatal
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"nonsense", "header"),
+        (message_blob(Vote(bytes(64))), "no Keys"),
+        (bytes(8) + b"{}", ""),
+    ],
+    ids=["no blob", "another message", "an empty header"],
+)
+def test_malformed_answers_change_nothing(content: bytes, says: str) -> None:
+    world = World()
+    seats = begun(world)
+    answer = told(world, 0, seats[0], content, 1)
+    assert isinstance(answer, Problem)
+    assert says in answer.told
+    world.live()
+    assert world.counted() == list(range(COUNT))
+
+
+def test_updates_in_the_plain_are_not_looked_at() -> None:
+    from foedus.protocol.messages import Submit
+
+    world = World()
+    seats = begun(world)
+    answer = world.ask(0, Submit(key=seats[0].key, upload=bytes(16), size=0, digest=bytes(32)))
+    assert isinstance(answer, Problem)
+    assert "masked sums only" in answer.told
+
+
+def test_whoever_is_not_in_the_attempt_is_closed() -> None:
+    world = World()
+    seat = seated(world)
+    assert isinstance(world.ask(0, Confer(key=seat.key)), Later)  # others are awaited
+    assert isinstance(world.ask(0, Confer(key=bytes(16))), Closed)
+
+
+def sides() -> fd.Algorithm:
+    plain = fd.scaffold(fd.local_sgd(0.1))
+    assert plain.method is not None
+    return replace(plain, aggregator=RULE, method=plain.method._replace(sides={"control": RULE}))
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (sides, "nothing else may travel"),
+        (lambda: fd.fedavg(fd.local_sgd(0.1), aggregator=RULE, timing=fd.hierarchical(2)), "lets them come and go"),
+    ],
+    ids=["channels", "edges"],
+)
+def test_what_would_travel_in_the_plain_is_refused(made: Callable[[], fd.Algorithm], says: str) -> None:
+    task = fd.Task(fd.linear(2))
+    with pytest.raises(IncompatibleStages, match=says):
+        Learning(Served(name="run", task=task, algorithm=made(), rounds=1), open_trainer(task, seed=0))
+
+
+def test_a_cohort_without_room_is_refused() -> None:
+    task = fd.Task(fd.linear(2))
+    algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=RULE)
+    with pytest.raises(ConfigurationError, match="adds up from 3 to 5"):
+        Learning(Served(name="run", task=task, algorithm=algorithm, rounds=1, cohort=6), open_trainer(task, seed=0))
+
+
+def test_clients_know_each_other_by_keys_that_the_server_did_not_issue(tmp_path: Path) -> None:
+    with pytest.raises(NoGuarantee, match="write theirs, one a line"):
+        identity(tmp_path)
+    (tmp_path / "peers.txt").write_text(f"# north\n{'ab' * 32}\n")
+    mine = identity(tmp_path)
+    assert mine.trust.label == "pinned(2 identities)"
+    assert identity(tmp_path).public == mine.public
+    assert (tmp_path / "peers.key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "peers.txt").write_text("north\n")
+    with pytest.raises(ConfigurationError, match=r"peers.txt, line 1: 64 hexadecimal digits"):
+        identity(tmp_path)
