@@ -69,7 +69,6 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
                 "nothing. Write aggregator=foedus.masked(...), or leave it out"
             )
         return
-    rule = algorithm.aggregator.label
     check_buffers(algorithm, found, buffers=buffers)
     if settings.cryptography and isinstance(algorithm.timing, Hierarchical):
         raise ConfigurationError(
@@ -80,13 +79,11 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
         _check_cohort(masking, wanted)
 
 
-def check_sealed(
-    algorithm: Algorithm, settings: Settings, *, population: int, wanted: int | None, buffers: bool
-) -> None:
+def check_sealed(algorithm: Algorithm, *, population: int, wanted: int | None, buffers: bool) -> None:
     """Refuse a run in which single updates would be seen beside encrypted ones, or a sum could not be decrypted.
 
     Args:
-        algorithm, settings, wanted, buffers: as for :func:`check_masks`.
+        algorithm, wanted, buffers: as for :func:`check_masks`.
         population: how many clients there are.
 
     Raises:
@@ -109,11 +106,6 @@ def check_sealed(
             f"the model's buffers (BatchNorm's statistics) are averaged by {algorithm.buffers.label}, which the server "
             f"sees of every client, while {label} hides the update. Write Task(..., average_buffers=False), or "
             "algorithm.with_(buffers=foedus.encrypted(...))"
-        )
-    if settings.watch is not None:
-        raise IncompatibleStages(
-            f"Settings(watch=...) scores single updates, and behind {label} nobody sees any. Leave out the watch; "
-            "clients can check themselves: foedus.self_checked(within=...)"
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from foedus.backends import Trainer, Weights
 from foedus.core.attacks import Adversary, corrupted
-from foedus.core.method import Method
+from foedus.core.compose import Algorithm
 from foedus.core.scores import History, Score, Watch, score
 from foedus.core.values import SERVER, Context, Update
 from foedus.errors import ConfigurationError
@@ -111,8 +111,15 @@ class Singly(NamedTuple):
         return {c: trainer.evaluate(model, own)["loss"] - at_first for c, model in models.items()}
 
 
-def check_scored(method: Method | None, watch: Watch | None) -> None:
-    """Refuse a watch over a method whose clients send no update of the whole model, so that none could be scored."""
+def check_scored(algorithm: Algorithm, watch: Watch | None) -> None:
+    """Refuse a watch over updates that nobody sees, or of which none is of the whole model, so that none could be
+    scored."""
+    method = algorithm.method
+    if watch is not None and algorithm.aggregator.hidden:
+        raise ConfigurationError(
+            f"Settings(watch=...) scores every client's update, and {algorithm.aggregator.label} lets nobody see one. "
+            "Leave out the watch; clients can check themselves: foedus.self_checked(within=...)"
+        )
     if watch is not None and method is not None and method.updates:
         raise ConfigurationError(
             f"Settings(watch=...) scores every client's update of one model, and clients of {method.label} send "
