@@ -260,9 +260,13 @@ def _awaited(server: Server) -> Flags:
 
 def _complete(server: Server) -> bool:
     """Whether nothing more is to be waited for."""
-    if server.phase is Phase.ANSWERS and _enough(server):
+    came = np.count_nonzero(server.came)
+    if server.phase is Phase.ANSWERS and came >= server.terms.threshold and _enough(server):
         return True
-    return bool(server.came[_awaited(server) & server.alive].all())
+    awaited = _awaited(server)
+    if np.count_nonzero(server.alive) == server.terms.clients:  # the usual case, and every message asks
+        return bool(came == np.count_nonzero(awaited))
+    return bool(server.came[awaited & server.alive].all())
 
 
 def _closed(server: Server) -> Step:
