@@ -154,7 +154,7 @@ class _Bound(NamedTuple):
         return on_grid(vector, self.norm, self.step(len(vector)))
 
     def noisy(self, steps: NDArray[np.float64], purpose: str, context: Context) -> NDArray[np.float64]:
-        """Whole steps [entry] with noise, back in the units of the norm."""
+        """Whole steps [entry] with noise, back in the units of the norm; overwrites the steps."""
         step = self.step(len(steps))
         if (largest := max(float(steps.max(initial=0.0)), -float(steps.min(initial=0.0)))) >= _EXACT:
             raise SumOverflow(
@@ -162,7 +162,7 @@ class _Bound(NamedTuple):
             )
         whole = steps.astype(np.int64)  # whole numbers already
         whole += discrete_gaussian(context, purpose, whole, sigma=self.noise_multiplier * self.norm / step)
-        return np.multiply(whole, step, dtype=np.float64)
+        return np.multiply(whole, step, out=steps)
 
     def check(self, vector: NDArray[Any], context: Context) -> None:
         """Refuse what arrived if it is not on the grid, or longer than the bound: no client of ours sent it."""
@@ -247,7 +247,10 @@ def central(
 
     def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
         total = unlift(lift(message))
-        return bound.noisy(total / bound.step(len(total)), "central", context) / cohort, state
+        total /= bound.step(len(total))
+        noisy = bound.noisy(total, "central", context)
+        noisy /= cohort
+        return noisy, state
 
     weights = "" if most is None else f", most={most}"
     return added._replace(

@@ -159,9 +159,12 @@ def discrete_gaussian(
     check_number("sigma", sigma, above=True)
     if not 0.5 <= sigma < 2.0**45:
         raise ConfigurationError(f"a discrete Gaussian's sigma lies in 0.5 … 2⁴⁵, not {sigma}")
-    found = np.zeros(len(about), np.int64)
-    for level, (part, stride) in enumerate(_parts(sigma)):
-        found += stride * _draws(_Wanted(context, f"{purpose}/{level}", about), _gaussian(part))
+    parts = _parts(sigma)
+    found = _draws(_Wanted(context, f"{purpose}/0", about), _gaussian(parts[0][0]))
+    for level, (part, stride) in enumerate(parts[1:], 1):
+        more = _draws(_Wanted(context, f"{purpose}/{level}", about), _gaussian(part))
+        more *= stride
+        found += more
     return found
 
 
