@@ -87,10 +87,11 @@ def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
 
 
 def steps_of(
-    vector: Vector, reach: float, factor: float, *, unit: float = 1.0, dtype: Any = np.float64
-) -> NDArray[Any]:
+    vector: Vector, reach: float, factor: float, *, unit: float = 1.0, dtype: Any = np.float64,
+    room: NDArray[Any] | None = None,
+) -> NDArray[Any]:  # fmt: skip
     """Whole numbers near ``factor`` · vector [entry], scaled so that their norm is at most ``reach``, exactly; times
-    ``unit``, a power of two.
+    ``unit``, a power of two. Written into ``room``, if it is given and fits.
 
     Raises:
         SumOverflow: a value is not finite.
@@ -102,7 +103,8 @@ def steps_of(
     if squared > most:
         left = max(most - len(vector) / 12, most / 4)  # rounding adds 1/12 to the square of an entry, on average
         factor *= math.sqrt(left / squared) * (1 - spare)
-    out = np.empty(len(vector), dtype)
+    fits = room is not None and room.shape == vector.shape and room.dtype == dtype
+    out = room if room is not None and fits else np.empty(len(vector), dtype)
     while (squared := _rounded(vector, factor, unit, out)) > most:
         factor *= math.sqrt(most / squared) * (1 - spare)
         spare = min(2 * spare, 0.5)
@@ -227,11 +229,11 @@ def central(
     grid(bound.norm, bound.noise_multiplier, 1)
     added = mean(weighted=False)
 
-    def steps(update: Update, context: Context) -> Update:
+    def steps(update: Update, context: Context, room: NDArray[Any] | None = None) -> Update:
         vector = update.vector if most is None else _lighter(update, most, context)
         step = bound.step(len(vector))
         reach = bound.norm / step
-        clipped = steps_of(vector, reach, 1 / step, unit=step, dtype=_dtype(vector, reach))
+        clipped = steps_of(vector, reach, 1 / step, unit=step, dtype=_dtype(vector, reach), room=room)
         return update._replace(vector=clipped, weight=1.0)
 
     def encode(update: Update, context: Context) -> Message:
@@ -242,8 +244,13 @@ def central(
         return message
 
     def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
-        assert added.shortcut is not None
-        return added.shortcut([steps(u, c) for u, c in zip(updates, contexts, strict=True)], contexts)
+        # One after the other through the same memory: pages that are fresh for every client cost more than the sums.
+        room, total = np.empty_like(updates[0].vector), None
+        for update, context in zip(updates, contexts, strict=True):
+            message = added.encode(steps(update, context, room), context)
+            total = lift(message) if total is None else added.merge(total, message)
+        assert total is not None
+        return total
 
     def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
         total = unlift(lift(message))
