@@ -24,7 +24,7 @@ from torch import nn
 import foedus as fd
 
 CLIENTS, COHORT, ROUNDS, DELTA, SEPARATION = 500, 50, 100, 10**-3.5, 10
-EPSILONS = (1.0, 4.0, 16.0)
+EPSILONS = (1.0, 4.0)
 CLIP, RATE, BATCH = 0.3, 0.1, 30
 EVERY, LAST = 5, 3  # rounds between evaluations, and how many of these are averaged at the end
 
