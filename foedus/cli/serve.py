@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 @click.option("--over-selection", type=click.FloatRange(1), help="Let in so many times the cohort.")
 @click.option("--window", type=click.FloatRange(0, min_open=True), help="Seconds in which clients are let in.")
 @click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Seconds until uploads are not taken.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which a client that is silent is taken for lost, where sums are masked.",
+)
 @click.option("--keeping", type=click.Choice(["ephemeral", "sealed", "durable"]), help="What may lie on a disk.")
 @click.option("--folder", type=click.Path(path_type=Path), help="The server's own; gone on with if it has been used.")
 @click.option("--host", help="The address to listen on; 127.0.0.1 by default, 0.0.0.0 for all.")
@@ -75,7 +80,7 @@ def _settings(flags: dict[str, Any]) -> Serving:
     from foedus.net.served import Keeping, Rounds
     from foedus.net.serving import Serving
 
-    rounds = ("minimum", "clients", "over_selection", "window", "deadline")
+    rounds = ("minimum", "clients", "over_selection", "window", "deadline", "patience")
     each = {name: flags[name] for name in rounds if flags[name] is not None}
     if "deadline" in each and "window" not in each:
         each["window"] = min(300.0, each["deadline"])
