@@ -1,0 +1,85 @@
+"""Joining: what is asked before anything is said to a server, and the command line's flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import foedus as fd
+from foedus.cli import run
+from foedus.errors import ConfigurationError
+from foedus.net.join import _data
+from foedus.net.owner.locks import alone
+from foedus.net.source import of_bytes
+
+URL = "https://127.0.0.1:9"
+DATA = (np.ones((3, 2), np.float32), np.array([0, 1, 1]))
+
+
+def settings(folder: Path, **given: object) -> fd.Joining:
+    return fd.Joining(folder=folder, tell=lambda _: None, **given)  # type: ignore[arg-type]
+
+
+def test_without_consent_nothing_is_said_and_it_is_not_given_again_in_passing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no consent to train"):
+        fd.join(URL, data=DATA, settings=settings(tmp_path))
+    with pytest.raises(ConfigurationError, match="takes the token"):
+        fd.join(URL + "/", data=DATA, settings=settings(tmp_path, consent="Dr Weiss"))
+    consents = settings(tmp_path).owner.consents()
+    assert consents.holds(URL)
+    assert "with data" in consents.records()[0].words
+    consents.withdraw(URL, who="Dr Weiss", when=0.0)
+    with pytest.raises(ConfigurationError, match="was withdrawn"):
+        fd.join(URL, data=DATA, settings=settings(tmp_path, consent="Dr Weiss"))
+    assert not consents.holds(URL)
+
+
+def test_one_agent_works_for_one_server_in_one_folder(tmp_path: Path) -> None:
+    mine = settings(tmp_path, consent="x")
+    with (
+        alone(mine.owner.server(URL) / "agent.lock", ""),
+        pytest.raises(ConfigurationError, match="another agent works"),
+    ):
+        fd.join(URL, data=DATA, settings=mine)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"pin": "3f1c"}, "64 hexadecimal"), ({"approve": ["beef"]}, "16 to 64"), ({"approve": ["x" * 16]}, "16 to 64")],
+)
+def test_what_cannot_be_a_pin_or_a_digest_is_told(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        fd.Joining(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "secret" not in repr(fd.Joining(token="secret"))
+
+
+def test_data_has_a_name_that_rules_can_offer(tmp_path: Path) -> None:
+    def heart() -> object:
+        return DATA
+
+    assert _data("my.py:examples", settings(tmp_path)).name == "examples"
+    assert _data("my.py:clients", settings(tmp_path, part="north")).name == "north"
+    assert _data(heart, settings(tmp_path)).name == "heart"
+    named = _data(DATA, settings(tmp_path, dataset="ward 3"))
+    assert named.name == "ward 3"
+    assert named.read is not None
+    assert len(of_bytes(named.read()).train(0)) == 3
+
+
+def test_a_relative_folder_is_where_it_was_when_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings(Path("mine")).owner.path == tmp_path / "mine"
+
+
+def test_the_command_line_asks_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["join", URL, "--data", "my.py:examples", "--folder", str(tmp_path)]
+    assert run(words) == 2
+    assert "foedus consent give" in capsys.readouterr().err
+    assert run([*words, "--consent", "Dr Weiss", "--memory", "100", "--seconds", "5", "--approve", "ab" * 8]) == 2
+    assert "token" in capsys.readouterr().err
+    assert run([*words, "--pin", "zz"]) == 2
