@@ -301,7 +301,7 @@ def test_a_population_that_does_not_fit_is_refused_before_anything_runs(tmp_path
         ran(tmp_path / "a", RULE, clients=6)
     with pytest.raises(ConfigurationError, match="no sum of fewer than 3, and 2 are asked"):
         ran(tmp_path / "b", RULE, cohort=2)
-    with pytest.raises(ConfigurationError, match="nobody sees any"):
+    with pytest.raises(ConfigurationError, match="lets nobody see one"):
         ran(tmp_path / "c", RULE, watch=fd.Watch())
 
 
