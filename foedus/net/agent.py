@@ -263,7 +263,9 @@ class Agent:
         """What the owner's rules say of working for this server now."""
         rules, place = self._rules(), self.place
         agreed = place.owner.consents().holds(place.address)
-        told = f"there is {'' if agreed else 'no '}consent for {place.address}; foedus consent give {place.address}"
+        told = f"there is consent for {place.address}"
+        if not agreed:
+            told = f"there is no consent for {place.address}; to give it: foedus consent give {place.address}"
         found = [Finding("consent", agreed, told), *owner_rules.server(rules, place.address, place.pin)]
         found += owner_rules.moment(rules, self._situation(rules))
         if all(each.passes for each in found):  # the data is not even looked at before
