@@ -31,6 +31,8 @@ PACKAGES = {
     "pandas": ("data", "data frames"),
     "matplotlib": ("report", "figures"),
     "dp-accounting": ("privacy", "privacy accounting"),
+    "cryptography": ("secure", "masked sums"),
+    "tenseal": ("he", "encrypted sums"),
     "ray": ("ray", "the executor for clusters"),
     "tensorboard": ("tensorboard", "export"),
     "mlflow-skinny": ("mlflow", "export"),
