@@ -214,7 +214,7 @@ class Coordinator:
             learning.restore(self._ground.blobs.get(row.checkpoint))
         course.checkpoint, course.key = row.checkpoint, row.key
         course.state = course.read(row.state, seats)
-        if learning.state is not None:  # what was remembered when the step began, the process before has taken along
+        if course.kind is Kind.TRAIN and learning.state is not None:  # what the process before knew of late updates
             learning.remember(course.versions())
         self._resume(course, row, now)
 

@@ -135,7 +135,7 @@ class Course:
 
     def versions(self) -> set[int]:
         """The rounds that updates under way started from."""
-        return {seat.round for seat in self.state.at(*machine.OPEN)} if self.rules.flowing else set()
+        return {seat.round for seat in self.state.at(*machine.ENGAGED)} if self.rules.flowing else set()
 
     # --- time
 

@@ -343,7 +343,7 @@ BUGS: dict[str, Bug] = {
     "blobs are told apart by their address": Bug(13, told_apart_by_address),
     "received updates of earlier rounds are not read back": Bug(196, earlier_rounds_not_read),
     "a restart within a commit lets nobody in": Bug(25, nobody_let_in),
-    "a seat that lapsed is given anew under its old row": Bug(13, seat_given_anew),
+    "a seat that lapsed is given anew under its old row": Bug(157, seat_given_anew),
     "before the first round all are sent away for ten minutes": Bug(43, in_ten_minutes),
     "a client deletes what is only received": Bug(0, deleted_on_received),
     "a client sends old bytes for new orders": Bug(3, old_bytes),
