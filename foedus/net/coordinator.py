@@ -88,6 +88,7 @@ METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 REMEMBERED = 50  # rounds whose seats are kept, so that late askers are told how their uploads stand
 SUM_S = 5.0  # seconds between two partial sums on a disk
 REFRESH_S = 1.0  # seconds between two looks at who has enrolled
+NEVER, UNTOLD = -1, -2  # as a number of examples: has never come; has come, and does not say
 GIVEN = 8  # blobs that are kept in memory to be given out
 
 
@@ -269,8 +270,10 @@ class Coordinator:
             clients = rows.clients()
         names = [client.name for client in clients]
         self._examples = {c.position: c.examples if c.revoked_at is None else 0 for c in clients}
+        # Who has enrolled and never come is not waited for, as though there were nothing to train on.
+        sizes = [{NEVER: 0, UNTOLD: -1}.get(size, size) for _, size in sorted(self._examples.items())]
         for learning in self.learnings:
-            learning.enrolled(names, [self._examples[i] for i in range(len(names))])
+            learning.enrolled(names, sizes)
 
     # --- messages
 
@@ -362,13 +365,17 @@ class Coordinator:
         """Note how many examples a client has, if it says so and that is new."""
         if caller.position not in self._examples:
             self._look(now, at_once=True)
-        if message.examples is None or self._examples.get(caller.position) == message.examples:
+        before = self._examples.get(caller.position, NEVER)
+        told = message.examples
+        if told is None:
+            told = UNTOLD if before == NEVER else before
+        if told == before:
             return
         with self._ground.store.begin(self._ground.epoch()) as rows:
             found = rows.client(caller.name)
             if found is None or found.position != caller.position:
                 raise ProtocolError(f"nobody called {caller.name!r} is enrolled here", code=Code.FORBIDDEN, fatal=True)
-            rows.put_client(found._replace(examples=message.examples))
+            rows.put_client(found._replace(examples=told))
         self._look(now, at_once=True)
 
     def _offer(self, course: Course, caller: Who, message: CheckIn, now: float) -> Message:
