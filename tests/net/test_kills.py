@@ -1,0 +1,202 @@
+"""Real processes that are killed: the same round goes on, and ends with the bits of a run in which nothing died."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+import foedus as fd
+from foedus.protocol.messages import Stands
+from foedus.record.folder import read
+
+from ..conformance.test_methods import population
+from . import databases
+from .servers import Process, until
+from .trainees import Trainee
+from .visitors import Visitor, joined
+
+
+def trainee() -> Trainee:
+    task = fd.Task(fd.logistic(5, 3, dtype="float64"))
+    algorithm = fd.fedavg(fd.local_sgd(lr=0.1, epochs=1, batch_size=4), server=fd.adam(lr=0.01))
+    return Trainee(task, algorithm, population(ragged=True), seed=2)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    found: list[Process] = []
+    yield found
+    for process in found:
+        process.stop()
+
+
+async def everybody(server: Process, who: Trainee, folder: Path) -> list[Visitor]:
+    until(Path(server.told["token"]).exists)
+    pin, token = Path(server.told["token"]).read_text().split()
+    until(lambda: server.events("leading"))
+    visitors = [await joined(who, i, folder, lambda: (server.url, pin, token)) for i in (0, 1, 2, 3, 4)]
+    for visitor in visitors:
+        visitor.patient = 90.0
+    OPENED.extend(visitors)
+    return visitors
+
+
+def wanted(folder: Path) -> dict[str, Any]:
+    """The model of a run in which nothing dies."""
+    own = trainee()
+    settings = fd.Settings(folder=folder, executor=fd.executors.debug(), progress=False)
+    return fd.simulate(own.task, own.algorithm, own.clients, rounds=3, seed=2, settings=settings).parameters
+
+
+def check_same(folder: Path, tmp_path: Path) -> None:
+    for name, array in wanted(tmp_path / "wanted").items():
+        np.testing.assert_array_equal(read(folder / "runs" / "run").parameters[name], array)
+
+
+T = TypeVar("T")
+OPENED: list[Visitor] = []
+
+
+def run(act: Coroutine[Any, Any, T]) -> T:
+    """Carry out, and close the connections of all visitors."""
+
+    async def whole() -> T:
+        try:
+            return await act
+        finally:
+            for visitor in OPENED:
+                await visitor.transport.close()
+            OPENED.clear()
+
+    return asyncio.run(whole())
+
+
+async def until_received(visitor: Visitor) -> None:
+    before = len(visitor.sent)
+    while len(visitor.sent) == before:
+        await visitor.visit()
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_server_killed_in_the_middle_of_a_round_goes_on_with_it(
+    tmp_path: Path, database: str, processes: list[Process]
+) -> None:
+    url = databases.postgres_url() if database == "postgres" else None
+    server = Process(tmp_path / "server", port=free_port(), database=url).start()
+    processes.append(server)
+
+    async def act() -> float:
+        who = trainee()
+        visitors = await everybody(server, who, tmp_path)
+        for visitor in visitors:  # all say how many examples they have; then the round begins
+            await visitor.visit()
+        await until_received(visitors[0])
+        await until_received(visitors[3])
+        server.kill()
+        begun = len(server.events("resumed"))
+        server.start()
+        took = until(lambda: len(server.events("resumed")) > begun)
+        for visitor in (visitors[0], visitors[3]):
+            assert visitor.held is not None
+        await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+        assert [visitor.trained for visitor in visitors] == [3, 3, 0, 3, 3], "nobody trained twice for a round"
+        return took
+
+    took = run(act())
+    until(lambda: server.process is not None and server.process.poll() is not None)
+    check_same(tmp_path / "server", tmp_path)
+    print(f"\n{database}: going on {took:.2f} s after the kill, Python's own start included")
+
+
+@pytest.mark.slow
+def test_another_server_takes_over_from_one_that_was_killed(tmp_path: Path, processes: list[Process]) -> None:
+    """On one PostgreSQL, with one identity; clients reach both at one address, as behind a proxy."""
+    url, blobs = databases.postgres_url(), str(tmp_path / "blobs")
+    one = Process(tmp_path / "one", port=free_port(), database=url, blobs=blobs).start()
+    processes.append(one)
+
+    async def act() -> float:
+        who = trainee()
+        visitors = await everybody(one, who, tmp_path)
+        two = Process(tmp_path / "two", port=free_port(), database=url, blobs=blobs, token=one.told["token"])
+        import shutil
+
+        shutil.copytree(tmp_path / "one" / "identity", tmp_path / "two" / "identity")
+        two.start()
+        processes.append(two)
+        for visitor in visitors:
+            await visitor.visit()
+        await until_received(visitors[0])
+        one.kill()
+        begin = time.monotonic()
+        until(lambda: two.events("leading"))
+        took = time.monotonic() - begin
+        for visitor in visitors:
+            visitor.transport._client.base_url = two.url
+        await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+        until(lambda: two.process is not None and two.process.poll() is not None)
+        return took
+
+    took = run(act())
+    assert took < 10, "take-over"
+    check_same(tmp_path / "two", tmp_path)
+    print(f"\ntake-over {took:.2f} s after the leader was killed")
+
+
+@pytest.mark.slow
+def test_a_database_that_is_restarted_costs_no_update(tmp_path: Path, processes: list[Process]) -> None:
+    server = Process(tmp_path / "server", port=free_port(), database=databases.postgres_url()).start()
+    processes.append(server)
+
+    async def act() -> None:
+        who = trainee()
+        visitors = await everybody(server, who, tmp_path)
+        for visitor in visitors:
+            await visitor.visit()
+        await until_received(visitors[0])
+        databases.restart_postgres()
+        await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+        assert [visitor.trained for visitor in visitors] == [3, 3, 0, 3, 3]
+
+    run(act())
+    until(lambda: server.process is not None and server.process.poll() is not None)
+    check_same(tmp_path / "server", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, processes: list[Process]) -> None:
+    """No file may grow beyond a size that the database's log soon has; then there is room again."""
+    server = Process(tmp_path / "server", port=free_port(), bytes=230_000).start()
+    processes.append(server)
+
+    async def act() -> None:
+        who = trainee()
+        visitors = await everybody(server, who, tmp_path)
+        tasks = [asyncio.ensure_future(visitor.until_finished()) for visitor in visitors]
+        while not (server.events("storage failed") or server.events("tick failed")):
+            assert not all(task.done() for task in tasks), "the disk was never full"
+            await asyncio.sleep(0.02)
+        server.kill()
+        server.told["bytes"] = 0
+        server.start()
+        await asyncio.gather(*tasks)
+        assert all(v.held is None or Stands.COUNTED for v in visitors)
+
+    run(act())
+    until(lambda: server.process is not None and server.process.poll() is not None)
+    check_same(tmp_path / "server", tmp_path)
