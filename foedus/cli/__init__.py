@@ -4,6 +4,7 @@
     foedus new NAME                    a small project to start from
     foedus simulate module:object      run a federation
     foedus serve module:object         the same between machines
+    foedus status / backup / restore   of a server
     foedus members                     who may take part: invite, list, revoke
     foedus compare module:object       federated, centralised and local-only, side by side
     foedus runs / plot / export        look at runs
@@ -29,6 +30,7 @@ import click
 
 from foedus.cli import (
     audit,
+    backup,
     compare,
     consent,
     demo,
@@ -40,9 +42,11 @@ from foedus.cli import (
     new,
     plot,
     privacy,
+    restore,
     runs,
     serve,
     simulate,
+    status,
     tasks,
 )
 from foedus.cli.verb import State
@@ -59,8 +63,8 @@ def foedus() -> None:
 
 
 for _verb in (
-    audit, compare, consent, demo, doctor, export, join, ledger, members, new, plot, privacy, runs, serve, simulate,
-    tasks,
+    audit, backup, compare, consent, demo, doctor, export, join, ledger, members, new, plot, privacy, restore, runs,
+    serve, simulate, status, tasks,
 ):  # fmt: skip
     foedus.add_command(_verb.command)
 
