@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,60 +14,9 @@ import foedus as fd
 from foedus.net.owner.folder import OwnerFolder
 from foedus.record.folder import read
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "hospitals_network.py"
+from .commands import EXAMPLE, Commands
+
 pytestmark = pytest.mark.slow
-
-
-class Commands:
-    """Processes in a folder, ended with it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.stack = folder, ExitStack()
-        shutil.copy(EXAMPLE, folder)
-        nothing = str(folder / "nothing")
-        self.environment = os.environ | {"FOEDUS_DATA": nothing, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
-
-    def begin(
-        self, name: str, *words: str, code: str = "from foedus.cli import main; main()"
-    ) -> subprocess.Popen[bytes]:
-        """Start a command; what it says goes to a file of its name."""
-        told = self.stack.enter_context((self.folder / f"{name}.out").open("ab"))
-        command = [sys.executable, "-c", code, *words]
-        process = subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=told, stderr=subprocess.STDOUT
-        )
-        self.stack.callback(process.wait, 30)
-        self.stack.callback(process.kill)
-        return process
-
-    def said(self, name: str) -> str:
-        return (self.folder / f"{name}.out").read_text()
-
-    def until(self, holds: Callable[[], Any], what: str, *, seconds: float = 120) -> Any:
-        """Wait until something holds."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := holds():
-                return found
-            time.sleep(0.05)
-        said = "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.out"))
-        raise AssertionError(f"{what} took over {seconds} s\n{said}")
-
-    def serve(self, *more: str) -> list[str]:
-        """Start the server; the words of the join command."""
-        self.begin("server", "serve", EXAMPLE.name, "--minimum", "4", "--port", "0", "--quiet", *more)
-        pattern = r"foedus join (\S+) (--pin \S+ --token \S+)[^\n]*\n\nthe task they are asked to approve: (\w+)"
-        found = self.until(lambda: re.search(pattern, self.said("server")), "the server's start")
-        return ["join", found[1], *found[2].split(), "--approve", found[3]]
-
-    def hospital(self, join: list[str], part: int, **how: Any) -> subprocess.Popen[bytes]:
-        """Start a client."""
-        mine = ["--data", f"{EXAMPLE.name}:clients", "--part", str(part), "--folder", f"hospital{part}"]
-        process = self.begin(f"hospital{part}", *join, *mine, "--consent", "Dr Weiss", **how)
-        # Positions are counted in the order of enrolment; in the simulation, in that of the data.
-        joined = f"hospital{part}/servers/*/identity/joined.json"
-        self.until(lambda: list(self.folder.glob(joined)), f"joining of hospital {part}")
-        return process
 
 
 @pytest.fixture

@@ -1,0 +1,91 @@
+"""Masked sums as a user runs them, one process a command: clients are killed at every stage, and so is the server."""
+
+from __future__ import annotations
+
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cryptography")
+
+from foedus.net.conferring import NAMES
+from foedus.net.owner.folder import OwnerFolder
+from foedus.record.folder import read
+
+from .commands import EXAMPLE, Commands
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that each load a library, on a busy machine
+
+PLAIN = "fd.fedavg(fd.local_sgd(lr=0.1, epochs=2, batch_size=16))"
+MASKED = (
+    "fd.fedavg(fd.local_sgd(lr=0.1, epochs=2, batch_size=16), aggregator=fd.chain(fd.clip(1.0), "
+    "fd.masked(fd.Withstand(clients=4, corrupt=0.0, dropouts=0.25), least=3)))"
+)
+# Kills its own process, without any clean-up, when something with a word in it is about to leave.
+SUICIDE = """
+import os, signal
+from foedus.net.agent import Agent
+def leaves(self, accepted, what, size, digest):
+    if {word!r} in what:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, accepted, what, size, digest)
+plain, Agent._leaves = Agent._leaves, leaves
+from foedus.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    def masked(source: str) -> str:
+        assert PLAIN in source
+        return source.replace(PLAIN, MASKED).replace("rounds=5", "rounds=8")
+
+    found = Commands(tmp_path, masked)
+    with found.stack:
+        yield found
+
+
+def test_clients_and_server_are_killed_at_every_stage(commands: Commands) -> None:
+    join = commands.serve("--minimum", "3", "--clients", "4", "--patience", "4", "--window", "3")
+    others = [commands.hospital(join, part) for part in range(3)]
+    for word in ("public keys", "sealed", "under masks", "off the sum"):
+        process = commands.hospital(join, 3, code=SUICIDE.format(word=word))
+        commands.until(lambda process=process: process.poll() is not None, "the kill")
+        assert process.returncode == -signal.SIGKILL
+    last = commands.hospital(join, 3)
+    assert commands.server is not None
+    commands.server.kill()  # in the middle of a round, whatever it is at
+    commands.server.wait()
+    port = join[1].rpartition(":")[2]
+    again = ("serve", EXAMPLE.name, "--minimum", "3", "--clients", "4", "--patience", "4", "--window", "3")
+    commands.begin("server", *again, "--port", port, "--quiet")
+    for process in (*others, last):
+        commands.until(lambda process=process: process.poll() is not None, "the end")
+        assert process.returncode == 0
+    served = read(next((commands.folder / "foedus-server" / "runs").iterdir()))
+    assert [line["round"] for line in served.metrics] == list(range(1, 9))
+    assert all(line["trained"] in (0, 3, 4) for line in served.metrics)  # 0: a sum that was lost while it was opened
+    assert served.metrics[-1]["trained"] == 4
+    for part in range(4):
+        check_ledger(OwnerFolder(commands.folder / f"hospital{part}"))
+
+
+def check_ledger(owner: OwnerFolder) -> None:
+    """The chain holds; nothing left in the plain; masks were taken off in one attempt of a round at most."""
+    opened: dict[int, set[int]] = defaultdict(set)
+    masked: dict[tuple[int, int], int] = defaultdict(int)
+    for entry in owner.ledger().entries():
+        one = entry.departure
+        assert one.what in NAMES.values()
+        assert "under secure aggregation" in one.protections
+        if one.what == NAMES["Shares"]:
+            opened[one.round].add(one.attempt)
+        if one.what == NAMES["Masked"]:
+            masked[one.round, one.attempt] += 1
+    assert all(len(attempts) == 1 for attempts in opened.values())
+    assert set(masked.values()) <= {1}
+    assert len(list(owner.path.glob("servers/*/models/*/model.safetensors"))) == 1
