@@ -17,7 +17,7 @@ from typing import Any
 
 import foedus as fd
 from foedus.net.identity.callers import TRAIN, Caller
-from foedus.net.serve import Server, _blocking
+from foedus.net.serve import Server, blocking
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Serving
 
@@ -29,7 +29,7 @@ def main() -> None:
     if told.get("enrol", True):
         enrol(server, told["clients"])
     threading.Thread(target=announce, args=(server, began), daemon=True).start()
-    _blocking(server)
+    blocking(server)
     server.close()
 
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 @click.option("--host", help="The address to listen on; 127.0.0.1 by default, 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), help="8765 by default.")
 @click.option("--reached-as", multiple=True, metavar="NAME", help="A host name that clients use; may be repeated.")
+@click.option("--broker", help="kafka://host:9092, where gateways and workers are processes of their own.")
+@click.option("--role", type=click.Choice(["all", "gateway", "aggregator", "coordinator"]), help="Of this process.")
 @click.option("--database", help="postgresql://..., for several servers; by default SQLite in the folder.")
 @click.option("--blobs", help="Where models lie, e.g. s3://bucket/path; by default in the folder.")
 @click.option("--source", type=click.Path(exists=True, path_type=Path), help="Source for clients: a file or a folder.")
@@ -78,14 +80,16 @@ def command(targets: tuple[str, ...], quiet: bool, **flags: Any) -> None:
 def _settings(flags: dict[str, Any]) -> Serving:
     """What the flags say about the server."""
     from foedus.net.served import Keeping, Rounds
-    from foedus.net.serving import Serving
+    from foedus.net.serving import Role, Serving
 
     rounds = ("minimum", "clients", "over_selection", "window", "deadline", "patience")
     each = {name: flags[name] for name in rounds if flags[name] is not None}
     if "deadline" in each and "window" not in each:
         each["window"] = min(300.0, each["deadline"])
-    own = ("folder", "host", "port", "database", "blobs", "source", "start", "device")
+    own = ("folder", "host", "port", "database", "blobs", "source", "start", "device", "broker")
     told = {name: flags[name] for name in own if flags[name] is not None}
+    if flags["role"]:
+        told["role"] = Role(flags["role"])
     if flags["keeping"]:
         told["keeping"] = Keeping(flags["keeping"])
     if flags["reached_as"]:

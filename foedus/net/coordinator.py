@@ -39,6 +39,7 @@ from foedus.errors import (
     UploadRefused,
 )  # fmt: skip
 from foedus.net.blobs import Blobs
+from foedus.net.brokers.elsewhere import Elsewhere
 from foedus.net.course import EVALUATION, Course
 from foedus.net.identity.keys import SigningKey
 from foedus.net.identity.signed import Signed, sign
@@ -122,6 +123,7 @@ class Ground:
         watch: is told what happens.
         memory: encrypts partial sums under a key that no disk has; ``None``: they are not written.
         operator: encrypts the keys of rounds, in mode sealed.
+        elsewhere: sums that aggregation workers merge, where updates come by a broker.
         pause: the least seconds after which clients come back.
     """
 
@@ -134,6 +136,7 @@ class Ground:
     watch: Watch = _unwatched
     memory: Vault | None = None
     operator: Vault | None = None
+    elsewhere: Elsewhere | None = None
     pause: float = 0.5
 
 
@@ -323,6 +326,7 @@ class Coordinator:
             if course.unwritten:
                 self._write(course, tuple(course.state.seats.values()), now)
             self._hurry(course, now)
+            self._collect(course, now)
             if course.under_way:
                 self._step(course, machine.Tick(now), now)
             if course.masks:
@@ -334,6 +338,28 @@ class Coordinator:
                 self._next(course, now)
         bells, self._bells = self._bells, []
         return bells
+
+    def _collect(self, course: Course, now: float) -> None:
+        """What workers have merged elsewhere: taken over as a whole once it is enough, or time is up."""
+        elsewhere, state = self._ground.elsewhere, course.state
+        if elsewhere is None or course.kind is not Kind.TRAIN or state.phase not in (Phase.SELECTING, Phase.TRAINING):
+            return
+        came = elsewhere.came(course.name, state.round, state.attempt)
+        for each in came:
+            if each.refused and each.key in course.state.seats and course.state.seats[each.key].at in machine.OPEN:
+                self._ground.watch("refused", {"run": course.name, "position": each.position, "code": "other"})
+                self._ahead(course, machine.Refused(now, each.key), now)
+        merged = {each.key for each in came if not each.refused}
+        awaited = state.phase is Phase.SELECTING or any(s.key not in merged for s in state.at(*machine.OPEN))
+        if not merged or (len(merged) < state.goal and awaited and now < state.deadline):
+            return
+        sums, who = elsewhere.whole(course.name, state.round, state.attempt)
+        found = [course.learning.resumed(content, seats=max(1, state.places)) for content in sums]
+        course.gathering = course.learning.united(found, seats=max(1, state.places))
+        for each in who:
+            if not each.refused and each.key in course.state.seats:
+                self._ahead(course, machine.Started(now, each.key, each.scale), now)
+                self._ahead(course, machine.Received(now, each.key), now)
 
     # --- checking in
 

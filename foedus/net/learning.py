@@ -480,6 +480,12 @@ class Learning:
         self.part = told["step"][1]
         return self.step
 
+    def united(self, found: Sequence[Gathering], *, seats: int) -> Gathering:
+        """One gathering out of several of the same step, which others have merged."""
+        outcomes = [outcome for each in found for outcome in each.outcomes.values()]
+        counted = {position: told for each in found for position, told in each.counted.items()}
+        return Gathering(self.step, seats, {WHOLE: union(self.job, outcomes)}, counted)
+
     # --- the end of a step
 
     def commit(self, gathering: Gathering, asked: Ints) -> Committed:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -30,6 +31,7 @@ from foedus.core.task import Task
 from foedus.errors import ConfigurationError
 from foedus.net import bundle, sealing
 from foedus.net.blobs import open_blobs
+from foedus.net.brokers.elsewhere import Elsewhere
 from foedus.net.coordinator import Coordinator, Ground
 from foedus.net.doorbell import with_doorbell
 from foedus.net.http import Shell
@@ -97,6 +99,10 @@ def serve_all(runs: Sequence[Served], settings: Serving) -> list[Record]:
         runs: each with a name of its own.
         settings: what is said about one run in it (name, test, ...) is not looked at.
     """
+    if settings.broker is not None:
+        from foedus.net.roles import serve_roles
+
+        return serve_roles(runs, settings)
     server = Server(runs, settings)
     try:
         _run(server)
@@ -126,6 +132,15 @@ class Address:
     tasks: tuple[str, ...] = ()  # digests of the source bundles that clients are given
 
 
+class Listening(Protocol):
+    """What :func:`blocking` runs."""
+
+    settings: Serving
+    uvicorn: uvicorn.Server
+
+    def told(self) -> str: ...
+
+
 class Server:
     """One server process, from its folder to its port.
 
@@ -134,10 +149,12 @@ class Server:
         settings: how.
     """
 
-    def __init__(self, runs: Sequence[Served], settings: Serving) -> None:
+    def __init__(
+        self, runs: Sequence[Served], settings: Serving, *, elsewhere: Elsewhere | None = None
+    ) -> None:  # fmt: skip
         if len({run.name for run in runs}) < len(runs):
             raise ConfigurationError("two runs have one name; clients ask for runs by name, so give each its own")
-        self.settings, self.folder = settings, Path(settings.folder)
+        self.settings, self.folder, self._elsewhere = settings, Path(settings.folder), elsewhere
         self.own = OwnFolder(self.folder)
         if settings.database is None:
             self.own.check_alone()
@@ -146,7 +163,7 @@ class Server:
         self.store: SqlStore = open_store(settings.database or f"sqlite:///{self.folder / DATABASE}")
         self.metrics = Metrics()
         self.leader = Leader(self.store, self.own.name, self._url(settings.port), fresh=self.own.alone)
-        self.coordinator = Coordinator(self._ground(runs), [_learning(run, settings) for run in runs])
+        self.coordinator = Coordinator(self._ground(runs), [learning_of(run, settings) for run in runs])
         self._bundle()
         self.recording = Recording(self.coordinator, self.folder / RUNS)
         self.context = None if self._plain else tls.server_context(self.authority, list(settings.names), now=now)
@@ -163,7 +180,7 @@ class Server:
         self._told_at: float | None = None
         self._reloaded = 0.0
         self.stopped = threading.Event()
-        self.uvicorn = uvicorn.Server(self._config())
+        self.uvicorn = uvicorn.Server(configuration(self.shell, settings, self.context))
 
     @property
     def _plain(self) -> bool:
@@ -181,7 +198,7 @@ class Server:
             store=self.store, blobs=open_blobs(settings.blobs or self.folder / BLOBS), secret=secrets.token_bytes,
             uploads=Uploads(most=settings.uploads), epoch=self.leader.epoch,
             signing=self.authority.signing, watch=self._watch,
-            memory=sealing.in_memory(self.folder), operator=operator,
+            memory=sealing.in_memory(self.folder), operator=operator, elsewhere=self._elsewhere,
         )  # fmt: skip
 
     def _bundle(self) -> None:
@@ -231,23 +248,18 @@ class Server:
         bundles = [learning.bundle for learning in self.coordinator.learnings]
         return Address(url, join, tuple(each.digest.hex() for each in bundles if each is not None))
 
+    def told(self) -> str:
+        """What is printed when it listens."""
+        address = self.address()
+        lines = [f"serving at {address.url}; clients join with\n\n    {address.join} --data MODULE:OBJECT\n"]
+        # an owner who knows the source need not look at it again
+        lines += [f"the task they are asked to approve: {digest}\n" for digest in address.tasks]
+        return "\n".join(lines)
+
     @property
     def port(self) -> int:
         """Where it listens."""
         return int(self.uvicorn.servers[0].sockets[0].getsockname()[1])
-
-    def _config(self) -> uvicorn.Config:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-        settings, context = self.settings, self.context
-        return uvicorn.Config(
-            with_doorbell(self.shell, self.shell.application()), host=settings.host, port=settings.port,
-            log_config=None, access_log=False, lifespan="on", loop="auto", http=guarded(HttpToolsProtocol),
-            ws="websockets-sansio", ws_max_size=1 << 16, ws_per_message_deflate=False, server_header=False,
-            date_header=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=10,
-            proxy_headers=settings.behind_proxy,
-            ssl_context_factory=None if context is None else lambda config, default: context,
-        )  # fmt: skip
 
     def close(self) -> None:
         """Give everything back."""
@@ -257,7 +269,22 @@ class Server:
         self.own.close()
 
 
-def _learning(run: Served, settings: Serving) -> Learning:
+def configuration(shell: Shell, settings: Serving, context: ssl.SSLContext | None) -> uvicorn.Config:
+    """How a shell listens."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    return uvicorn.Config(
+        with_doorbell(shell, shell.application()), host=settings.host, port=settings.port,
+        log_config=None, access_log=False, lifespan="on", loop="auto", http=guarded(HttpToolsProtocol),
+        ws="websockets-sansio", ws_max_size=1 << 16, ws_per_message_deflate=False, server_header=False,
+        date_header=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=10,
+        proxy_headers=settings.behind_proxy,
+        ssl_context_factory=None if context is None else lambda config, default: context,
+    )  # fmt: skip
+
+
+def learning_of(run: Served, settings: Serving) -> Learning:
+    """A run with its trainer opened."""
     return Learning(run, open_trainer(checked(run.task), seed=run.seed, device=settings.device))
 
 
@@ -266,25 +293,22 @@ def _run(server: Server) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _blocking(server)
+        blocking(server)
         return
-    thread = threading.Thread(target=_blocking, args=(server,), daemon=True)
+    thread = threading.Thread(target=blocking, args=(server,), daemon=True)
     thread.start()
     thread.join()
 
 
-def _blocking(server: Server) -> None:
+def blocking(server: Listening) -> None:
+    """Serve until the end, in a loop of its own."""
+
     async def main() -> None:
         serving = asyncio.ensure_future(server.uvicorn.serve())
         while not server.uvicorn.started and not serving.done():
             await asyncio.sleep(0.01)
         if server.uvicorn.started and server.settings.progress:
-            address = await asyncio.to_thread(server.address)
-            print(
-                f"serving at {address.url}; clients join with\n\n    {address.join} --data MODULE:OBJECT\n", flush=True
-            )
-            for digest in address.tasks:  # an owner who knows the source need not look at it again
-                print(f"the task they are asked to approve: {digest}\n", flush=True)
+            print(await asyncio.to_thread(server.told), flush=True)
         await serving
 
     with contextlib.suppress(ImportError):
@@ -296,4 +320,4 @@ def _blocking(server: Server) -> None:
     asyncio.run(main())
 
 
-__all__ = ["Address", "Server", "serve", "serve_all"]
+__all__ = ["Address", "Server", "blocking", "configuration", "learning_of", "serve", "serve_all"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from foedus.privacy.ledger import Budget
 PORT = 8765
 
 
+class Role(StrEnum):
+    """What a process does for a federation that has a broker (``roles.py``)."""
+
+    ALL = "all"
+    GATEWAY = "gateway"
+    AGGREGATOR = "aggregator"
+    COORDINATOR = "coordinator"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """How a server runs; everything has a default.
@@ -30,6 +40,8 @@ class Serving:
         name: of the run; clients may ask for it by name.
         host, port: where it listens; port 0 lets the operating system choose.
         names: host names and addresses by which clients reach it, for its certificate and the join command.
+        broker: ``"kafka://host:9092"`` where gateways and aggregation workers are processes of their own.
+        role: of this process, where there is a broker.
         database: ``"postgresql://..."`` where several servers share one; by default SQLite in the folder.
         blobs: where models lie, e.g. ``"s3://bucket/path"``; by default in the folder.
         rounds: how rounds come about: minimum, windows, deadlines; see :class:`foedus.net.served.Rounds`.
@@ -58,6 +70,8 @@ class Serving:
     host: str = "127.0.0.1"
     port: int = PORT
     names: Sequence[str] = ("localhost", "127.0.0.1")
+    broker: str | None = None
+    role: Role = Role.ALL
     database: str | None = None
     blobs: str | None = None
     rounds: Rounds = field(default_factory=Rounds)

@@ -26,7 +26,7 @@ import pytest
 import foedus as fd
 from foedus.net import api
 from foedus.net.identity import visits
-from foedus.net.serve import Server, _blocking
+from foedus.net.serve import Server, blocking
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Serving
 from foedus.net.transport import HttpTransport
@@ -87,7 +87,7 @@ def opened(folder: Path, *, goal: int = 2, rounds: int = 1000, **settings: Any) 
     with server.store.begin() as rows:  # as many as there must be before a round begins; they never come
         for number in range(50 * goal):
             rows.put_client(rows.enrol(f"absent-{number}", bytes([number]) * 32, 0.0)._replace(examples=10))
-    thread = threading.Thread(target=_blocking, args=(server,))
+    thread = threading.Thread(target=blocking, args=(server,))
     thread.start()
     while not server.uvicorn.started and thread.is_alive():
         threading.Event().wait(0.01)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from foedus.net import logs
-from foedus.net.serve import Server, _blocking
+from foedus.net.serve import Server, blocking
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Serving
 from foedus.record.folder import read
@@ -39,7 +39,7 @@ def serving(folder: Path, trainee: Trainee, **how: Any) -> Iterator[Server]:
         task=trainee.task, algorithm=trainee.algorithm, central_test=trainee.clients.central_test, **what
     )  # fmt: skip
     server = Server([served], Serving(folder=folder, **settings))
-    thread = threading.Thread(target=_blocking, args=(server,))
+    thread = threading.Thread(target=blocking, args=(server,))
     log = logs.to_stream()
     thread.start()
     while not server.uvicorn.started and thread.is_alive():

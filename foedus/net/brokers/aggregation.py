@@ -43,6 +43,9 @@ class Keep(Protocol):
     def fetch(self, receipt: Receipt) -> bytes | None:
         """The bytes of a receipt; None if they are gone."""
 
+    def release(self, receipt: Receipt) -> None:
+        """The bytes of a receipt are in a sum that was written, or refused: they may go."""
+
     def sum(self, step: Step, partition: int, content: bytes | None) -> Summing | None:
         """A sum to go on with, from what was written or from nothing; None if the step is over."""
 
@@ -65,6 +68,7 @@ class _Partition:
     sums: dict[Step, Summing | None] = field(default_factory=dict)
     known: dict[Step, set[int]] = field(default_factory=dict)  # positions that have come, from any partition
     fresh: dict[Step, list[Gathered]] = field(default_factory=dict)
+    receipts: list[Receipt] = field(default_factory=list)  # of what is fresh
 
 
 class Worker:
@@ -141,9 +145,12 @@ class Worker:
         found = Gathered(receipt.position, receipt.key, refused, receipt.version, receipt.scale)
         mine.known[receipt.step].add(receipt.position)
         mine.fresh.setdefault(receipt.step, []).append(found)
+        mine.receipts.append(receipt)
 
     def _sum(self, mine: _Partition, step: Step) -> Summing | None:
         if step not in mine.sums:
+            for old in [s for s in mine.sums if s[0] == step[0] and s < step and s not in mine.fresh]:
+                del mine.sums[old], mine.known[old]  # over: a later one has begun
             digest = self._partials.sum(step, mine.owned.partition)
             content = self._keep.get(digest) if digest else None
             mine.sums[step] = self._keep.sum(step, mine.owned.partition, content)
@@ -161,13 +168,9 @@ class Worker:
             raise
         for digest in old:
             self._keep.remove(digest)
-        mine.owned, mine.fresh = mine.owned._replace(offset=mine.next), {}
-
-    def forget(self, step: Step) -> None:
-        """A step is over: its sums are nobody's business any more."""
-        for mine in self._mine.values():
-            mine.sums[step] = None
-            mine.fresh.pop(step, None)
+        for receipt in mine.receipts:
+            self._keep.release(receipt)
+        mine.owned, mine.fresh, mine.receipts = mine.owned._replace(offset=mine.next), {}, []
 
     def _gained(self, partition: int) -> int:
         self._mine[partition] = self._begun(partition)

@@ -5,6 +5,8 @@ has taken over (`StaleEpoch`). One write is one transaction: the offset to go on
 and who is in them or was refused. So after any crash the sum holds exactly the records before the offset. That a client
 counts once in a step is a primary key, which holds across partitions, too.
 
+A *step* is what is summed up by itself: a run, a round, and a number within it (its attempt).
+
 The sums themselves are blobs, written before and encrypted by whoever writes them: a sum of few is nearly an update.
 
 Not here: merging (``aggregation.py``); what a step is (``net/learning.py``).
@@ -155,18 +157,25 @@ class Partials:
             found = [Gathered(r.position, r.key, r.refused, r.version, r.scale) for r in connection.execute(who)]
         return partials, found
 
-    def forget(self, step: Step) -> list[str]:
-        """A step is over: remove what is kept of it; the digests of its sums."""
+    def forget_before(self, step: Step) -> list[str]:
+        """Remove what is kept of a run's steps before this one; the digests of their sums."""
         with _translated(), self._engine.begin() as connection:
-            found = list(connection.execute(sa.select(PARTIALS.c.sum).where(*_of(PARTIALS, step))).scalars())
-            connection.execute(PARTIALS.delete().where(*_of(PARTIALS, step)))
-            connection.execute(GATHERED.delete().where(*_of(GATHERED, step)))
+            gone = sa.select(PARTIALS.c.sum).where(_before(PARTIALS, step))
+            found = list(connection.execute(gone).scalars())
+            for table in (PARTIALS, GATHERED):
+                connection.execute(table.delete().where(_before(table, step)))
         return found
 
 
 def _of(table: sa.Table, step: Step) -> Iterable[sa.ColumnElement[bool]]:
     run, round, part = step
     return table.c.run == run, table.c.round == round, table.c.part == part
+
+
+def _before(table: sa.Table, step: Step) -> sa.ColumnElement[bool]:
+    run, round, part = step
+    earlier = sa.or_(table.c.round < round, sa.and_(table.c.round == round, table.c.part < part))
+    return sa.and_(table.c.run == run, earlier)
 
 
 def _row(step: Step, each: Gathered) -> dict[str, object]:

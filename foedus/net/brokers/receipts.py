@@ -16,9 +16,14 @@ import msgpack
 from foedus.errors import MalformedMessage
 from foedus.net.brokers.broker import LARGEST
 
-__all__ = ["Receipt"]
+__all__ = ["Receipt", "attempt_step"]
 
 _SCHEMA = "foedus receipt", 1
+
+
+def attempt_step(run: str, round: int, attempt: int) -> tuple[str, int, int]:
+    """What a partial sum is of: one attempt of a round, so that a new attempt begins with nothing."""
+    return run, round, attempt
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class Receipt:
 
     @property
     def step(self) -> tuple[str, int, int]:
-        """What its sum is of: run, round and part."""
-        return self.run, self.round, self.part
+        """What its sum is of."""
+        return attempt_step(self.run, self.round, self.attempt)
 
     @classmethod
     def read(cls, content: bytes) -> Receipt:

@@ -21,7 +21,7 @@ from foedus.net.store import open_store
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import databases
 
-STEP = ("heart", 1, 0)
+STEP = ("heart", 1, 1)
 Databases: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda folder: f"sqlite:///{folder}/db.sqlite",
     "postgres": lambda folder: databases.postgres_url(),
@@ -60,9 +60,13 @@ class Keeping:
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.gone: set[int] = set()
+        self.released: list[int] = []
 
     def fetch(self, receipt: Receipt) -> bytes | None:
         return None if receipt.position in self.gone else bytes([receipt.position])
+
+    def release(self, receipt: Receipt) -> None:
+        self.released.append(receipt.position)
 
     def sum(self, step: tuple[str, int, int], partition: int, content: bytes | None) -> Sum | None:
         return None if step[1] == 99 else Sum(int(content[8:]) if content else 0)
@@ -100,8 +104,10 @@ def test_what_is_published_is_summed_once(partials: Partials) -> None:
     assert total(partials, keeping) == 6
     found = {each.position: each.refused for each in partials.gathered(STEP)}
     assert found == {1: "", 2: "", 3: "", 13: "unlucky"}
+    assert sorted(keeping.released) == [1, 2, 3, 13]
     one.close()
-    assert partials.forget(STEP)
+    assert partials.forget_before(STEP) == []
+    assert partials.forget_before(("heart", 1, 2))
     assert partials.whole(STEP) == ([], [])
 
 

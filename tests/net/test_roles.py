@@ -1,0 +1,227 @@
+"""Gateways, workers and a coordinator, with a broker between them: the same bits as a simulation, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import foedus as fd
+from foedus.errors import ConfigurationError
+from foedus.net import roles
+from foedus.net.brokers.broker import Broker
+from foedus.net.brokers.kafka import KafkaBroker
+from foedus.net.brokers.memory import MemoryBroker
+from foedus.net.roles import Aggregator, GatewayServer, open_broker, serve_roles
+from foedus.net.serve import Server, blocking
+from foedus.net.served import Rounds, Served
+from foedus.net.serving import Role, Serving
+from foedus.record.folder import read
+
+from .test_learning import simulated
+from .test_serve import trainee_of
+from .trainees import Trainee
+from .visitors import joined
+
+
+def each_of(trainee: Trainee) -> Rounds:
+    """Those take part who have something to train on; who will not come is not waited for long."""
+    return Rounds(clients=int(np.count_nonzero(trainee.clients.sizes)), window=2.0)
+
+
+class Roles:
+    """All three in threads of this process; workers and gateways can be killed and added."""
+
+    def __init__(self, folder: Path, trainee: Trainee, broker: Broker) -> None:
+        self.folder, self.broker = folder, broker
+        self.runs = [Served(
+            name="run", task=trainee.task, algorithm=trainee.algorithm, rounds=3, seed=trainee.seed,
+            each=each_of(trainee), central_test=trainee.clients.central_test,
+        )]  # fmt: skip
+        port = roles._free_port()
+        self.settings = Serving(folder=folder, port=port, progress=False, names=["localhost"], farewell=20.0)
+        self.server = Server(self.runs, self.settings, elsewhere=roles._elsewhere(self.settings))
+        self.threads = [threading.Thread(target=blocking, args=(self.server,))]
+        self.gateways: list[GatewayServer] = []
+        self.workers: list[tuple[Aggregator, threading.Event]] = []
+        self.threads[0].start()
+
+    def gateway(self) -> GatewayServer:
+        from dataclasses import replace
+
+        self.gateways.append(GatewayServer(replace(self.settings, port=0), self.broker, server=self.server))
+        self.threads.append(threading.Thread(target=blocking, args=(self.gateways[-1],)))
+        self.threads[-1].start()
+        while not self.gateways[-1].uvicorn.started:
+            threading.Event().wait(0.01)
+        return self.gateways[-1]
+
+    def worker(self) -> Aggregator:
+        stop = threading.Event()
+        self.workers.append((Aggregator(self.runs, self.settings, self.broker), stop))
+        self.threads.append(threading.Thread(target=self.workers[-1][0].run, args=(stop,)))
+        self.threads[-1].start()
+        return self.workers[-1][0]
+
+    def stop(self) -> None:
+        for _, stop in self.workers:
+            stop.set()
+        for gateway in self.gateways:
+            gateway.uvicorn.should_exit = True
+        for thread in self.threads[1:]:
+            thread.join(20)
+        for gateway in self.gateways:
+            gateway.close()
+        self.server.uvicorn.should_exit = True
+        self.threads[0].join(20)
+        self.server.close()
+
+
+@contextmanager
+def opened(folder: Path, trainee: Trainee, broker: Broker) -> Iterator[Roles]:
+    found = Roles(folder, trainee, broker)
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+async def trained(trainee: Trainee, folder: Path, found: Roles, act: Callable[[], None] = lambda: None) -> list[bytes]:
+    def where(number: int) -> Callable[[], tuple[str, str, str]]:
+        gateway = found.gateways[number % len(found.gateways)]
+        return lambda: (gateway.url, found.server.authority.pin, found.server.invite())
+
+    visitors = [await joined(trainee, i, folder, where(i)) for i in range(len(trainee.clients))]
+    running = asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+    await asyncio.to_thread(act)
+    await running
+    for visitor in visitors:
+        await visitor.transport.close()
+    return [visitor.model for visitor in visitors]
+
+
+@pytest.fixture
+def kafka() -> Iterator[Broker]:
+    from confluent_kafka import Producer
+
+    owner = Producer({"bootstrap.servers": "none:1", "test.mock.num.brokers": 1, "log_level": 0})
+    (one,) = owner.list_topics(timeout=10).brokers.values()
+    broker = KafkaBroker(f"kafka://{one.host}:{one.port}")
+    yield broker
+    broker.close()
+    del owner
+
+
+def compared(folder: Path, name: str, tmp_path: Path) -> None:
+    wanted, found = simulated(trainee_of(name), tmp_path / "simulated"), read(folder / "runs" / "run")
+    assert found.configuration["status"] == "finished"
+    assert [line["central"] for line in found.metrics] == [line["central"] for line in wanted.metrics]
+    for parameter, array in wanted.parameters.items():
+        np.testing.assert_array_equal(found.parameters[parameter], array)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adam"])
+def test_two_gateways_and_two_workers_give_the_bits_of_the_simulation(tmp_path: Path, name: str) -> None:
+    trainee = trainee_of(name)
+    with opened(tmp_path / "server", trainee, MemoryBroker(partitions=3)) as found:
+        for _ in range(2):
+            found.gateway()
+            found.worker()
+        models = asyncio.run(trained(trainee, tmp_path, found))
+        assert len(set(models)) == 1
+    compared(tmp_path / "server", name, tmp_path)
+
+
+@pytest.mark.slow
+def test_over_kafka_with_a_worker_that_dies(tmp_path: Path, kafka: Broker) -> None:
+    """librdkafka's mock cluster; the first worker dies with what it has read and not written."""
+    trainee = trainee_of("adam")
+    with opened(tmp_path / "server", trainee, kafka) as found:
+        found.gateway()
+        dying = found.worker()
+
+        def act() -> None:
+            time.sleep(0.5)
+            _, stop = found.workers[0]
+            dying._worker.flush = lambda: None  # type: ignore[method-assign]  # it writes nothing any more
+            stop.set()
+            found.threads[-1].join(20)
+            found.worker()
+
+        models = asyncio.run(trained(trainee, tmp_path, found, act))
+        assert len(set(models)) == 1
+    compared(tmp_path / "server", "adam", tmp_path)
+
+
+@pytest.mark.slow
+def test_all_in_one_process_by_one_setting(tmp_path: Path) -> None:
+    """What ``foedus serve --broker memory:`` does."""
+    trainee = trainee_of("adam")
+    settings = Serving(
+        folder=tmp_path / "server", port=roles._free_port(), progress=False, names=["localhost"], broker="memory:",
+        farewell=20.0,
+    )  # fmt: skip
+    runs = [Served(
+        name="run", task=trainee.task, algorithm=trainee.algorithm, rounds=3, seed=trainee.seed,
+        each=each_of(trainee), central_test=trainee.clients.central_test,
+    )]  # fmt: skip
+    done: list[Any] = []
+    thread = threading.Thread(target=lambda: done.append(serve_roles(runs, settings)))
+    thread.start()
+
+    async def clients() -> None:
+        from foedus.net.identity.access import Access
+        from foedus.net.identity.authority import Authority
+        from foedus.net.store import open_store
+
+        for _ in range(500):
+            with suppress(Exception):
+                async with __import__("httpx").AsyncClient(verify=False) as plain:
+                    if (await plain.get(f"https://localhost:{settings.port}/health")).status_code == 200:
+                        break
+            await asyncio.sleep(0.02)
+        authority = Authority.kept(tmp_path / "server" / "identity", now=time.time())
+        store = open_store(f"sqlite:///{tmp_path}/server/foedus.sqlite")
+        access = Access(authority, store)
+        token = access.invite(now=time.time(), uses=100)
+        address = f"https://localhost:{settings.port}", authority.pin, token
+        visitors = [await joined(trainee, i, tmp_path, lambda: address) for i in range(len(trainee.clients))]
+        await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+        for visitor in visitors:
+            await visitor.transport.close()
+        store.close()
+
+    asyncio.run(clients())
+    thread.join(60)
+    assert len(done[0][0].metrics) == 3
+    compared(tmp_path / "server", "adam", tmp_path)
+
+
+def test_what_does_not_fit_behind_a_broker_is_refused(tmp_path: Path) -> None:
+    task = fd.Task(fd.logistic(2, 2))
+    settings = Serving(folder=tmp_path, broker="memory:", progress=False, port=0)
+    median = Served(name="run", task=task, algorithm=fd.fedavg(fd.local_sgd(0.1), aggregator=fd.median()), rounds=1)
+    with pytest.raises(ConfigurationError, match="needs its updates in one place"):
+        serve_roles([median], settings)
+    many = Served(
+        name="run",
+        task=task,
+        algorithm=fd.fedavg(fd.local_sgd(0.1)),
+        rounds=1,
+        cohort=3,
+        each=Rounds(over_selection=1.3),
+    )
+    with pytest.raises(ConfigurationError, match=r"lets in 1\.3 times the cohort"):
+        serve_roles([many], settings)
+    with pytest.raises(ConfigurationError, match="--role gateway works with processes on other machines"):
+        serve_roles([many], Serving(folder=tmp_path, broker="memory:", role=Role.GATEWAY))
+    with pytest.raises(ConfigurationError, match="no broker; write kafka://host:9092"):
+        open_broker("redis://x")
