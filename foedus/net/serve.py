@@ -56,6 +56,7 @@ from foedus.rounds.evaluate import Evaluation, checked
 
 DATABASE, BLOBS, IDENTITY, RUNS = "foedus.sqlite", "blobs", "identity", "runs"
 KEEP_ALIVE = 120  # seconds that an idle connection is held open
+DAY = 86400.0  # seconds between two looks at whether the certificate is to be renewed
 INVITED = 1000  # clients that the printed token lets in
 HOURS = 24.0 * 7
 LAST_WORDS = 1.0  # seconds that clients have, when all have the model, to ask how their last upload stands
@@ -178,7 +179,7 @@ class Server:
         self.shell.after = self._after
         self._ended_at: float | None = None
         self._told_at: float | None = None
-        self._reloaded = 0.0
+        self._reloaded, self._renewed = 0.0, now
         self.stopped = threading.Event()
         self.uvicorn = uvicorn.Server(configuration(self.shell, settings, self.context))
 
@@ -227,6 +228,10 @@ class Server:
         if now - self._reloaded > 2.0:
             self._reloaded = now
             self.access.reload()
+        if self.context is not None and now - self._renewed > DAY:
+            self._renewed = now
+            names = list(self.settings.names)
+            self.access.shows(tls.renewed(self.context, self.authority, names, now=now))
         if self.settings.stay or any(c.state.phase is not Phase.OVER for c in self.coordinator.courses()):
             self._ended_at = None
             return
