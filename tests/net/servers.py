@@ -17,7 +17,7 @@ import json, resource, sys
 from pathlib import Path
 import foedus as fd
 from foedus.net import logs
-from foedus.net.serve import Server, _blocking
+from foedus.net.serve import Server, blocking
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Serving
 told = json.loads(sys.argv[1])
@@ -32,7 +32,7 @@ served = Served(name="run", task=task, algorithm=algorithm, rounds=told["rounds"
 server = Server([served], Serving(folder=told["folder"], port=told["port"], insecure_loopback=True, progress=False,
                                   database=told["database"], blobs=told["blobs"], farewell=5.0))
 Path(told["token"]).exists() or Path(told["token"]).write_text(server.authority.pin + " " + server.invite())
-_blocking(server)
+blocking(server)
 server.close()
 """
 
