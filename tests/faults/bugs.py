@@ -341,7 +341,7 @@ BUGS: dict[str, Bug] = {
     "a write that failed is thought to be done": Bug(47, error_is_swallowed),
     "after a restart the models of late updates are forgotten": Bug(55, late_models_forgotten),
     "blobs are told apart by their address": Bug(13, told_apart_by_address),
-    "received updates of earlier rounds are not read back": Bug(196, earlier_rounds_not_read),
+    "received updates of earlier rounds are not read back": Bug(191, earlier_rounds_not_read),
     "a restart within a commit lets nobody in": Bug(25, nobody_let_in),
     "a seat that lapsed is given anew under its old row": Bug(157, seat_given_anew),
     "before the first round all are sent away for ten minutes": Bug(43, in_ten_minutes),

@@ -625,7 +625,7 @@ class World:
             client.made_from = accepted.orders.digest
             if accepted.kind is Kind.EVALUATE:
                 client.content = figures_blob(
-                    ClientFigures(self.examples(client.position), {"loss": self.random.random()})
+                    ClientFigures(self.examples(client.position), {"loss": client.position / 7})
                 )
                 self._finished(client)
                 return
