@@ -40,7 +40,7 @@ def invite(
     with _access(folder, database) as access:
         token = access.invite(now=time.time(), hours=hours, uses=uses, silo=not device, name=name)
         named = f" --name {name}" if name else ""
-        click.echo(f"foedus join {url} --pin {access.authority.pin} --token {token}{named}")
+        click.echo(f"foedus join {url} --pin {access.authority.pin} --token {token}{named} --data MODULE:OBJECT")
 
 
 @command.command("show", cls=Verb, examples=("foedus members show --folder /srv/foedus",))

@@ -171,8 +171,10 @@ async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding
     address = plain(url)
     folder = settings.owner.server(address)
     clock = WallClock()
-    trust = await discover(address, pin=settings.pin, outward=settings.outward, now=clock.now())
-    mine = Credentials.begun(folder / "identity", url=address, trust=trust)
+    mine = _joined_before(folder / "identity", settings)
+    if mine is None:
+        trust = await discover(address, pin=settings.pin, outward=settings.outward, now=clock.now())
+        mine = Credentials.begun(folder / "identity", url=address, trust=trust)
     with alone(folder / "agent.lock", f"an agent works for {address} already; it says itself what is not allowed"):
         agent, _ = _agent(mine, data, settings, clock)
         try:
@@ -241,7 +243,7 @@ def _consent(address: str, settings: Joining, data: Data) -> None:
             f"there is no consent to train for {address}. Read what is agreed to and give it: foedus consent give "
             f"{address} --who NAME, or Joining(consent=NAME)"
         )
-    consents.give(address, who=settings.consent, when=WallClock().now(), data=data.name)
+    consents.give(address, who=settings.consent, when=WallClock().now(), data=f'the data set "{data.name}"')
 
 
 async def _credentials(address: str, folder: Path, settings: Joining) -> Credentials:
@@ -249,13 +251,8 @@ async def _credentials(address: str, folder: Path, settings: Joining) -> Credent
     from foedus.net.identity.visits import enrol, renew
 
     clock = WallClock()
-    if (folder / "joined.json").exists():
-        mine = Credentials.read(folder, now=clock.now())
-        if settings.pin is not None and plain_pin(settings.pin) != mine.trust.pin:
-            raise NotTrusted(
-                f"this folder has joined the server with the pin {mine.trust.pin}, and {settings.pin} was given. Leave "
-                "out the pin, or choose another folder for another server"
-            )
+    mine = _joined_before(folder, settings)
+    if mine is not None:
         await renew(mine, outward=settings.outward, clock=clock.now)
         return mine
     if not settings.token:
@@ -267,6 +264,19 @@ async def _credentials(address: str, folder: Path, settings: Joining) -> Credent
         address, folder=folder, pin=settings.pin, token=settings.token, name=name, outward=settings.outward,
         now=clock.now(),
     )  # fmt: skip
+
+
+def _joined_before(folder: Path, settings: Joining) -> Credentials | None:
+    """Who the client is where it has joined; the pin of then holds, and no other."""
+    if not (folder / "joined.json").exists():
+        return None
+    mine = Credentials.read(folder, now=WallClock().now())
+    if settings.pin is not None and plain_pin(settings.pin) != mine.trust.pin:
+        raise NotTrusted(
+            f"this folder has joined the server with the pin {mine.trust.pin}, and {settings.pin} was given. Leave "
+            "out the pin, or choose another folder for another server"
+        )
+    return mine
 
 
 def _name(part: str) -> str:

@@ -31,7 +31,7 @@ def test_invite_show_revoke(tmp_path: Path) -> None:
     command = told("invite", "--url", "https://fl.example:1", "--name", "north", *folder).split()
     assert command[:5] == ["foedus", "join", "https://fl.example:1", "--pin", authority.pin]
     assert command[5] == "--token"
-    assert command[7:] == ["--name", "north"]
+    assert command[7:] == ["--name", "north", "--data", "MODULE:OBJECT"]
     device = told("invite", "--device", "--uses", "2", *folder).split()[6]
     directory = Directory(store)
     assert directory.enrol(command[6], "north", b"a" * 32, now=time.time()).silo

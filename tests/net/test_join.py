@@ -29,7 +29,7 @@ def test_without_consent_nothing_is_said_and_it_is_not_given_again_in_passing(tm
         fd.join(URL + "/", data=DATA, settings=settings(tmp_path, consent="Dr Weiss"))
     consents = settings(tmp_path).owner.consents()
     assert consents.holds(URL)
-    assert "with data" in consents.records()[0].words
+    assert 'with the data set "data"' in consents.records()[0].words
     consents.withdraw(URL, who="Dr Weiss", when=0.0)
     with pytest.raises(ConfigurationError, match="was withdrawn"):
         fd.join(URL, data=DATA, settings=settings(tmp_path, consent="Dr Weiss"))

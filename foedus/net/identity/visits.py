@@ -15,13 +15,15 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Callable
+import ssl
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from foedus.errors import Code, NotTrusted, ProtocolError, TooFast
+from foedus.errors import Code, NotTrusted, ProtocolError, TooFast, Unreachable
 from foedus.net.identity.authority import Trust
 from foedus.net.identity.callers import checked_name, token_digest
 from foedus.net.identity.credentials import Credentials
@@ -44,11 +46,12 @@ async def discover(url: str, *, pin: str | None, outward: Outward = DIRECT, now:
         now: seconds since 1970.
     """
     address = permitted(url, outward)
-    async with (
-        httpx.AsyncClient(verify=first_visit(pin, outward), timeout=30.0) as client,
-        client.stream("GET", f"{address}/v1/authority") as response,
-    ):
-        document = await _short(response)
+    with _reaching(address):
+        async with (
+            httpx.AsyncClient(verify=first_visit(pin, outward), timeout=30.0) as client,
+            client.stream("GET", f"{address}/v1/authority") as response,
+        ):
+            document = await _short(response)
     if response.status_code != 200:
         raise NotTrusted(f"{address} answered {response.status_code} where a foedus server shows what it is")
     return Trust.checked(document, pin=pin, now=now)
@@ -81,8 +84,9 @@ async def enrol(
     mine = Credentials.begun(folder, url=permitted(url, outward), trust=trust)
     signature = mine.key.sign("enrol", trust.pin.encode(), token_digest(token), checked_name(name).encode())
     asked = {"token": token, "name": name, "key": _text(mine.key.public.raw), "signature": _text(signature)}
-    async with httpx.AsyncClient(verify=client_context(trust, outward), timeout=30.0) as client:
-        answer = await _answer(await client.post(f"{mine.url}/v1/enrol", json=asked))
+    with _reaching(mine.url):
+        async with httpx.AsyncClient(verify=client_context(trust, outward), timeout=30.0) as client:
+            answer = await _answer(await client.post(f"{mine.url}/v1/enrol", json=asked))
     try:
         told, position, certificate = str(answer["name"]), int(answer["position"]), str(answer["certificate"])
     except (KeyError, TypeError, ValueError) as error:
@@ -114,11 +118,12 @@ async def renew(credentials: Credentials, *, outward: Outward = DIRECT, clock: C
     """
     if not credentials.due(now=clock()):
         return
-    async with httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=30.0) as client:
-        given = await client.post(f"{credentials.url}/v1/challenge")
-        challenge = _bytes((await _answer(given)).get("challenge"))
-        proof = credentials.proof("certificate", challenge=challenge, channel=_channel(given))
-        answer = await _answer(await client.post(f"{credentials.url}/v1/certificate", json=_written(proof)))
+    with _reaching(credentials.url):
+        async with httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=30.0) as client:
+            given = await client.post(f"{credentials.url}/v1/challenge")
+            challenge = _bytes((await _answer(given)).get("challenge"))
+            proof = credentials.proof("certificate", challenge=challenge, channel=_channel(given))
+            answer = await _answer(await client.post(f"{credentials.url}/v1/certificate", json=_written(proof)))
     credentials.renewed(str(answer.get("certificate", "")).encode())
 
 
@@ -171,6 +176,30 @@ class Visit(httpx.Auth):
             self._until = self._clock() + 0.8 * float(answer["seconds"])
         except (KeyError, TypeError, ValueError) as error:
             raise NotTrusted("the server answered something else than a ticket") from error
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """What httpx and OpenSSL say where there is no server, or another one, in words that say what to do."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        if _unproven(error):
+            raise NotTrusted(
+                f"the certificate that {url} shows is vouched for by nobody trusted here ({error}). Give the pin "
+                "of the join command (--pin, or Joining(pin=...)), or the authority that vouches for it (--authorities)"
+            ) from error
+        raise Unreachable(
+            f"{url} cannot be reached ({error or type(error).__name__}). Is it the address of the join command, is the "
+            "server running, and may this machine call it (proxy, firewall)? Nothing is lost; start it again"
+        ) from error
+
+
+def _unproven(error: BaseException | None) -> bool:
+    """Whether a failure comes from a certificate that could not be checked."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _written(proof: Proof) -> dict[str, str]:

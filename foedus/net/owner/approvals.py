@@ -111,9 +111,10 @@ class Approvals:
         """
         found = [task for task in self.tasks() if task.digest.startswith(prefix.lower())]
         if len(found) != 1 or not prefix:
-            there = ", ".join(task.digest[:16] for task in self.tasks()) or "none has come yet"
+            known = ", ".join(task.digest[:16] for task in self.tasks())
+            there = f"there is: {known}" if known else "no task has come yet"
             many = "no task's digest begins" if not found else "several tasks' digests begin"
-            raise ConfigurationError(f"{many} with {prefix!r}; there is: {there}")
+            raise ConfigurationError(f"{many} with {prefix!r}; {there}")
         return found[0]
 
     def decide(self, prefix: str, decision: Decision, *, who: str, when: float) -> Filed:

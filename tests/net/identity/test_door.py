@@ -23,12 +23,14 @@ from foedus.errors import (
     PinMismatch,
     TooFast,
     Unauthenticated,
+    Unreachable,
 )
 from foedus.net.identity import tls, visits
 from foedus.net.identity.credentials import Credentials
 from foedus.net.identity.keys import SigningKey
 from foedus.net.identity.limits import Rate
 from foedus.net.identity.tls import Outward, client_context
+from foedus.net.join import Joining, _joined_before
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from doors import Door, opened, running
@@ -107,8 +109,24 @@ def test_another_server_is_found_out_before_a_byte_is_sent(served: Door, tmp_pat
 
 
 def test_a_server_of_the_operating_systems_authorities_only_is_not_trusted_without_being_told(served: Door) -> None:
-    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(NotTrusted, match=r"CERTIFICATE_VERIFY_FAILED.*--pin"):
         run(visits.discover(served.url, pin=None, now=served.clock()))
+
+
+def test_where_no_server_is_the_address_is_told(served: Door, tmp_path: Path) -> None:
+    nobody = "https://127.0.0.1:9"
+    with pytest.raises(Unreachable, match=f"{nobody} cannot be reached .*is the server running"):
+        run(visits.discover(nobody, pin=served.authority.pin, now=served.clock()))
+
+
+def test_who_has_joined_needs_neither_pin_nor_server_to_be_known(served: Door, tmp_path: Path) -> None:
+    mine = joined(served, tmp_path, "again")
+    found = _joined_before(mine.folder, Joining())
+    assert found is not None
+    assert (found.name, found.trust.pin) == ("again", served.authority.pin)
+    with pytest.raises(NotTrusted, match="has joined the server with the pin"):
+        _joined_before(mine.folder, Joining(pin="0" * 64))
+    assert _joined_before(tmp_path / "elsewhere", Joining()) is None
 
 
 def test_an_organisations_own_authority_is_honoured(served: Door) -> None:

@@ -78,7 +78,7 @@ def test_a_bundle_that_was_changed_on_the_disk_is_refused_and_a_fresh_one_takes_
 
 def test_one_task_has_to_be_meant(tmp_path: Path) -> None:
     approvals = Approvals(tmp_path)
-    with pytest.raises(ConfigurationError, match="none has come yet"):
+    with pytest.raises(ConfigurationError, match="no task has come yet"):
         approvals.find("aa")
     digests = [filed(approvals, bundle(i)) for i in range(20)]
     with pytest.raises(ConfigurationError, match="several tasks"):
