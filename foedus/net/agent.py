@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from foedus.errors import (
     BundleRefused,
     ConfigurationError,
+    NotTrusted,
     OwnerRefuses,
     ProtocolError,
     SecureAggregationFailed,
@@ -357,6 +358,9 @@ class Agent:
         except (SignatureInvalid, BundleRefused) as error:
             self._say(f"declined: {error}")
             return session.GaveUp(self.clock.now(), "signature")
+        except NotTrusted as error:  # somebody else answers at that address: nothing was said, and it may pass
+            self._say(str(error))
+            return session.Lost(self.clock.now(), self.draw())
         except (TrainingError, WorkerDied, ConfigurationError) as error:
             self._say(f"training failed: {error}")
             return session.GaveUp(self.clock.now(), "training")

@@ -33,13 +33,13 @@ class Line(NamedTuple):
 
     Attributes:
         url: the server's address.
-        context: for TLS; ``None`` for plain HTTP on loopback.
+        context: gives what TLS needs, for every connection anew; ``None`` for plain HTTP on loopback.
         ticket: gives the present ticket; empty if there is none yet.
         run: which run's doorbell; empty for all.
     """
 
     url: str
-    context: ssl.SSLContext | None
+    context: Callable[[], ssl.SSLContext | None]
     ticket: Callable[[], str]
     run: str = ""
 
@@ -74,7 +74,7 @@ async def _heard(line: Line) -> AsyncIterator[Bell]:
     address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/{api.DOORBELL}/?EIO=4&transport=websocket"
     headers = {"Authorization": f"Bearer {ticket}"}
     opened = connect(
-        address, ssl=line.context, additional_headers=headers, max_size=MOST, compression=None, ping_interval=None
+        address, ssl=line.context(), additional_headers=headers, max_size=MOST, compression=None, ping_interval=None
     )
     async with opened as connection:
         async for said in connection:

@@ -23,15 +23,15 @@ from foedus.net.agent import Agent, Data, Place, WallClock
 from foedus.net.bell import Line, listen
 from foedus.net.identity.authority import plain_pin
 from foedus.net.identity.credentials import Credentials
-from foedus.net.identity.tls import Outward, client_context
+from foedus.net.identity.tls import Outward
 from foedus.net.owner.consent import plain
 from foedus.net.owner.folder import OwnerFolder, default
 from foedus.net.owner.locks import alone
 from foedus.net.owner.rules import Finding
 from foedus.net.owner.surroundings import Surroundings, observe
+from foedus.net.reach import Reach
 from foedus.net.sandbox import Limits, Walls
 from foedus.net.training import Training
-from foedus.net.transport import HttpTransport
 from foedus.protocol.messages import CheckIn, Kind
 
 __all__ = ["Joined", "Joining", "check", "join"]
@@ -133,6 +133,7 @@ def join(url: str, *, data: Any, settings: Joining | None = None) -> Joined:
         ConfigurationError: there is no token where one is needed, or no consent.
         OwnerRefuses: with ``once``, if the owner's rules say no.
         NotTrusted: it is not the server that was pinned.
+        Unreachable: it was not there to join; one that was joined before is waited for.
 
     Example:
         >>> settings = Joining(pin="3f1c...", token="...", consent="Dr Weiss")  # doctest: +SKIP
@@ -149,13 +150,17 @@ async def _joined(url: str, data: Any, settings: Joining) -> Joined:
     with alone(folder / "agent.lock", told):
         mine = await _credentials(address, folder / "identity", settings)
         clock = WallClock()
-        agent, line = _agent(mine, data, settings, clock)
-        listening = asyncio.create_task(listen(line, lambda _: clock.ring()))
+        reach = Reach(mine, settings.outward, clock.now)
+        await reach.renewed()
+        agent = _agent(mine, data, settings, Outside(reach, clock))
+        line = Line(mine.url, reach.context, lambda: reach.ticket, settings.run)
+        beside = [asyncio.create_task(listen(line, lambda _: clock.ring())), asyncio.create_task(reach.kept_fresh())]
         try:
             await agent.run(once=settings.once)
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
     return Joined(tuple(agent.sessions), folder / "models")
 
 
@@ -176,7 +181,7 @@ async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding
         trust = await discover(address, pin=settings.pin, outward=settings.outward, now=clock.now())
         mine = Credentials.begun(folder / "identity", url=address, trust=trust)
     with alone(folder / "agent.lock", f"an agent works for {address} already; it says itself what is not allowed"):
-        agent, _ = _agent(mine, data, settings, clock)
+        agent = _agent(mine, data, settings, Outside(Reach(mine, settings.outward, clock.now), clock))
         try:
             walls = await agent.training.start()
             return await agent.findings(), walls
@@ -184,33 +189,30 @@ async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding
             await agent.close()
 
 
-def _agent(mine: Credentials, data: Any, settings: Joining, clock: WallClock) -> tuple[Agent, Line]:
-    """An agent, and its line to the doorbell."""
-    from foedus.net.identity.visits import Visit, client
+class Outside(NamedTuple):
+    """What of an agent is not its own: the way to the server, and time."""
 
+    reach: Reach
+    clock: WallClock
+
+
+def _agent(mine: Credentials, data: Any, settings: Joining, outside: Outside) -> Agent:
     place = Place(mine.url, mine.trust.pin, mine.trust.signing, settings.owner)
     scratch = place.folder / "training"
     scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     kinds = (Kind.TRAIN, Kind.EVALUATE) if settings.evaluate else (Kind.TRAIN,)
-    http = client(mine, outward=settings.outward, clock=clock.now)
-    visit = http.auth
-    assert isinstance(visit, Visit)
-    secure = mine.url.startswith("https:")
-    files = mine.files(now=clock.now()) if secure else None
-    context = client_context(mine.trust, settings.outward, files=files) if secure else None
-    agent = Agent(
+    return Agent(
         place,
-        HttpTransport(http),
+        outside.reach.transport,
         Training(settings.limits, scratch),
         _data(data, settings),
         CheckIn(run=settings.run, kinds=kinds, software=_software()),
-        clock,
+        outside.clock,
         settings.surroundings,
         approve=tuple(digest.lower() for digest in settings.approve),
         stay=settings.stay,
         tell=settings.tell,
     )
-    return agent, Line(mine.url, context, lambda: visit.ticket, settings.run)
 
 
 def _data(data: Any, settings: Joining) -> Data:
@@ -248,12 +250,11 @@ def _consent(address: str, settings: Joining, data: Data) -> None:
 
 async def _credentials(address: str, folder: Path, settings: Joining) -> Credentials:
     """Who the client is there: as it has joined before, or by the token."""
-    from foedus.net.identity.visits import enrol, renew
+    from foedus.net.identity.visits import enrol
 
     clock = WallClock()
     mine = _joined_before(folder, settings)
     if mine is not None:
-        await renew(mine, outward=settings.outward, clock=clock.now)
         return mine
     if not settings.token:
         raise ConfigurationError(

@@ -56,6 +56,7 @@ class HttpTransport:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._former: list[Any] = []
 
     async def ask(self, message: Request) -> Answer:
         """See :class:`Transport`."""
@@ -93,7 +94,14 @@ class HttpTransport:
 
     async def close(self) -> None:
         """See :class:`Transport`."""
-        await self._client.aclose()
+        for client in (*self._former, self._client):
+            await client.aclose()
+
+    async def use(self, client: Any) -> None:
+        """Go on with another HTTP client: a certificate is new. What is under way ends with the one before."""
+        former, self._former, self._client = self._former, [self._client], client
+        for client_before in former:
+            await client_before.aclose()
 
     async def _called(self, method: str, path: str, **given: Any) -> _Found:
         """One request and its answer, which is small."""

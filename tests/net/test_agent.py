@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foedus.errors import OwnerRefuses, TrainingError, WorkerDied
+from foedus.errors import NotTrusted, OwnerRefuses, TrainingError, WorkerDied
 from foedus.net.agent import Agent
 from foedus.net.bundle import Bundle
 from foedus.net.identity.keys import SigningKey
@@ -233,3 +233,22 @@ async def test_training_that_fails_costs_a_round_and_not_the_agent(tmp_path: Pat
     assert any("training failed: killed" in line for line in each.said)
     await until(each, lambda: owner(server, 0).ledger().count)
     await each.agent.close()
+
+
+async def test_whoever_else_answers_at_the_address_is_told_of_and_the_agent_goes_on(tmp_path: Path) -> None:
+    """A hotel's page, an organisation's proxy: no foedus server, and nothing was said to it."""
+    server = Server(tmp_path, how=ALONE, only=1)
+    transport = server.transport(0)
+    plain, asked = transport.ask, itertools.count()
+
+    async def ask(message: Any) -> Any:
+        if next(asked) < 2:
+            raise NotTrusted("this answers with a page; is it a foedus server?")
+        return await plain(message)
+
+    transport.ask = ask  # type: ignore[method-assign]
+    each = client(server, 0, rules=FREE, transport=transport)
+    await each.agent.run()
+    assert any("is it a foedus server?" in line for line in each.said)
+    assert server.learning.state is not None
+    assert "-v[]+^" in each.agent.sessions

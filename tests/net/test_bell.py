@@ -34,7 +34,9 @@ async def heard(says: Any, *, wanted: int, again: float, monkeypatch: pytest.Mon
 
     async with serve(says, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        listening = asyncio.create_task(listen(Line(f"http://127.0.0.1:{port}", None, lambda: "t", "run"), ring))
+        listening = asyncio.create_task(
+            listen(Line(f"http://127.0.0.1:{port}", lambda: None, lambda: "t", "run"), ring)
+        )
         waiting = asyncio.create_task(enough.wait())
         await asyncio.wait([listening, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert not listening.done(), listening
@@ -86,7 +88,7 @@ async def test_a_server_that_is_not_there_is_tried_again_and_nothing_else(monkey
         tries.append("")
         return "t" if len(tries) > 1 else ""  # before the first request there is none
 
-    listening = asyncio.create_task(listen(Line("https://127.0.0.1:1", None, ticket), lambda _: None))
+    listening = asyncio.create_task(listen(Line("https://127.0.0.1:1", lambda: None, ticket), lambda _: None))
     for _ in range(10_000):
         if len(tries) > 3:
             break

@@ -33,6 +33,8 @@ from foedus.net.identity.tls import DIRECT, Outward, client_context, first_visit
 __all__ = ["Visit", "client", "discover", "enrol", "renew"]
 
 LARGEST = 65536  # bytes of an answer at the door
+PATIENCE = 60.0  # seconds without a byte after which a connection is given up
+NOT_HERE = (502, 503, 504)  # what a proxy answers when the server behind it does not
 Clock = Callable[[], float]
 
 
@@ -44,6 +46,8 @@ async def discover(url: str, *, pin: str | None, outward: Outward = DIRECT, now:
         pin: its authority's fingerprint; None if TLS is to prove it by the operating system's authorities.
         outward: proxies and authorities beyond the plain way.
         now: seconds since 1970.
+
+    Errors: `Unreachable`; `NotTrusted`.
     """
     address = permitted(url, outward)
     with _reaching(address):
@@ -104,8 +108,9 @@ def client(credentials: Credentials, *, outward: Outward = DIRECT, clock: Clock)
     """
     context = client_context(credentials.trust, outward, files=credentials.files(now=clock()))
     return httpx.AsyncClient(
-        base_url=permitted(credentials.url, outward), verify=context, auth=Visit(credentials, clock=clock), timeout=60.0
-    )
+        base_url=permitted(credentials.url, outward), verify=context, auth=Visit(credentials, clock=clock),
+        timeout=PATIENCE,
+    )  # fmt: skip
 
 
 async def renew(credentials: Credentials, *, outward: Outward = DIRECT, clock: Clock) -> None:
@@ -238,6 +243,8 @@ async def _answer(response: httpx.Response) -> dict[str, Any]:
 
 async def _short(response: httpx.Response) -> bytes:
     """An answer's body, which must say that it is short before it is read, and must not be compressed."""
+    if response.status_code in NOT_HERE:
+        raise Unreachable(f"whatever is before {response.url} answered {response.status_code}: the server is not there")
     length, coding = response.headers.get("content-length", ""), response.headers.get("content-encoding", "identity")
     if not length.isdecimal() or int(length) > LARGEST or coding != "identity":
         raise NotTrusted(
