@@ -248,6 +248,13 @@ def test_where_updates_flow_seats_lapse_by_themselves_and_rounds_go_on() -> None
     assert (state.phase, actions[-1]) == (Phase.AGGREGATING, Commit())
 
 
+def test_where_updates_flow_a_restart_within_a_commit_lets_clients_in_again() -> None:
+    state, _ = run(BEGIN._replace(goal=2), *SEATED[1:], Received(4.0, key(0)), Received(4.0, key(1)), rules=FLOW)
+    assert state.phase is Phase.AGGREGATING
+    state, _ = run(Restarted(5.0), Declined(5.5, key(2)), Came(6.0, 9, key(9)), state=state, rules=FLOW)
+    assert (state.phase, state.seats[key(9)].at) == (Phase.SELECTING, At.TRAINING)
+
+
 # --- whatever happens
 
 
