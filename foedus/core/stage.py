@@ -59,6 +59,7 @@ class Stage(NamedTuple):
     * ``layers``: it looks at the model's layers, so that the vector must still lie as the model's ``Layout`` says.
     * ``scatters``: after it the vector does not.
     * ``event``: what ``foedus.privacy`` accounts for one encoding; ``None``: no privacy is claimed.
+    * ``room``: if it gives whole numbers, of how many clients the sum keeps that promise; ``None``: of any number.
     * ``inside(context)``: if given, the :class:`Subspace` whose updates come back from ``decode`` as they were, so that
       clients can train within it (``structured``).
 
@@ -85,6 +86,7 @@ class Stage(NamedTuple):
     scatters: bool = False
     event: object | None = None
     inside: Callable[[Context], Subspace] | None = None
+    room: int | None = None
 
 
 class Subspace(NamedTuple):
@@ -184,6 +186,12 @@ def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
     bits = outer[-1].bits
     assert bits is not None
     assert inner.masking is not None
+    room, clients = outer[-1].room, inner.masking.withstand.clients
+    if room is not None and clients > room:
+        raise IncompatibleStages(
+            f"{outer[-1].label} leaves room for sums of {room} clients, and {inner.label} may add up {clients}: they "
+            f"could wrap around. Write cohort={clients}, or Withstand(clients={room}, ...)"
+        )
     return inner.masking.of_codes(bits) if gives is Kind.CODES else inner.masking.of_whole(bits)
 
 

@@ -81,7 +81,7 @@ class Course:
         """The run itself."""
         each, timing = learning.served.each, learning.served.algorithm.timing
         rules = Rules(
-            minimum=each.minimum, window_s=each.window, deadline_s=each.deadline, retry_s=each.retry,
+            minimum=learning.served.minimum, window_s=each.window, deadline_s=each.deadline, retry_s=each.retry,
             attempts=each.attempts, flowing=isinstance(timing, Buffered),
         )  # fmt: skip
         return Course(learning.served.name, learning, rules)

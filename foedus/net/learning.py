@@ -31,7 +31,7 @@ from foedus.core.timing import Buffered, Hierarchical
 from foedus.core.values import Message, State
 from foedus.errors import CheckpointError, ConfigurationError, DataError, Reason, UpdateRefused
 from foedus.net.served import Served
-from foedus.privacy.claims import seen_by_nobody
+from foedus.privacy.claims import fewest, seen_by_nobody
 from foedus.protocol import blob
 from foedus.protocol.messages import Blob
 from foedus.protocol.secagg.messages import Promise
@@ -139,9 +139,16 @@ class Learning:
         return self.served.task.average_buffers and self.trainer.buffer_layout.size > 0
 
     def _check_cohort(self) -> None:
-        """Refuse a number of clients that no masked sum has room for, or too small a one to be shown."""
+        """Refuse a number of clients that no masked sum has room for, or too small a one for what hides them."""
         masking, served = self.masking, self.served
-        if masking is None or not isinstance(served.cohort, int):
+        if not isinstance(served.cohort, int):
+            return
+        if masking is None:
+            if served.cohort < (needed := fewest(served.algorithm.aggregator)):
+                raise ConfigurationError(
+                    f"{served.cohort} clients are asked in a round, and {served.algorithm.aggregator.label} hides them "
+                    f"in sums of {needed} and more. Write cohort={needed}, or plan for fewer honest ones"
+                )
             return
         most = math.ceil(served.cohort * served.each.over_selection - 1e-9)
         if not masking.least <= served.cohort <= most <= masking.withstand.clients:

@@ -17,6 +17,7 @@ from foedus.core.select import Sampler, everybody
 from foedus.core.task import Task
 from foedus.core.timing import Buffered
 from foedus.errors import ConfigurationError, NoGuarantee
+from foedus.privacy.claims import fewest
 from foedus.privacy.ledger import Budget
 from foedus.rounds.evaluate import Evaluation
 
@@ -43,7 +44,8 @@ class Rounds:
     """How rounds come about.
 
     Attributes:
-        minimum: fewer contributors than this are never summed up and shown; a round with fewer fails.
+        minimum: fewer contributors than this are never summed up and shown; a round with fewer fails. Masks and
+            shares of noise have a minimum of their own, which counts if it is more.
         over_selection: so many times the cohort's number are let in, since some will not come back.
         window: seconds in which clients are let in, from the round's beginning.
         deadline: seconds until uploads are no longer taken.
@@ -145,10 +147,15 @@ class Served:
         return everybody() if self.cohort is None else first_to_come(self.cohort)
 
     @property
+    def minimum(self) -> int:
+        """Fewest contributors to a round: what ``each`` says, or what masks and shares of noise need if it is more."""
+        return max(self.each.minimum, fewest(self.algorithm.aggregator))
+
+    @property
     def first(self) -> int:
         """How many must be enrolled before the first round begins."""
         wanted = self.cohort if isinstance(self.cohort, int) else 1
-        return max(self.each.clients, self.each.minimum, wanted)
+        return max(self.each.clients, self.minimum, wanted)
 
 
 def first_to_come(count: int) -> Sampler:

@@ -272,7 +272,7 @@ def _stage(name: str, told: dict[str, Any], how: dict[str, Any], law: tuple[Nois
     label = f"{name}({', '.join(f'{key}={value}' for key, value in {**told, **how}.items())})"
     return Stage(
         shares.encode, shares.decode, label, linear=True, takes=Kind.REALS, gives=Kind.WHOLE, bits=shares.bits,
-        size=shares.size, scatters=shares.rotated, event=event,
+        size=shares.size, scatters=shares.rotated, event=event, room=shares.cohort,
     )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ is malformed, is in ``test_masking.py``."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +15,12 @@ import pytest
 
 pytest.importorskip("cryptography")
 
+from foedus.errors import NoGuarantee
 from foedus.net.conferring import NAMES
+from foedus.net.owner.peers import identity
 from foedus.net.served import Rounds
 from foedus.protocol.messages import SECURE, CheckIn, Later
+from foedus.secure.primitives import identity_key
 
 from .agents import Client, Server, Time, client, closing, simulated
 
@@ -61,7 +66,8 @@ def test_a_masked_round_ends_with_the_bits_of_a_simulated_one(tmp_path: Path) ->
 
 def lines(who: Client) -> list[dict[str, object]]:
     """What the owner's ledger says that left."""
-    return [json.loads(line) for line in (who.agent.place.owner.path / "ledger.jsonl").read_text().splitlines()]
+    path = who.agent.place.owner.path / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_an_owner_who_wants_more_others_declines(tmp_path: Path) -> None:
@@ -86,3 +92,54 @@ def test_a_plain_run_is_no_run_under_secure_aggregation(tmp_path: Path) -> None:
 async def asked(server: Server, one: Client) -> object:
     async with closing(one):
         return await server.transport(0).ask(CheckIn(run="run", examples=9, protections=(SECURE,)))
+
+
+# --- a server that may lie ----------------------------------------------------------------------------------
+
+LYING = MASKED.replace("dropouts=0.34", "dropouts=0.0, malicious=True").replace("least=2", "least=3")
+ONCE = HOW | {"rounds": 1, "each": replace(EACH, minimum=3, attempts=1)}
+
+
+def introduced(server: Server, who: Sequence[int], *, instead: dict[int, bytes] | None = None) -> list[Client]:
+    """Three agents, of whom some have written down the keys of all, or of others in their place."""
+    clients = [client(server, i, rules=RULES) for i in range(3)]
+    folders = [each.agent.place.owner.path for each in clients]
+    for folder in folders:
+        with contextlib.suppress(NoGuarantee):
+            identity(folder)  # makes the key
+    keys = {i: identity_key((folder / "peers.key").read_bytes()) for i, folder in enumerate(folders)}
+    for i in who:
+        (folders[i] / "peers.txt").write_text("\n".join(key.hex() for key in (keys | (instead or {})).values()))
+    return clients
+
+
+def test_owners_who_know_each_other_need_not_believe_the_server(tmp_path: Path) -> None:
+    server = Server(tmp_path, LYING, ONCE, Patient())
+    clients = introduced(server, range(3))
+    asyncio.run(together(server, *clients))
+    state = server.learning.state
+    assert state is not None
+    assert state.round == 1
+    run = simulated(server, tmp_path / "simulated", rounds=1)
+    np.testing.assert_array_equal(state.weights.vector, run.weights.vector)
+    assert NAMES["Vote"] in [line["what"] for line in lines(clients[0])]
+
+
+def test_whoever_knows_nobody_sends_nothing(tmp_path: Path) -> None:
+    server = Server(tmp_path, LYING, ONCE, Patient())
+    clients = introduced(server, [0, 1])
+    asyncio.run(together(server, *clients))
+    assert server.learning.state is not None
+    assert server.learning.state.round == 0
+    assert any("clients must know each other by keys that it did not issue" in told for told in clients[2].said)
+    assert not lines(clients[2])
+    assert not any(NAMES["Masked"] == line["what"] for each in clients for line in lines(each))
+
+
+def test_a_client_that_is_not_the_one_on_the_list_gets_no_shares(tmp_path: Path) -> None:
+    server = Server(tmp_path, LYING, ONCE, Patient())
+    clients = introduced(server, range(3), instead={2: identity_key(bytes(range(32)))})
+    asyncio.run(together(server, *clients))
+    assert server.learning.state is not None
+    assert server.learning.state.round == 0
+    assert not any(NAMES["Masked"] == line["what"] for each in clients for line in lines(each))

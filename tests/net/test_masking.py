@@ -30,6 +30,10 @@ from foedus.net.memory import MemoryTransport
 from foedus.net.owner.peers import identity
 from foedus.net.served import Rounds, Served
 from foedus.net.store import open_store
+from foedus.privacy.accounting import rdp
+from foedus.privacy.distributed import gaussian_shares, skellam_shares, trusted_sum
+from foedus.privacy.ledger import Budget, of_ledger_state
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.protocol.messages import (
     Accepted,
     CheckIn,
@@ -65,6 +69,7 @@ class World:
 
     rule: fd.Aggregator = RULE
     rounds: int = 1
+    how: dict[str, Any] = field(default_factory=dict)  # more of what is served
     dies: dict[int, str] = field(default_factory=dict)  # position → at what it dies, once
     crash: str = ""  # what makes the server die, once
     now: float = 1000.0
@@ -86,7 +91,8 @@ class World:
 
     def restarted(self) -> None:
         each = Rounds(minimum=3, clients=COUNT, patience=10.0, deadline=400.0, window=20.0, retry=1.0, attempts=8)
-        served = Served(name="run", task=self.task, algorithm=self.algorithm, rounds=self.rounds, seed=1, each=each)
+        how: dict[str, Any] = {"rounds": self.rounds, "seed": 1, "each": each} | self.how
+        served = Served(name="run", task=self.task, algorithm=self.algorithm, **how)
         ground = Ground(store=self.store, blobs=self.blobs, secret=counted(int(self.now * 100)), pause=0.1)
         self.learning = Learning(served, open_trainer(self.task, seed=1))
         self.coordinator = Coordinator(ground, [self.learning])
@@ -152,7 +158,7 @@ class World:
     def own(self, position: int, number: int) -> Any:
         """What a client adds up in a round: its own vector."""
         rng = np.random.default_rng((position, number))
-        context = Context(1, number, position, size=3)
+        context = Context(1, number, position, size=3, secret=known_to_all_who_know_the_seed)
         return self.rule.encode(Update(rng.normal(size=3).astype(np.float32), 1.0), context), context
 
     async def update(self, position: int, seat: Accepted) -> Any:
@@ -340,6 +346,96 @@ def test_a_cohort_without_room_is_refused() -> None:
     algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=RULE)
     with pytest.raises(ConfigurationError, match="adds up from 3 to 5"):
         Learning(Served(name="run", task=task, algorithm=algorithm, rounds=1, cohort=6), open_trainer(task, seed=0))
+
+
+# --- shares of noise under masks, and a budget --------------------------------------------------------------
+
+TOLD: dict[str, Any] = {
+    "clip": 0.5, "noise_multiplier": 3.0, "cohort": COUNT, "honest": 3, "bits": 24, "rotated": False,
+}  # fmt: skip
+WITHSTAND = fd.Withstand(clients=COUNT, corrupt=0.0, dropouts=0.4)
+DELTA = 1e-5
+
+
+def noisy(paid: int, shares: Any = gaussian_shares, how: dict[str, Any] | None = None, **changes: Any) -> World:
+    """Every client adds a share of the noise, and the budget is for so many rounds."""
+    rule = fd.chain(shares(**TOLD), fd.masked(WITHSTAND, least=3, planned=COUNT))
+    budget = Budget(epsilon=rdp([(rule.event, paid)], DELTA) * 1.0001, delta=DELTA)
+    given: dict[str, Any] = {"rounds": 4, "how": {"budget": budget} | (how or {})}
+    return World(rule, **given | changes)
+
+
+def charged(world: World) -> int:
+    assert world.learning.state is not None
+    ledger = of_ledger_state(world.learning.state.privacy)
+    assert all(event == world.rule.event for event, _ in ledger.counts)
+    return sum(count for _, count in ledger.counts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", [gaussian_shares, skellam_shares])
+def test_shares_of_noise_are_charged_and_a_run_ends_before_its_budget_would_be_exceeded(shares: Any) -> None:
+    world = noisy(2, shares)
+    world.live()
+    assert world.learning.state is not None
+    assert (world.learning.state.round, charged(world)) == (2, 2)
+    assert "budget is spent" in str(world.learning.state.stopped)
+    both = world.expected(range(COUNT), 1) + world.expected(range(COUNT), 2)
+    np.testing.assert_allclose(world.vector, both, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", LEAVES)
+def test_a_round_is_paid_for_once_however_often_it_is_tried_and_also_if_it_is_lost(at: str) -> None:
+    world = noisy(2, crash=at)
+    world.live()
+    assert world.learning.state is not None
+    assert (world.learning.state.round, charged(world)) == (2, 2)
+    lost = at == "off the sum"  # masks had been asked for: the sum may have been seen, and there is no model of it
+    assert world.counted(1) == ([] if lost else list(range(COUNT)))
+    assert len(world.joined[0, 1]) == (1 if lost else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", LEAVES[:3])
+def test_fewer_shares_than_planned_are_never_decoded(at: str) -> None:
+    world = noisy(1, dies={1: at, 2: at, 3: at})
+    world.live()
+    assert world.counted() == list(range(COUNT))  # in the next attempt all were there
+    assert charged(world) == 1
+    np.testing.assert_array_equal(world.vector, world.expected(range(COUNT)).astype(np.float32))
+
+
+@pytest.mark.slow
+def test_the_planned_dropouts_leave_more_noise_than_was_promised_and_cost_no_less() -> None:
+    world = noisy(1, dies={1: "under masks", 3: "under masks"})
+    world.live()
+    assert world.counted() == [0, 2, 4]
+    assert charged(world) == 1
+    np.testing.assert_array_equal(world.vector, world.expected([0, 2, 4]).astype(np.float32))
+
+
+@pytest.mark.slow
+def test_a_cohort_drawn_too_small_is_passed_over_and_costs_nothing() -> None:
+    usual = fd.everybody()
+    few = usual._replace(sample=lambda p, seed, round: usual.sample(p, seed, round)[: 2 if round == 1 else COUNT])
+    each = Rounds(clients=COUNT, patience=10.0, deadline=400.0, window=20.0)
+    world = noisy(4, rounds=2, how={"cohort": few, "each": each})
+    world.coordinator.tick(world.now)
+    assert seated(world, 0).round == 2
+    assert seated(world, 1).minimum == 3  # of the shares, not of Rounds()
+    world.live()
+    assert (world.counted(1), world.counted(2), charged(world)) == ([], list(range(COUNT)), 1)
+
+
+def test_cohorts_too_small_for_their_shares_and_too_large_for_the_grid_are_refused() -> None:
+    task = fd.Task(fd.linear(2))
+    algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=trusted_sum(gaussian_shares(**TOLD), planned=3))
+    assert Served(name="run", task=task, algorithm=algorithm, rounds=1).minimum == 3
+    with pytest.raises(ConfigurationError, match=r"2 clients are asked.*sums of 3 and more. Write cohort=3"):
+        Learning(Served(name="run", task=task, algorithm=algorithm, rounds=1, cohort=2), open_trainer(task, seed=0))
+    with pytest.raises(IncompatibleStages, match=r"sums of 4 clients, and .* may add up 5.*Write cohort=5"):
+        fd.chain(gaussian_shares(**TOLD | {"cohort": 4}), fd.masked(WITHSTAND, least=3, planned=4))
 
 
 def test_clients_know_each_other_by_keys_that_the_server_did_not_issue(tmp_path: Path) -> None:
