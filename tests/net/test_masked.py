@@ -20,6 +20,7 @@ from foedus.net.conferring import NAMES
 from foedus.net.owner.peers import identity
 from foedus.net.served import Rounds
 from foedus.protocol.messages import SECURE, CheckIn, Later
+from foedus.protocol.secagg.messages import certificate
 from foedus.secure.primitives import identity_key
 
 from .agents import Client, Server, Time, client, closing, simulated
@@ -123,6 +124,19 @@ def test_owners_who_know_each_other_need_not_believe_the_server(tmp_path: Path) 
     run = simulated(server, tmp_path / "simulated", rounds=1)
     np.testing.assert_array_equal(state.weights.vector, run.weights.vector)
     assert NAMES["Vote"] in [line["what"] for line in lines(clients[0])]
+
+
+def test_a_third_party_may_know_the_owners_in_the_servers_place(tmp_path: Path) -> None:
+    server = Server(tmp_path, LYING, ONCE, Patient())
+    clients, third = introduced(server, []), bytes(range(32))
+    for each in clients:
+        folder = each.agent.place.owner.path
+        signed = certificate(third, identity_key((folder / "peers.key").read_bytes()))
+        (folder / "peers.txt").write_text(f"authority {identity_key(third).hex()}\ncertificate {signed.hex()}\n")
+    asyncio.run(together(server, *clients))
+    assert server.learning.state is not None
+    assert server.learning.state.round == 1
+    assert NAMES["Vote"] in [line["what"] for line in lines(clients[2])]
 
 
 def test_whoever_knows_nobody_sends_nothing(tmp_path: Path) -> None:

@@ -98,6 +98,22 @@ def test_no_other_two_bands_are_better() -> None:
     assert coefficients(12, 2)[1] / UNIT == pytest.approx(tried[np.argmin([by_matrix(x) for x in tried])], abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "bands", "first", "loss"),
+    [
+        (20, 5, [0.551775, 0.421911, 0.34477, 0.285481], 4.005355710596639),
+        (100, 3, [0.739454, 0.622031], 19.131850611600626),
+        (100, 10, [0.591506, 0.486507, 0.430474, 0.392285], 8.681873898575267),
+        (200, 32, [0.533118, 0.417644, 0.359943, 0.32367], 8.281206009360613),
+    ],
+)
+def test_bands_are_those_that_jax_privacy_finds(rounds: int, bands: int, first: list[float], loss: float) -> None:
+    """By ``optimize_banded_toeplitz`` of jax-privacy 2.0.0, float64: the numbers after the leading 1, and the loss."""
+    found = np.array(coefficients(rounds, bands)) / UNIT
+    np.testing.assert_allclose(found[1:5], first, atol=2e-5)
+    assert math.exp(_error(found[1:], rounds)[0]) / rounds == pytest.approx(loss, rel=1e-8)
+
+
 def test_more_bands_leave_less_noise_and_less_than_a_tree() -> None:
     errors = [prefix_error(banded(64, separation=64, bands=n)) for n in (1, 2, 4, 8, 16, 32)]
     assert errors == sorted(errors, reverse=True)
