@@ -47,6 +47,7 @@ def test_a_server_goes_on_from_a_backup_to_the_same_model(tmp_path: Path) -> Non
     assert len(audit(url)) == 4
     told = CliRunner().invoke(command_line, ["status", str(folder)])
     assert "over" in told.output
+    assert f"pin: {Authority.kept(folder / 'identity', now=1.7e9).pin}" in told.output
     federation.store.close()
     restore(copy, back)
     assert Authority.kept(back / "identity", now=1.7e9).pin == Authority.kept(folder / "identity", now=1.7e9).pin
