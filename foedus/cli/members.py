@@ -22,7 +22,10 @@ _DATABASE = click.option("--database", help="postgresql://..., if the server has
 
 @click.group("members")
 def command() -> None:
-    """Who may take part in what a server serves: invite, list, revoke. Run it where the server's folder is."""
+    """Who may take part in what a server serves: invite, list, revoke.
+
+    Run it where the server's folder is.
+    """
 
 
 @command.command("invite", cls=Verb, examples=("foedus members invite --url https://fl.hospital.example:8765",))

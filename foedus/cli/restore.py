@@ -13,7 +13,10 @@ from foedus.cli.verb import Verb
 @click.argument("backup", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def command(backup: Path, folder: Path) -> None:
-    """Put a BACKUP into a new FOLDER; `foedus serve` with it goes on from there."""
+    """Put a BACKUP into a new FOLDER.
+
+    `foedus serve` with that folder goes on from there.
+    """
     from foedus.net.backup import restore
 
     restore(backup, folder)

@@ -300,8 +300,8 @@ def verbs(of: click.Group, before: str = "") -> Iterator[tuple[str, click.Comman
 
 def test_every_verb_has_help_with_examples() -> None:
     assert set(group.commands) == {
-        "audit", "compare", "consent", "demo", "doctor", "export", "ledger", "new", "plot", "privacy", "runs",
-        "simulate", "tasks",
+        "audit", "backup", "compare", "consent", "demo", "doctor", "export", "join", "ledger", "members", "new", "plot",
+        "privacy", "restore", "runs", "serve", "simulate", "status", "tasks",
     }  # fmt: skip
     for name, command in verbs(group):
         assert isinstance(command, Verb)
