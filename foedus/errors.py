@@ -25,6 +25,7 @@
     ├── CheckpointError                      a checkpoint is damaged or belongs to another run
     ├── StorageError (OSError)               the run folder cannot be written (disk full, no permission)
     ├── StaleEpoch                           another server process has taken over; nothing was written
+    ├── CommitFailed                         a task's or algorithm's code failed while the next model was made
     ├── CountedTwice                         a client is in the model of this round already; nothing was written
     ├── ProtocolError                        what another machine said cannot be served; carries a code
     │   ├── MalformedMessage (ValueError)    bytes that are no message or blob of this protocol
@@ -243,6 +244,10 @@ class StorageError(FoedusError, OSError):
 
 class StaleEpoch(FoedusError):
     """Another server process has taken over the lease; nothing was written."""
+
+
+class CommitFailed(FoedusError):
+    """The code of a task or an algorithm failed while a server made the next model; it says with what."""
 
 
 class CountedTwice(FoedusError):

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ import numpy as np
 from foedus.errors import (
     CheckpointError,
     Code,
+    CommitFailed,
     CountedTwice,
     FoedusError,
     MalformedMessage,
@@ -308,9 +309,13 @@ class Coordinator:
                 course, seat = self._seat(caller, message.key)
                 if course is None or seat is None:
                     return _later(Window(after_s=self._ground.pause, until_s=2 * self._ground.pause), "")
+                open_still = seat.at in machine.OPEN  # not of an attempt that is over: there may be another by now
                 self._step(course, machine.Declined(now, seat.key), now)
-                if course.masked is not None and (slot := course.masked.slot(caller.position)) is not None:
+                self._drop(course, seat.key)
+                slot = None if course.masked is None else course.masked.slot(caller.position)
+                if course.masked is not None and slot is not None and open_still:
                     course.masked.gone(slot, now)
+                    self._opened(course, now)
                 self._session(seat.key, "!", course, ends=True)
                 return _later(course.window(now, pause=self._ground.pause), "")
         raise MalformedMessage(f"a server does not answer {type(message).__name__}")
@@ -322,22 +327,37 @@ class Coordinator:
             self._discard(digest)
         for upload in self.uploads.tidy(now=now):
             self._ground.watch("upload given up", {"upload": upload.hex()[:8]})
-        for course in list(self._courses.values()):
-            if course.unwritten:
-                self._write(course, tuple(course.state.seats.values()), now)
-            self._hurry(course, now)
-            self._collect(course, now)
-            if course.under_way:
-                self._step(course, machine.Tick(now), now)
-            if course.masks:
-                self._mask(course, now)
-            self._keep_sum(course, now)
-        for course in list(self._courses.values()):
-            if course.state.phase is Phase.IDLE and course.kind is Kind.TRAIN:
-                self._look(now)
-                self._next(course, now)
+        failed: list[Exception] = []
+        for act in (self._pass, self._idle):
+            for course in list(self._courses.values()):
+                try:
+                    act(course, now)
+                except StaleEpoch:
+                    raise
+                except Exception as error:  # one run's trouble holds up no other
+                    failed.append(error)
+        if failed:
+            raise failed[0]
         bells, self._bells = self._bells, []
         return bells
+
+    def _pass(self, course: Course, now: float) -> None:
+        """Let time pass for one run."""
+        if course.unwritten:
+            self._write(course, tuple(course.state.seats.values()), now)
+        self._hurry(course, now)
+        self._collect(course, now)
+        if course.under_way:
+            self._step(course, machine.Tick(now), now)
+        if course.masks:
+            self._mask(course, now)
+        self._keep_sum(course, now)
+
+    def _idle(self, course: Course, now: float) -> None:
+        """Between two rounds of a run: begin the next."""
+        if course.state.phase is Phase.IDLE and course.kind is Kind.TRAIN:
+            self._look(now)
+            self._next(course, now)
 
     def _collect(self, course: Course, now: float) -> None:
         """What workers have merged elsewhere: taken over as a whole once it is enough, or time is up."""
@@ -415,6 +435,10 @@ class Coordinator:
             return _later(window, "there is nothing to train on")
         if course.kind not in message.kinds:
             return _later(window, f"this run asks for {course.kind}")
+        if (
+            course.masked is not None and course.masked.slot(caller.position) is None
+        ):  # a place that became free is no slot
+            return _later(window, "this round lets nobody else in")
         pending = () if course.masks else message.pending  # nothing of a masked sum can be sent again
         came = machine.Came(now, caller.position, self._ground.secret(16), pending)
         for action in self._step(course, came, now):
@@ -521,7 +545,9 @@ class Coordinator:
         if course is None or seat is None:
             return Closed(why=Why.LATE, later=self._anytime(now))
         if course.masks:
-            return self._place(course, seat, message, now)
+            if seat.at in machine.OPEN:
+                return self._place(course, seat, message, now)
+            return Closed(why=Why.ATTEMPT_OVER, later=course.window(now, pause=self._ground.pause))
         scale = course.learning.scale(seat.round) if course.rules.flowing else 1.0
         found = self._may_send(course, seat, now, scale)
         if not isinstance(found, Seat):
@@ -653,14 +679,14 @@ class Coordinator:
         if course is None or seat is None or not course.masks:
             return Closed(why=Why.LATE, later=self._anytime(now))
         masked, slot = course.masked, None if course.masked is None else course.masked.slot(caller.position)
-        if masked is not None and slot is not None and message.upload is not None and seat.at in machine.OPEN:
-            if not masked.answered(slot, message.turn):
-                self._session(seat.key, "+", course)
-                try:
-                    masked.take(slot, self._content(course, message), now)
-                finally:
-                    self._drop(course, seat.key)
-            self._opened(course, now)
+        answers = message.upload is not None and seat.at in machine.OPEN
+        if masked is not None and slot is not None and answers and not masked.answered(slot, message.turn):
+            self._session(seat.key, "+", course)
+            try:
+                masked.take(slot, self._content(course, message), now)
+            finally:
+                self._drop(course, seat.key)
+        self._opened(course, now)  # before anybody, whoever it is, is told a turn
         seat = course.state.seats.get(message.key, seat)
         window = course.window(now, pause=self._ground.pause)
         if seat.at in (At.RECEIVED, At.COUNTED):
@@ -828,6 +854,8 @@ class Coordinator:
         if not course.checkpoint:
             assert learning.state is not None
             course.checkpoint = self._ground.blobs.put(learning.checkpoint(learning.state, {}))
+        if not course.rules.flowing and learning.population < course.rules.minimum:  # they may come back
+            return
         wanted = course.wanted()
         learning.remember(course.versions())
         skipped = wanted.cohort is not None and len(wanted.cohort) < course.rules.minimum
@@ -836,8 +864,6 @@ class Coordinator:
             course.gathering = Gathering(step)
             course.state = machine.State(Phase.AGGREGATING, step.round, step.part, 1)
             self._commit(course, now)
-            return
-        if course.kind is Kind.TRAIN and course.rules.flowing is False and learning.population < course.rules.minimum:
             return
         attempt = course.state.attempt if (course.state.round, course.state.part) == step else 0
         self._step(course, machine.Begin(now, step.round, wanted.goal, wanted.places, wanted.cohort, step.part), now)
@@ -876,7 +902,8 @@ class Coordinator:
         learning, step = course.learning, course.learning.step
         asked = sorted({s.position for s in course.state.seats.values() if s.attempt == course.state.attempt})
         if course.pending is None:
-            course.pending = learning.commit(self._gathering(course), np.array(asked, np.int64))
+            with _own_code():
+                course.pending = learning.commit(self._gathering(course), np.array(asked, np.int64))
         made, counted = course.pending, sorted(self._gathering(course).counted)
         checkpoint = course.checkpoint
         if made.line is not None:
@@ -941,7 +968,8 @@ class Coordinator:
 
     def _evaluated(self, course: Course, now: float) -> None:
         """The figures of an evaluation go into the line of its round; nobody's own are written down."""
-        figures = course.learning.spread([course.figures[p] for p in sorted(course.figures)])
+        with _own_code():
+            figures = course.learning.spread([course.figures[p] for p in sorted(course.figures)])
         number, run = course.state.round, course.learning.served.name
         state, actions = machine.step(course.state, machine.Committed(now), course.rules)
         with self._ground.store.begin(self._ground.epoch()) as rows:
@@ -1093,6 +1121,18 @@ class Coordinator:
     def courses(self) -> list[Course]:
         """The runs, for whoever writes their folders."""
         return [course for course in self._courses.values() if course.kind is Kind.TRAIN]
+
+
+@contextmanager
+def _own_code() -> Iterator[None]:
+    """Where code runs that came with the task or the algorithm: a mistake in it ends an attempt of its own run, and
+    neither the server nor other runs."""
+    try:
+        yield
+    except FoedusError:
+        raise
+    except Exception as error:
+        raise CommitFailed(f"{type(error).__name__}: {error}") from error
 
 
 def _scale(seat: Seat) -> float:

@@ -45,7 +45,7 @@ from foedus.net.identity.files import private_folder
 from foedus.net.identity.limits import Rate
 from foedus.net.logs import say
 from foedus.net.metrics import Metrics
-from foedus.net.serve import BLOBS, DATABASE, IDENTITY, Server, blocking, configuration, learning_of
+from foedus.net.serve import BLOBS, DATABASE, IDENTITY, Ear, Server, blocking, configuration, learning_of
 from foedus.net.served import Served
 from foedus.net.serving import Role, Serving
 from foedus.net.store import SqlStore, open_store
@@ -238,7 +238,7 @@ class GatewayServer:
         )  # fmt: skip
         self.shell.after = self._after
         self._reloaded = now
-        self.uvicorn = uvicorn.Server(configuration(self.shell, replace(settings, port=port), context))
+        self.uvicorn: uvicorn.Server = Ear(configuration(self.shell, replace(settings, port=port), context))
 
     def _after(self) -> None:
         if time.time() - self._reloaded > 2.0:

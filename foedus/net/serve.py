@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
 import ssl
 import threading
 import time
@@ -181,7 +182,7 @@ class Server:
         self._told_at: float | None = None
         self._reloaded, self._renewed = 0.0, now
         self.stopped = threading.Event()
-        self.uvicorn = uvicorn.Server(configuration(self.shell, settings, self.context))
+        self.uvicorn: uvicorn.Server = Ear(configuration(self.shell, settings, self.context))
 
     @property
     def _plain(self) -> bool:
@@ -272,6 +273,25 @@ class Server:
             self.shell.shut()
         self.store.close()
         self.own.close()
+
+
+class Ear(uvicorn.Server):
+    """Listens; where it cannot, it says why, and does not end the process."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn has it.
+
+        Raises:
+            ConfigurationError: the address is taken, or not this machine's.
+        """
+        try:
+            await super().startup(sockets)
+        except SystemExit as end:
+            where, why = f"{self.config.host}:{self.config.port}", end.__context__
+            raise ConfigurationError(
+                f"nothing can listen on {where}: {getattr(why, 'strerror', None) or why}. Perhaps another server does; "
+                "write another port, e.g. Serving(port=0) for any that is free"
+            ) from why
 
 
 def configuration(shell: Shell, settings: Serving, context: ssl.SSLContext | None) -> uvicorn.Config:

@@ -16,7 +16,19 @@ from foedus.net.blobs import open_blobs
 from foedus.net.sealing import Vault
 from foedus.net.store import check_log, open_store
 from foedus.protocol import blob
-from foedus.protocol.messages import Accepted, Ask, Finished, Later, Place, Received, Refused, StartUpload, Submit
+from foedus.protocol.messages import (
+    Accepted,
+    Ask,
+    CheckIn,
+    Decline,
+    Finished,
+    Later,
+    Place,
+    Received,
+    Refused,
+    StartUpload,
+    Submit,
+)
 from foedus.rounds.freight import parcel_of, update_blob
 
 from ..conformance.test_methods import METHODS, population, task
@@ -364,3 +376,51 @@ def test_a_full_disk_delays_a_commit_and_nothing_else() -> None:
     federation.tick()
     assert federation.learning.state is made.state
     assert federation.standing(4) == "counted"
+
+
+def test_where_too_few_are_left_rounds_wait_and_are_not_passed_over() -> None:
+    """A hospital's data is away for a while: nothing is learned, but no round is used up either."""
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 3, "each": fd.Rounds(minimum=4)})
+    federation.tick()
+    for position in (1, 3, 4):
+        assert isinstance(federation.visit(position), Received)
+    federation.ask(4, CheckIn(examples=0))
+    assert isinstance(federation.visit(0), Received)
+    for _ in range(20):
+        federation.tick()
+    assert [line["trained"] for line in federation.lines()] == [4]
+    assert federation.coordinator.runs()[0]["phase"] == "idle"
+    federation.run(order=[0, 1, 3, 4])
+    assert [line["trained"] for line in federation.lines()] == [4, 4, 4]
+
+
+def test_a_run_whose_own_code_fails_says_so_and_holds_up_no_other() -> None:
+    """An algorithm with a mistake in it: its rounds fail with a reason, the clients' answers stand, time goes on."""
+
+    def mistaken(state: Any, update: Any, *rest: Any) -> Any:
+        raise ZeroDivisionError("of the algorithm's own")
+
+    algorithm = fd.fedavg(OWN)
+    broken = replace(algorithm, aggregator=algorithm.aggregator._replace(decode=mistaken))
+    each = fd.Rounds(attempts=2, retry=1.0)
+    federation = Federation(plain_trainee(broken), how={"rounds": 1, "each": each})
+    federation.tick()
+    for position in (0, 1, 3, 4):
+        assert isinstance(federation.visit(position), Received)
+    federation.tick(2.0)
+    for position in (0, 1, 3, 4):
+        federation.visit(position)
+    federation.tick()
+    (run,) = federation.coordinator.runs()
+    assert run["phase"] == "over"
+    assert "ZeroDivisionError: of the algorithm's own" in run["reason"]
+
+
+def test_whoever_declines_gives_the_memory_of_an_upload_back() -> None:
+    federation = Federation(plain_trainee(fd.fedavg(OWN)))
+    federation.tick()
+    told = federation.check_in(0)
+    assert isinstance(told, Accepted)
+    assert isinstance(federation.ask(0, StartUpload(key=told.key, size=1000)), Place)
+    federation.ask(0, Decline(key=told.key, reason="training"))
+    assert federation.coordinator.uploads.taken == 0

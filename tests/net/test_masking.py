@@ -47,9 +47,11 @@ from foedus.protocol.messages import (
     StartUpload,
     Turn,
 )
+from foedus.protocol.round import read
 from foedus.protocol.secagg.client import Memory
 from foedus.protocol.secagg.freight import message_blob
 from foedus.protocol.secagg.messages import Vote, session_of
+from foedus.protocol.secagg.server import Phase
 from foedus.rounds.masks import promise_of
 
 from .federations import Caller, counted
@@ -319,6 +321,33 @@ def test_whoever_is_not_in_the_attempt_is_closed() -> None:
     seat = seated(world)
     assert isinstance(world.ask(0, Confer(key=seat.key)), Later)  # others are awaited
     assert isinstance(world.ask(0, Confer(key=bytes(16))), Closed)
+
+
+def test_a_place_that_becomes_free_is_no_slot_in_the_attempt_under_way() -> None:
+    """Nobody is seated who could only train for nothing: keys have been asked for among the others."""
+    world = World(how={"cohort": 4})
+    seats = [seated(world, position) for position in range(4)]
+    world.coordinator.tick(world.now)
+    world.ask(0, Decline(key=seats[0].key, reason="rules"))
+    assert isinstance(answer := world.ask(4, CheckIn(run="run", examples=3)), Later)
+    assert "lets nobody else in" in answer.reason
+    assert isinstance(world.ask(1, Confer(key=seats[1].key)), Turn)
+    assert isinstance(world.ask(0, StartUpload(key=seats[0].key, size=9)), Closed), "nothing more is awaited of it"
+    assert world.coordinator.uploads.taken == 0
+
+
+def test_no_turn_that_asks_for_masks_is_given_before_that_is_written() -> None:
+    """Whoever asks next, answering or not, is told nothing that a restarted server would not know of."""
+    world = World()
+    seats = begun(world)
+    masked = world.coordinator.courses()[0].masked
+    assert masked is not None
+    masked.state = masked.state._replace(phase=Phase.VOTES)  # the last that was awaited is gone a moment ago
+    assert isinstance(world.ask(0, Confer(key=seats[0].key)), Turn)
+    with world.store.begin() as rows:
+        row = rows.run("run")
+    assert row is not None
+    assert read(row.state, ()).opening
 
 
 def sides() -> fd.Algorithm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ import httpx
 import numpy as np
 import pytest
 
+from foedus.errors import ConfigurationError
 from foedus.net import logs
-from foedus.net.serve import Server, blocking
+from foedus.net.serve import Server, blocking, serve_all
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Serving
 from foedus.record.folder import read
@@ -95,3 +97,15 @@ def test_what_anybody_may_see(tmp_path: Path) -> None:
         assert httpx.post(f"{url}/v1/check-in", content=b"x").status_code == 400
         assert httpx.post(f"{url}/v1/check-in", content=bytes(1 << 20)).status_code == 413
         assert httpx.get(f"{url}/v1/blobs/{'0' * 64}").status_code == 401
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither a traceback nor the end of the process: a notebook goes on."""
+    trainee = trainee_of("adam")
+    served = Served(name="run", task=trainee.task, algorithm=trainee.algorithm, rounds=1, seed=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}: .*Perhaps another server"):
+            serve_all([served], Serving(folder=tmp_path / "server", port=port))
+    assert "Traceback" not in capfd.readouterr().err
