@@ -45,7 +45,7 @@ from foedus.net.identity.files import private_folder
 from foedus.net.identity.limits import Rate
 from foedus.net.logs import say
 from foedus.net.metrics import Metrics
-from foedus.net.serve import BLOBS, DATABASE, IDENTITY, Ear, Server, blocking, configuration, learning_of
+from foedus.net.serve import BLOBS, DATABASE, DAY, IDENTITY, Ear, Server, blocking, configuration, learning_of
 from foedus.net.served import Served
 from foedus.net.serving import Role, Serving
 from foedus.net.store import SqlStore, open_store
@@ -238,12 +238,17 @@ class GatewayServer:
         )  # fmt: skip
         self.shell.after = self._after
         self._reloaded = now
+        self._context, self._renewed = context, now
         self.uvicorn: uvicorn.Server = Ear(configuration(self.shell, replace(settings, port=port), context))
 
     def _after(self) -> None:
         if time.time() - self._reloaded > 2.0:
             self._reloaded = time.time()
             self.access.reload()
+        if self._context is not None and time.time() - self._renewed > DAY:
+            self._renewed = time.time()
+            names = list(self.settings.names)
+            self.access.shows(tls.renewed(self._context, self.authority, names, now=self._renewed))
 
     def told(self) -> str:
         """What is printed when it listens."""
