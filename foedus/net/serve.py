@@ -290,7 +290,7 @@ class Ear(uvicorn.Server):
             where, why = f"{self.config.host}:{self.config.port}", end.__context__
             raise ConfigurationError(
                 f"nothing can listen on {where}: {getattr(why, 'strerror', None) or why}. Perhaps another server does; "
-                "write another port, e.g. Serving(port=0) for any that is free"
+                "write another port: --port 0, or Serving(port=0), takes any that is free"
             ) from why
 
 
