@@ -118,6 +118,7 @@ class Learning:
         )
         self.masking = masked_update(served.algorithm, buffers=self._averaged_buffers)
         self._check_cohort()
+        self._check_times()
         evaluate.check_targets(served.evaluation.stop_at, served.task.metrics, central=served.central_test is not None)
         self.state: RunState | None = None  # until the first round begins
         self.bundle: Blob | None = None  # the source that clients get
@@ -156,6 +157,16 @@ class Learning:
                 f"{most} clients are asked in a round, and {served.algorithm.aggregator.label} adds up from "
                 f"{masking.least} to {masking.withstand.clients}. Write Withstand(clients={most}, ...), or another "
                 "cohort"
+            )
+
+    def _check_times(self) -> None:
+        """Refuse a round that has no time for training beside the four turns of a masked sum."""
+        each = self.served.each
+        if self.masking is not None and each.deadline <= 4 * each.patience:
+            raise ConfigurationError(
+                f"a masked sum may wait {each.patience:g} s (patience) for keys, shares, votes and answers each, "
+                f"and the round ends after {each.deadline:g} s: that leaves no time to train. Write a deadline well "
+                f"above {4 * each.patience:g} s, or a shorter patience"
             )
 
     @property

@@ -377,6 +377,12 @@ def test_a_cohort_without_room_is_refused() -> None:
         Learning(Served(name="run", task=task, algorithm=algorithm, rounds=1, cohort=6), open_trainer(task, seed=0))
 
 
+def test_a_deadline_that_leaves_no_time_to_train_is_refused() -> None:
+    """Everybody would be taken for lost as soon as numbers are waited for, in every attempt."""
+    with pytest.raises(ConfigurationError, match="leaves no time to train"):
+        World(how={"each": Rounds(minimum=3, clients=COUNT, patience=60.0, deadline=100.0, window=50.0)})
+
+
 # --- shares of noise under masks, and a budget --------------------------------------------------------------
 
 TOLD: dict[str, Any] = {
