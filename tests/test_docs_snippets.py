@@ -14,7 +14,11 @@ ITS_OWN = ROOT / "docs" / "howto" / "data.md"
 TEACHING = [
     ROOT / "README.md",
     ROOT / "docs" / "tutorial.md",
-    *sorted(page for page in (ROOT / "docs" / "howto").glob("*.md") if page != ITS_OWN),
+    *sorted(
+        page
+        for page in (ROOT / "docs" / "howto").glob("*.md")
+        if page != ITS_OWN and "```python" in page.read_text("utf-8")
+    ),  # some, like Kafka's, are commands only
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 WHOLE = {"README.md", "tutorial.md"}  # they begin at nothing
