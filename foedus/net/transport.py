@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -110,7 +111,7 @@ class HttpTransport:
         try:
             async with self._client.stream(method, path, **given) as response:
                 return await _bounded(response)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ssl.SSLError) as error:  # httpx does not translate what breaks in the middle of TLS
             raise _unreachable(error) from error
 
     async def _more(self, blob: Blob, content: bytearray) -> None:
@@ -129,7 +130,7 @@ class HttpTransport:
                     content += piece
                     if len(content) > blob.size:
                         raise TooLarge(f"a blob of {blob.size} bytes was announced, and more came")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ssl.SSLError) as error:  # httpx does not translate what breaks in the middle of TLS
             raise _unreachable(error) from error
         if len(content) < blob.size:
             raise Unreachable(f"a blob of {blob.size} bytes was announced, and {len(content)} came")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ async def test_a_download_that_breaks_is_taken_up_where_it_broke() -> None:
         (answer(502, b"bad gateway"), Unreachable),
         (httpx.ConnectError("refused"), Unreachable),
         (httpx.ReadTimeout(""), Unreachable),
+        (ssl.SSLError("bad record mac"), Unreachable),  # a bit was turned over on the way
     ],
 )
 async def test_whatever_answers_instead_is_told_apart(response: Any, told: type[Exception]) -> None:

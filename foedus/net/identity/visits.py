@@ -188,7 +188,7 @@ def _reaching(url: str) -> Iterator[None]:
     """What httpx and OpenSSL say where there is no server, or another one, in words that say what to do."""
     try:
         yield
-    except httpx.TransportError as error:
+    except (httpx.TransportError, ssl.SSLError) as error:
         if _unproven(error):
             raise NotTrusted(
                 f"the certificate that {url} shows is vouched for by nobody trusted here ({error}). Give the pin "
