@@ -1,4 +1,4 @@
-"""A line of bad quality between clients and a server: a TCP proxy that delays, loses, stalls, throttles and resets.
+"""A bad line between clients and a server: a TCP proxy that delays, loses, throttles, damages and resets.
 
 Below TCP a lost packet is sent again after a while, so that a program only sees that bytes come late; so does this
 line. What it decides is drawn from a seed, chunk by chunk.
@@ -26,15 +26,15 @@ class Weather(NamedTuple):
         delay_s: every chunk, each way.
         loss: share of chunks that come a while later still.
         reset: share of chunks with which the connection is cut, without a word.
-        stall: share of chunks after which nothing more is passed on, and the connection stays open.
         rate: bytes per second at most, each way; 0 for no limit.
+        damage: share of chunks of which a bit is turned over.
     """
 
     delay_s: float = 0.0
     loss: float = 0.0
     reset: float = 0.0
-    stall: float = 0.0
     rate: float = 0.0
+    damage: float = 0.0
 
 
 class Line:
@@ -48,39 +48,55 @@ class Line:
     async def between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, both ways."""
         self.seen["connections"] += 1
-        there: asyncio.StreamWriter | None = None
-        with suppress(OSError, asyncio.CancelledError):
+        ends, ways = [writer], list[asyncio.Task[None]]()
+        try:
             back, there = await asyncio.open_connection("127.0.0.1", self.to)
+            ends.append(there)
             ways = [asyncio.create_task(self._pass(reader, there)), asyncio.create_task(self._pass(back, writer))]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except OSError:
+            pass  # the server is not there
+        finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-        for end in (writer, there):
-            if end is not None:
+            for end in ends:
                 end.transport.abort()
+            await asyncio.gather(*ways, return_exceptions=True)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Bytes in one direction, in order. Chunks are on their way at the same time, as packets are."""
-        loop, weather = asyncio.get_running_loop(), self.weather
-        arrives = loop.time()
-        while chunk := await reader.read(CHUNK):
-            self.seen["chunks"] += 1
-            late = weather.delay_s + (AGAIN_S if self._draw.random() < weather.loss else 0.0)
-            arrives = max(arrives + (len(chunk) / weather.rate if weather.rate else 0.0), loop.time() + late)
-            if self._draw.random() < weather.reset:
-                self.seen["resets"] += 1
-                return
-            if self._draw.random() < weather.stall:
-                self.seen["stalls"] += 1
-                await loop.create_future()  # for ever
-            if weather.rate:
-                await asyncio.sleep(max(0.0, arrives - loop.time() - 0.5))  # half a second's bytes lie in the line
-            loop.call_at(arrives, self._write, writer, chunk)
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(16)
+        arriving = asyncio.create_task(self._arrive(under_way, writer))
+        loop, weather, at = asyncio.get_running_loop(), self.weather, 0.0
+        try:
+            while chunk := await reader.read(CHUNK):
+                self.seen["chunks"] += 1
+                late = weather.delay_s + (AGAIN_S if self._befalls("lost", weather.loss) else 0.0)
+                at = max(at + (len(chunk) / weather.rate if weather.rate else 0.0), loop.time() + late)
+                if self._befalls("reset", weather.reset):
+                    break
+                await under_way.put((at, self._damaged(chunk)))
+            await under_way.join()
+        finally:
+            arriving.cancel()
+            await asyncio.gather(arriving, return_exceptions=True)
 
-    def _write(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
-        if not writer.is_closing():
+    async def _arrive(self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            at, chunk = await under_way.get()
+            await asyncio.sleep(max(0.0, at - loop.time()))
             writer.write(chunk)
+            await writer.drain()
+            under_way.task_done()
+
+    def _befalls(self, what: str, share: float) -> bool:
+        found = self._draw.random() < share
+        self.seen[what] += found
+        return found
+
+    def _damaged(self, chunk: bytes) -> bytes:
+        return chunk[:-1] + bytes([chunk[-1] ^ 1]) if self._befalls("damaged", self.weather.damage) else chunk
 
 
 class Gate:

@@ -34,6 +34,7 @@ __all__ = ["Visit", "client", "discover", "enrol", "renew"]
 
 LARGEST = 65536  # bytes of an answer at the door
 PATIENCE = 60.0  # seconds without a byte after which a connection is given up
+AT_DOOR = 30.0  # the same, before there is a session
 NOT_HERE = (502, 503, 504)  # what a proxy answers when the server behind it does not
 Clock = Callable[[], float]
 
@@ -52,7 +53,7 @@ async def discover(url: str, *, pin: str | None, outward: Outward = DIRECT, now:
     address = permitted(url, outward)
     with _reaching(address):
         async with (
-            httpx.AsyncClient(verify=first_visit(pin, outward), timeout=30.0) as client,
+            httpx.AsyncClient(verify=first_visit(pin, outward), timeout=AT_DOOR) as client,
             client.stream("GET", f"{address}/v1/authority") as response,
         ):
             document = await _short(response)
@@ -89,7 +90,7 @@ async def enrol(
     signature = mine.key.sign("enrol", trust.pin.encode(), token_digest(token), checked_name(name).encode())
     asked = {"token": token, "name": name, "key": _text(mine.key.public.raw), "signature": _text(signature)}
     with _reaching(mine.url):
-        async with httpx.AsyncClient(verify=client_context(trust, outward), timeout=30.0) as client:
+        async with httpx.AsyncClient(verify=client_context(trust, outward), timeout=AT_DOOR) as client:
             answer = await _answer(await client.post(f"{mine.url}/v1/enrol", json=asked))
     try:
         told, position, certificate = str(answer["name"]), int(answer["position"]), str(answer["certificate"])
@@ -124,7 +125,7 @@ async def renew(credentials: Credentials, *, outward: Outward = DIRECT, clock: C
     if not credentials.due(now=clock()):
         return
     with _reaching(credentials.url):
-        async with httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=30.0) as client:
+        async with httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=AT_DOOR) as client:
             given = await client.post(f"{credentials.url}/v1/challenge")
             challenge = _bytes((await _answer(given)).get("challenge"))
             proof = credentials.proof("certificate", challenge=challenge, channel=_channel(given))

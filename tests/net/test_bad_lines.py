@@ -1,0 +1,94 @@
+"""Agents behind a line that delays, loses, throttles, damages and resets: nothing is lost, and the bits are the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import foedus as fd
+from foedus.net.identity import visits
+from foedus.net.served import Rounds
+from foedus.record.folder import read
+
+from .lines import Line, Weather
+from .lines import opened as line
+from .test_serve import serving
+from .trainees import Trainee
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SIZE = 4000
+SOURCE = f"""
+import foedus as fd
+
+class federation:
+    task = fd.Task(fd.logistic({SIZE}, 2))
+    algorithm = fd.fedavg(fd.local_sgd(0.1, batch_size=4))
+"""
+RNG = np.random.default_rng(0)
+DATA = {i: (RNG.normal(size=(6 + i, SIZE)).astype(np.float32), RNG.integers(0, 2, 6 + i)) for i in range(3)}
+TASK = fd.Task(fd.logistic(SIZE, 2))
+FEDAVG = fd.fedavg(fd.local_sgd(0.1, batch_size=4))
+
+
+WEATHER = {
+    "far away, a fifth lost": (Weather(delay_s=0.1, loss=0.2), 60.0),
+    "cut again and again": (Weather(reset=0.02), 60.0),
+    "damages": (Weather(damage=0.02), 60.0),
+    "narrow": (Weather(delay_s=0.02, rate=200e3), 60.0),
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "task.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.mark.parametrize("name", WEATHER)
+def test_nothing_is_lost_and_the_bits_are_the_same(
+    tmp_path: Path, source: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weather, patience = WEATHER[name]
+    monkeypatch.setattr(visits, "PATIENCE", patience)
+    monkeypatch.setattr(visits, "AT_DOOR", patience)
+    trainee = Trainee(TASK, FEDAVG, fd.Clients.of(DATA), seed=2)
+    how = {
+        "rounds": 2,
+        "each": Rounds(minimum=3, clients=3, window=120.0, deadline=120.0),
+        "source": source,
+        "target": "task:federation",
+    }
+    begun = time.monotonic()
+    with serving(tmp_path / "server", trainee, **how) as server, line(bad := Line(server.port, weather, seed=5)):
+        digest = server.address().tasks[0]
+
+        def join(part: int) -> fd.Joined:
+            settings = fd.Joining(
+                folder=tmp_path / f"owner{part}", pin=server.authority.pin, token=server.invite(), consent="x",
+                approve=[digest], tell=lambda _: None,
+            )  # fmt: skip
+            while part and not list(tmp_path.glob(f"owner{part - 1}/servers/*/identity/joined.json")):
+                time.sleep(0.02)  # positions are given in the order of joining
+            while True:  # until it has joined; then the agent itself does not give up
+                try:
+                    return fd.join(f"https://localhost:{bad.port}", data=DATA[part], settings=settings)
+                except fd.errors.Unreachable:
+                    continue
+
+        with ThreadPoolExecutor(len(DATA)) as pool:
+            joined = list(pool.map(join, DATA))
+    print(f"\n{name}: {time.monotonic() - begun:.1f} s, {dict(bad.seen)}, {[each.sessions for each in joined]}")
+    for what, share in zip(("lost", "reset", "damaged"), (weather.loss, weather.reset, weather.damage), strict=True):
+        assert (bad.seen[what] > 0) == (share > 0), "the line was as bad as it was to be"
+    settings = fd.Settings(folder=tmp_path / "run", executor=fd.executors.debug(), progress=False)
+    wanted = fd.simulate(TASK, FEDAVG, fd.Clients.of(DATA), rounds=2, seed=2, settings=settings)
+    found = read(tmp_path / "server" / "runs" / "run")
+    for parameter, array in wanted.parameters.items():
+        np.testing.assert_array_equal(found.parameters[parameter], array)
