@@ -54,8 +54,8 @@ class Line:
             ends.append(there)
             ways = [asyncio.create_task(self._pass(reader, there)), asyncio.create_task(self._pass(back, writer))]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except OSError:
-            pass  # the server is not there
+        except (OSError, asyncio.CancelledError):
+            pass  # the server is not there, or the line is closed: asyncio's own callback wants a task that has ended
         finally:
             for way in ways:
                 way.cancel()
@@ -144,4 +144,5 @@ async def _ended(close: Callable[[], None]) -> None:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.sleep(0)
+    for _ in range(20):  # what was closed is given back a few turns later
+        await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Agents behind a line that delays, loses, throttles, damages and resets: nothing is lost, and the bits are the same."""
+"""Agents behind a line that delays, loses and throttles: nothing is lost, and the bits are the same."""
 
 from __future__ import annotations
 
@@ -38,8 +38,6 @@ FEDAVG = fd.fedavg(fd.local_sgd(0.1, batch_size=4))
 
 WEATHER = {
     "far away, a fifth lost": (Weather(delay_s=0.1, loss=0.2), 60.0),
-    "cut again and again": (Weather(reset=0.02), 60.0),
-    "damages": (Weather(damage=0.02), 60.0),
     "narrow": (Weather(delay_s=0.02, rate=200e3), 60.0),
 }
 
