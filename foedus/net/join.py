@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import platform
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,6 +22,8 @@ from foedus.net.agent import Agent, Data, Place, WallClock
 from foedus.net.bell import Line, listen
 from foedus.net.identity.authority import plain_pin
 from foedus.net.identity.credentials import Credentials
+from foedus.net.identity.files import private_folder
+from foedus.net.identity.keys import SigningKey
 from foedus.net.identity.tls import Outward
 from foedus.net.owner.consent import plain
 from foedus.net.owner.folder import OwnerFolder, default
@@ -260,7 +261,7 @@ async def _credentials(address: str, folder: Path, settings: Joining) -> Credent
         raise ConfigurationError(
             f"{address} is not joined yet, which takes the token of its join command: --token, or Joining(token=...)"
         )
-    name = settings.name or _name(settings.part)
+    name = settings.name or _name(settings.part, folder)
     return await enrol(
         address, folder=folder, pin=settings.pin, token=settings.token, name=name, outward=settings.outward,
         now=clock.now(),
@@ -280,9 +281,11 @@ def _joined_before(folder: Path, settings: Joining) -> Credentials | None:
     return mine
 
 
-def _name(part: str) -> str:
+def _name(part: str, folder: Path) -> str:
+    """A name that is the same when the answer to an enrolment was lost and it is asked for again: the key's own."""
     plain_part = re.sub(r"[^A-Za-z0-9_-]+", "-", part or platform.node() or "client").strip("-") or "client"
-    return f"{plain_part[:40]}-{secrets.token_hex(3)}"
+    private_folder(folder)
+    return f"{plain_part[:40]}-{SigningKey.kept(folder / 'key.pem').public.raw.hex()[:6]}"
 
 
 def _software() -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 import foedus as fd
 from foedus.cli import run
 from foedus.errors import ConfigurationError
-from foedus.net.join import _data
+from foedus.net.join import _data, _name
 from foedus.net.owner.locks import alone
 from foedus.net.source import of_bytes
 
@@ -83,3 +83,10 @@ def test_the_command_line_asks_the_same(tmp_path: Path, capsys: pytest.CaptureFi
     assert run([*words, "--consent", "Dr Weiss", "--memory", "100", "--seconds", "5", "--approve", "ab" * 8]) == 2
     assert "token" in capsys.readouterr().err
     assert run([*words, "--pin", "zz"]) == 2
+
+
+def test_who_asks_again_after_a_lost_answer_has_the_same_name(tmp_path: Path) -> None:
+    names = {_name("ward 7", tmp_path / "a") for _ in range(2)}
+    assert len(names) == 1
+    assert next(iter(names)).startswith("ward-7-")
+    assert _name("ward 7", tmp_path / "b") not in names
