@@ -178,6 +178,18 @@ class Coordinator:
 
     # --- beginning
 
+    def check(self) -> None:
+        """Whether what is written can be gone on with; before anybody is told that there is a server.
+
+        Raises:
+            CheckpointError: a run of the same name was begun as another.
+        """
+        with self._ground.store.begin() as rows:
+            found = [(learning, rows.run(learning.served.name)) for learning in self.learnings]
+        for learning, row in found:
+            if row is not None:
+                _check_same(learning, row)
+
     def load(self, now: float) -> None:
         """Go on from what is written; called when this process begins to lead.
 
@@ -210,11 +222,7 @@ class Coordinator:
         if row is None:
             return
         learning = course.learning
-        if row.identity != learning.identity():
-            raise CheckpointError(
-                f"the run {course.name!r} was begun with another task, algorithm, cohort or seed. Give those again, or "
-                "choose another name or folder"
-            )
+        _check_same(learning, row)
         if course.kind is Kind.TRAIN and row.checkpoint:
             learning.restore(self._ground.blobs.get(row.checkpoint))
         course.checkpoint, course.key = row.checkpoint, row.key
@@ -1133,6 +1141,14 @@ def _own_code() -> Iterator[None]:
         raise
     except Exception as error:
         raise CommitFailed(f"{type(error).__name__}: {error}") from error
+
+
+def _check_same(learning: Learning, row: RunRow) -> None:
+    if row.identity != learning.identity():
+        raise CheckpointError(
+            f"the run {row.name!r} was begun with another task, algorithm, cohort or seed. Give those again, or choose "
+            "another name or folder"
+        )
 
 
 def _scale(seat: Seat) -> float:

@@ -166,6 +166,7 @@ class Server:
         self.metrics = Metrics()
         self.leader = Leader(self.store, self.own.name, self._url(settings.port), fresh=self.own.alone)
         self.coordinator = Coordinator(self._ground(runs), [learning_of(run, settings) for run in runs])
+        self.coordinator.check()
         self._bundle()
         self.recording = Recording(self.coordinator, self.folder / RUNS)
         self.context = None if self._plain else tls.server_context(self.authority, list(settings.names), now=now)

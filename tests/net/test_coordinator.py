@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import foedus as fd
+from foedus.backends import open_trainer
 from foedus.core.aggregate import lift
-from foedus.errors import ProtocolError, StorageError, UploadRefused
+from foedus.errors import CheckpointError, ProtocolError, StorageError, UploadRefused
 from foedus.net.blobs import open_blobs
+from foedus.net.coordinator import Coordinator, Ground
+from foedus.net.learning import Learning
 from foedus.net.sealing import Vault
 from foedus.net.store import check_log, open_store
 from foedus.protocol import blob
@@ -296,6 +299,20 @@ def test_the_final_model_is_the_one_that_everybody_is_given() -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_was_begun_as_another_is_refused_before_anybody_is_told_of_it() -> None:
+    federation = Federation(trainee_of("plain"))
+    federation.coordinator.check()
+    federation.tick()
+    federation.coordinator.check()  # the same again
+    federation.how = {"seed": 99}
+    with pytest.raises(CheckpointError, match="'run' was begun with another task, algorithm, cohort or seed"):
+        federation.restarted()
+    other = Learning(federation.served, open_trainer(federation.trainee.task, seed=99))
+    ground = Ground(store=federation.store, blobs=federation.blobs, secret=bytes)
+    with pytest.raises(CheckpointError, match="choose another name or folder"):
+        Coordinator(ground, [other]).check()
+
+
 def test_what_is_refused_changes_nothing_and_is_named() -> None:
     """NaN, another shape, another's key, other bytes than announced, the same update twice."""
     federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 1, "each": fd.Rounds(minimum=2)})
