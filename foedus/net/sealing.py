@@ -67,7 +67,7 @@ def in_memory(folder: Path, *, memory: Path = MEMORY) -> Vault | None:
         memory: a file system that is in memory.
     """
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-    path = memory / f"foedus-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}"
+    path = memory / f"foedus-sums-{os.getuid() if hasattr(os, 'getuid') else 0}-{name}"
     with suppress(OSError):
         return Vault(_kept(path))
     return None

@@ -30,7 +30,9 @@ def test_an_idle_agent_takes_at_most_80_mb() -> None:
             trust = Trust.checked(authority.document(now=2e9), pin=authority.pin, now=2e9)
             mine = Credentials.begun(folder / "me", url="https://127.0.0.1:9", trust=trust)
             settings = join.Joining(folder=folder / "owner")
-            agent, _ = join._agent(mine, "data.py:examples", settings, join.WallClock())
+            clock = join.WallClock()
+            reach = join.Reach(mine, settings.outward, clock.now)
+            agent = join._agent(mine, "data.py:examples", settings, join.Outside(reach, clock))
             await agent.findings()
             taken = psutil.Process().memory_info().rss
             await agent.close()
