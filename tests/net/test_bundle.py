@@ -60,9 +60,9 @@ def test_version_1_is_these_bytes() -> None:
 DIGEST = "e53725dbda64746ed04de073c189fe50dc3eebd19ca525703c42fa3b7029da41"
 
 
-@given(
+@given(  # of letters that spell none of Windows' devices, which are refused
     st.dictionaries(
-        st.from_regex(r"[a-z]{1,4}(/[a-z]{1,3})?\.(py|txt)", fullmatch=True), st.just(b"x = 1\n"), min_size=1
+        st.from_regex(r"[d-k]{1,4}(/[d-k]{1,3})?\.(py|txt)", fullmatch=True), st.just(b"x = 1\n"), min_size=1
     )
 )
 def test_what_is_packed_is_read(files: dict[str, bytes]) -> None:
