@@ -430,12 +430,11 @@ class Agent:
         """What the task's own code, which the owner approved, promises of masks; not what the server says."""
         assert accepted.bundle is not None
         assert self._fetched is not None
-        await self._open(accepted.bundle, accepted.target, accepted.seed)
-        if accepted.kind is Kind.EVALUATE:
+        opened = await self._open(accepted.bundle, accepted.target, accepted.seed)
+        if accepted.kind is Kind.EVALUATE or not opened["masked"]:
             return None
         asked = {"do": "promise", "position": accepted.position, "limit": accepted.limit}
-        said = (await self.training.ask(asked, [self._fetched.orders, *self._fetched.kept])).said["masked"]
-        return None if said is None else _promise(said)
+        return _promise((await self.training.ask(asked, [self._fetched.orders, *self._fetched.kept])).said["promise"])
 
     async def _approved(self, rules: Rules, bundle: Blob, target: str) -> None:
         """The bundle, on the disk, and approved; it is fetched only to be shown otherwise."""

@@ -122,22 +122,21 @@ class Bench:
             nobody = Clients.generated(lambda i: ([[0.0]], [0]), 1)
             job = Job(task, algorithm, nobody, int(said["seed"]))
             self._open, self._round = _Open(name, job, trainer, trainer.initial()), None
-        algorithm = self._open.job.algorithm
+        job, algorithm = self._open.job, self._open.job.algorithm
         return {
             "algorithm": algorithm.label,
             "stale": isinstance(
                 algorithm.timing, Buffered
             ),  # the server says how much an update counts before it is encoded
             "personal": algorithm.method is not None and algorithm.method.personal is not None,
+            "masked": masked_update(algorithm, buffers=_averaged(job, self._open.trainer)) is not None,
         }, ()
 
     def _promise(self, said: Said, blobs: Blobs) -> Done:
-        """What the task's own code promises of masks, for these orders; nothing where nothing is masked."""
+        """What the code of a task that masks promises, for these orders."""
         job, _, orders = self._visit(said, blobs)
-        if masked_update(job.algorithm, buffers=_averaged(job, self._opened_task().trainer)) is None:
-            return {"masked": None}, ()
         promise = promise_of(Terms.of(job, orders, layouts_of(self._opened_task().trainer)))
-        return {"masked": {**promise._asdict(), "withstand": asdict(promise.withstand)}}, ()
+        return {"promise": {**promise._asdict(), "withstand": asdict(promise.withstand)}}, ()
 
     def _train(self, said: Said, blobs: Blobs) -> Done:
         """Train on the orders of a round."""

@@ -67,7 +67,6 @@ from foedus.protocol.messages import (
     Later,
     Message,
     Place,
-    Problem,
     Received,
     Refused,
     Standing,
@@ -78,6 +77,7 @@ from foedus.protocol.messages import (
     Turn,
     Why,
     Window,
+    sentence,
 )  # fmt: skip
 from foedus.protocol.round import At, Phase, Seat
 from foedus.protocol.secagg.messages import session_of, terms_for
@@ -651,8 +651,7 @@ class Coordinator:
         self._ground.watch("refused", {"run": course.name, "position": seat.position, "code": str(code)})
         self._session(seat.key, "#", course, ends=True)
         self._ahead(course, machine.Refused(now, seat.key), now)
-        told = "".join(c if c.isprintable() else " " for c in str(error)[:1000])
-        return Refused(code=code, told=told, later=course.window(now, pause=self._ground.pause))
+        return Refused(code=code, told=sentence(str(error)), later=course.window(now, pause=self._ground.pause))
 
     def _drop(self, course: Course, key: bytes) -> None:
         if (upload := course.uploads.pop(key, None)) is not None:
@@ -1172,4 +1171,4 @@ def _about_update(seat: Seat, run: str) -> bytes:
     return json.dumps([run, seat.round, seat.part, seat.position]).encode()
 
 
-__all__ = ["Coordinator", "Ground", "Problem", "Who"]
+__all__ = ["Coordinator", "Ground", "Who"]

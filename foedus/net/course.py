@@ -74,7 +74,6 @@ class Course:
     unwritten: bool = False
     begun_at: float = 0.0
     period: float = FIRST_PERIOD
-    offered: int = 0
 
     @staticmethod
     def training(learning: Learning) -> Course:

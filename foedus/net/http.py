@@ -40,6 +40,7 @@ from foedus.net.metrics import Metrics
 from foedus.net.uploads import Uploads
 from foedus.protocol import wire
 from foedus.protocol.messages import KINDS, Bell, Message, Problem
+from foedus.protocol.messages import problem as problem_of
 
 T = TypeVar("T")
 PIECE = 1 << 18  # bytes of a blob that go out at once
@@ -250,7 +251,7 @@ class Shell:
         match error:
             case ProtocolError():
                 after = 2.0 if isinstance(error, NotNow) else 0.0
-                return Problem(code=error.code, told=_told(error), fatal=error.fatal, after_s=after)
+                return problem_of(error, after_s=after)
             case StaleEpoch():
                 return Problem(code=Code.NOT_LEADER, told="another server leads now; ask again", after_s=1.0)
             case StorageError():
@@ -317,9 +318,7 @@ class Shell:
         except ProtocolError as error:
             problem = self._problem(error)
             if error.code is Code.WRONG_OFFSET:
-                problem = Problem(
-                    code=error.code, told=_told(error), offset=uploads.offset(upload, owner=caller.position)
-                )
+                problem = problem_of(error, offset=uploads.offset(upload, owner=caller.position))
             response = self._said(problem)
             response.headers["Connection"] = "close"  # what else is on its way is not read
             return response
@@ -400,12 +399,6 @@ def _range(asked: str, size: int) -> tuple[int, int] | None:
         return None
     begin, end = int(found[1]), min(size, int(found[2] or size) + (1 if found[2] else 0))
     return (begin, end) if begin < end else None
-
-
-def _told(error: Exception) -> str:
-    """An error's message, as it may travel."""
-    text = str(error)[:1000]
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 __all__ = ["Core", "Door", "Leading", "Shell"]

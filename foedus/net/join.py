@@ -13,7 +13,6 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +24,16 @@ from foedus.net.identity.credentials import Credentials
 from foedus.net.identity.files import private_folder
 from foedus.net.identity.keys import SigningKey
 from foedus.net.identity.tls import Outward
+from foedus.net.locks import alone
 from foedus.net.owner.consent import plain
 from foedus.net.owner.folder import OwnerFolder, default
-from foedus.net.owner.locks import alone
 from foedus.net.owner.rules import Finding
 from foedus.net.owner.surroundings import Surroundings, observe
 from foedus.net.reach import Reach
 from foedus.net.sandbox import Limits, Walls
 from foedus.net.training import Training
 from foedus.protocol.messages import CheckIn, Kind
+from foedus.record.versions import versions
 
 __all__ = ["Joined", "Joining", "check", "join"]
 
@@ -207,7 +207,7 @@ def _agent(mine: Credentials, data: Any, settings: Joining, outside: Outside) ->
         outside.reach.transport,
         Training(settings.limits, scratch),
         _data(data, settings),
-        CheckIn(run=settings.run, kinds=kinds, software=_software()),
+        CheckIn(run=settings.run, kinds=kinds, software=versions()),
         outside.clock,
         settings.surroundings,
         approve=tuple(digest.lower() for digest in settings.approve),
@@ -286,14 +286,3 @@ def _name(part: str, folder: Path) -> str:
     plain_part = re.sub(r"[^A-Za-z0-9_-]+", "-", part or platform.node() or "client").strip("-") or "client"
     private_folder(folder)
     return f"{plain_part[:40]}-{SigningKey.kept(folder / 'key.pem').public.raw.hex()[:6]}"
-
-
-def _software() -> dict[str, str]:
-    """Versions of what matters, found without loading any of it."""
-    found = {"python": platform.python_version()}
-    for package in ("foedus", "numpy", "torch", "jax"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import secrets
 import socket
-import sys
 from pathlib import Path
 from typing import IO, Any
 
 from foedus.errors import ConfigurationError
 from foedus.net.leases import SECONDS, lead, resign
+from foedus.net.locks import taken
 from foedus.net.store import Lease, Store
 
 
@@ -83,7 +83,7 @@ class OwnFolder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = folder / "server-name"
         self._file: IO[Any] = open(folder / ".in-use", "ab")  # noqa: SIM115  # held until the process ends
-        self.alone = _locked(self._file)
+        self.alone = taken(self._file)
         if self.alone and not name.exists():
             name.write_text(f"{socket.gethostname()}-{secrets.token_hex(4)}")
         own = name.read_text() if name.exists() else socket.gethostname()
@@ -104,26 +104,3 @@ class OwnFolder:
     def close(self) -> None:
         """Let others use it."""
         self._file.close()
-
-
-if sys.platform == "win32":
-
-    def _locked(file: IO[Any]) -> bool:
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-
-    def _locked(file: IO[Any]) -> bool:
-        import fcntl
-
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True

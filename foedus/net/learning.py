@@ -36,11 +36,10 @@ from foedus.protocol import blob
 from foedus.protocol.messages import Blob
 from foedus.protocol.secagg.messages import Promise
 from foedus.record.checkpoint import Checkpoint
-from foedus.rounds import evaluate, identity, start
+from foedus.rounds import evaluate, freight, identity, start
 from foedus.rounds.brought import sent_down
 from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
-from foedus.rounds.freight import orders_blob
 from foedus.rounds.lines import described, round_line
 from foedus.rounds.masks import masked_update, promise_of
 from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, let_in, packed
@@ -274,9 +273,7 @@ class Learning:
             arrays |= {f"edges.{edge}/{name}": array for name, array in memory.items()}
         for version, (weights, down, told) in self._old.items():
             arrays |= {f"old.{version}/vector": weights.vector, f"old.{version}/buffers": weights.buffers}
-            arrays |= {f"old.{version}/down/{name}": array for name, array in down.items()}
-            for channel, own in told.items():
-                arrays |= {f"old.{version}/told/{channel}/{name}": array for name, array in own.items()}
+            arrays |= {f"old.{version}/{name}": array for name, array in freight.beside_arrays(down, told).items()}
         return blob.pack(arrays, {"kind": "checkpoint", "values": json.dumps(saved.values)})
 
     def restore(self, data: bytes) -> None:
@@ -299,13 +296,7 @@ class Learning:
         self.state = RunState.restored(Checkpoint(arrays, values), population, channels)
         self._kept = _by_number(arrays, "edges.")
         for version, own in _by_number(arrays, "old.").items():
-            down = {n.removeprefix("down/"): a for n, a in own.items() if n.startswith("down/")}
-            told: dict[str, dict[str, NDArray[Any]]] = {}
-            for name, array in own.items():
-                if name.startswith("told/"):
-                    channel, _, rest = name.removeprefix("told/").partition("/")
-                    told.setdefault(channel, {})[rest] = array
-            self._old[version] = Weights(own["vector"], own["buffers"]), down, told
+            self._old[version] = Weights(own["vector"], own["buffers"]), *freight.beside_of(own)
         self.again()
 
     # --- orders
@@ -322,20 +313,20 @@ class Learning:
         edge = self.edge(position) if self.part else WHOLE
         if edge not in self._made:
             terms = self._terms(edge)
-            self._made[edge] = orders_blob(terms.orders, terms.travels, run=self.served.name)
+            self._made[edge] = freight.orders_blob(terms.orders, terms.travels, run=self.served.name)
         return self._made[edge]
 
     def late_orders(self, version: int) -> bytes:
         """The orders of an earlier round, whose updates are still awaited."""
         terms = self._late_terms(version)
-        return orders_blob(terms.orders, terms.travels, run=self.served.name)
+        return freight.orders_blob(terms.orders, terms.travels, run=self.served.name)
 
     def model(self) -> bytes:
         """The weights as they are now, as orders are."""
         state = self._begun
         if self._model is None or self._model[0] is not state:
             terms = Terms.of(self.job, Orders(state.round, state.weights, NOBODY), self._layouts)
-            self._model = state, orders_blob(terms.orders, terms.travels, run=self.served.name)
+            self._model = state, freight.orders_blob(terms.orders, terms.travels, run=self.served.name)
         return self._model[1]
 
     @property

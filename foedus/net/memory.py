@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from foedus.errors import Code, NotNow, ProtocolError, StaleEpoch, StorageError
 from foedus.protocol import wire
-from foedus.protocol.messages import Answer, Blob, Message, Problem, Request
+from foedus.protocol.messages import Answer, Blob, Message, Problem, Request, problem, sentence
 
 __all__ = ["MemoryTransport"]
 
@@ -58,18 +58,16 @@ class MemoryTransport:
         try:
             return int(uploads.write(upload, offset, content, owner=owner, now=self._clock()))
         except ProtocolError as error:
-            problem = _problem(error)
             if error.code is not Code.WRONG_OFFSET:
-                return problem
-            return Problem(code=error.code, told=problem.told, offset=uploads.offset(upload, owner=owner))
+                return _problem(error)
+            return problem(error, offset=uploads.offset(upload, owner=owner))
 
     async def close(self) -> None:
         """There is nothing to close."""
 
 
 def _problem(error: ProtocolError | StaleEpoch | StorageError) -> Problem:
-    told = "".join(c if c.isprintable() else " " for c in str(error))[:1000]
     if isinstance(error, ProtocolError):
-        return Problem(code=error.code, told=told, fatal=error.fatal, after_s=2.0 if isinstance(error, NotNow) else 0.0)
+        return problem(error, after_s=2.0 if isinstance(error, NotNow) else 0.0)
     code = Code.NOT_LEADER if isinstance(error, StaleEpoch) else Code.STORAGE
-    return Problem(code=code, told=told, after_s=1.0)
+    return Problem(code=code, told=sentence(str(error)), after_s=1.0)

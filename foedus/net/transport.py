@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from foedus.errors import Code, MalformedMessage, TooLarge, Unreachable
 from foedus.net import api
 from foedus.protocol import wire
-from foedus.protocol.messages import ANSWERS, Answer, Blob, Message, Problem, Request
+from foedus.protocol.messages import ANSWERS, Answer, Blob, Message, Problem, Request, sentence
 
 __all__ = ["HttpTransport", "Transport"]
 
@@ -170,14 +170,10 @@ def _message(found: _Found) -> Message:
     after = found.headers.get("Retry-After", "")
     return Problem(
         code=code,
-        told=_printable(str(told.get("told") or f"the server answered {found.status}")),
+        told=sentence(str(told.get("told") or f"the server answered {found.status}")),
         fatal=found.status not in (401, 429) and found.status < 500,
         after_s=float(after) if after.isdecimal() and len(after) < 6 else 0.0,
     )
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)[:1000]
 
 
 def _unreachable(error: Exception) -> Unreachable:

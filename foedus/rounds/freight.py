@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Weights
-from foedus.core.method import Travels
+from foedus.core.method import Travels, Vectors
 from foedus.core.values import Message
 from foedus.errors import MalformedMessage, NoGuarantee
 from foedus.protocol import blob
@@ -132,9 +132,7 @@ def orders_blob(orders: Orders, travels: Parts, *, run: str) -> bytes:
         run: its name.
     """
     arrays: dict[str, NDArray[Any]] = dict(zip(("vector", "buffers"), map(_cut, orders.start, travels), strict=True))
-    arrays |= {f"down/{name}": array for name, array in orders.down.items()}
-    for channel, told in orders.told.items():
-        arrays |= {f"told/{channel}/{name}": array for name, array in told.items()}
+    arrays |= beside_arrays(orders.down, orders.told)
     return blob.pack(arrays, {"kind": "orders", "run": run, "round": str(orders.round), "part": str(orders.part)})
 
 
@@ -151,16 +149,38 @@ def orders_of(given: Tensors, first: Weights, travels: Parts) -> Orders:
     """
     told = _of_kind(given, "orders")
     arrays = {name: array.copy() for name, array in given.arrays.items()}  # what trains may write to its own copy
-    down = {name.removeprefix("down/"): array for name, array in arrays.items() if name.startswith("down/")}
-    beside: dict[str, dict[str, NDArray[Any]]] = {}
-    for path, array in arrays.items():
-        if path.startswith("told/"):
-            channel, _, name = path.removeprefix("told/").partition("/")
-            beside.setdefault(channel, {})[name] = array
+    down, beside = beside_of(arrays)
     parts = zip(("vector", "buffers"), first, travels, strict=True)
     start = Weights(*(_filled(arrays, name, own, part) for name, own, part in parts))
     nobody = np.empty(0, np.int64)
     return Orders(_whole(told, "round"), start, nobody, down=down, told=beside, part=_whole(told, "part"))
+
+
+def beside_arrays(down: Vectors, told: Mapping[str, Vectors]) -> dict[str, NDArray[Any]]:
+    """What goes beside a model, as arrays by name: the downlink's message, and what each channel tells its clients.
+
+    Example:
+        >>> beside_of(beside_arrays({"seed": np.arange(1)}, {"drift": {"vector": np.zeros(2)}}))
+        ({'seed': array([0])}, {'drift': {'vector': array([0., 0.])}})
+    """
+    arrays = {f"down/{name}": array for name, array in down.items()}
+    for channel, message in told.items():
+        arrays |= {f"told/{channel}/{name}": array for name, array in message.items()}
+    return arrays
+
+
+def beside_of(arrays: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, NDArray[Any]]]]:
+    """What :func:`beside_arrays` wrote; arrays of other names are left out."""
+    down: dict[str, NDArray[Any]] = {}
+    told: dict[str, dict[str, NDArray[Any]]] = {}
+    for path, array in arrays.items():
+        kind, _, rest = path.partition("/")
+        if kind == "down":
+            down[rest] = array
+        elif kind == "told":
+            channel, _, name = rest.partition("/")
+            told.setdefault(channel, {})[name] = array
+    return down, told
 
 
 def _cut(vector: Vector, part: Travels | None) -> Vector:

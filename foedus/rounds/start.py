@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from foedus.backends import Trainer, Weights
 from foedus.errors import ConfigurationError
+from foedus.record.versions import versions as installed
 from foedus.tree import Layout, Vector, leaves
 
 
@@ -78,10 +78,4 @@ def describe(given: Any) -> str:
 
 def versions() -> dict[str, str]:
     """What the run was made with."""
-    found = {"python": platform.python_version(), "system": platform.system()}
-    for package in ("foedus", "numpy", "torch", "jax"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {**installed(), "system": platform.system()}

@@ -9,14 +9,15 @@ Not here: bits on the wire (``secure/planes.py``), masks (``foedus.protocol.seca
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.coding import blocks, dither, draws, peak
+from foedus.core.coding import blocks, dither, draws, peak, refused
 from foedus.core.values import Context, Update
-from foedus.errors import ConfigurationError, SumOverflow
+from foedus.errors import ConfigurationError, Reason, SumOverflow
 from foedus.secure.planes import word
 
 if TYPE_CHECKING:
@@ -93,6 +94,18 @@ def weighted(codes: NDArray[Any], weight: int, bits: int) -> NDArray[Any]:
     if weight != 1:
         found *= found.dtype.type(weight)
     return found
+
+
+def whole_weight(update: Update, most: int, context: Context) -> int:
+    """A client's weight as the whole number from 1 to ``most`` that is nearest.
+
+    Raises:
+        UpdateRefused: it is no finite number above 0.
+    """
+    weight = float(update.weight)
+    if not (math.isfinite(weight) and weight > 0):
+        raise refused(f"has the weight {weight}, and weights are numbers above 0", context, Reason.WEIGHT)
+    return int(min(max(round(weight), 1), most))
 
 
 def wrapped(whole: NDArray[np.int64], bits: int) -> NDArray[Any]:

@@ -33,7 +33,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.coding import part, refused
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee, Reason, SecureAggregationFailed, SumOverflow
-from foedus.secure.fixed_point import Grid
+from foedus.secure.fixed_point import Grid, whole_weight
 from foedus.secure.primitives import derived, digest
 from foedus.tree import Vector
 
@@ -222,20 +222,13 @@ class _Encrypted(NamedTuple):
                 f"{self.label} adds up the updates of {self.silos} silos, and there is one at position "
                 f"{context.client}. Write encrypted({context.client + 1}, ...), or more"
             )
-        weight = 1 if self.most is None else self._weight(update, context)
+        weight = 1 if self.most is None else whole_weight(update, self.most, context)
         entries = self.grid.codes(update, context).astype(np.float64)
         entries -= self.grid.half
         entries *= weight
         marks = np.zeros((2, self.silos))
         marks[:, context.client] = 1, context.round % ROUNDS
         return np.concatenate([entries, [weight], marks.reshape(-1)])
-
-    def _weight(self, update: Update, context: Context) -> int:
-        weight = float(update.weight)
-        if not (math.isfinite(weight) and weight > 0):
-            raise refused(f"has the weight {weight}, and weights are numbers above 0", context, Reason.WEIGHT)
-        assert self.most is not None
-        return int(min(max(round(weight), 1), self.most))
 
     def _known(self) -> SiloKey:
         if self.key is None:

@@ -22,17 +22,16 @@ from numpy.typing import NDArray
 
 from foedus.core.aggregate import Aggregator, Masking, Shortcut
 from foedus.core.checks import check_number, check_whole
-from foedus.core.coding import part, refused
+from foedus.core.coding import part
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import (
     ConfigurationError,
     IncompatibleStages,
     NoGuarantee,
-    Reason,
     SecureAggregationFailed,
     SumOverflow,
 )
-from foedus.secure.fixed_point import Grid, centred, check_integers, weighted, width, wrapped
+from foedus.secure.fixed_point import Grid, centred, check_integers, weighted, whole_weight, width, wrapped
 from foedus.secure.graph import Withstand
 from foedus.secure.planes import packed, packed_bytes, unpacked, word
 from foedus.secure.traffic import overhead
@@ -167,7 +166,7 @@ class _Sum(NamedTuple):
         codes = update.vector if self.codes is not None else self.grid.codes(update, context)
         if self.most is None:
             return weighted(codes, 1, self.width)
-        weight = self._weight(update, context)
+        weight = whole_weight(update, self.most, context)
         return np.append(weighted(codes, weight, self.width), word(self.width).type(weight))
 
     def encode_all(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
@@ -178,13 +177,6 @@ class _Sum(NamedTuple):
             total = message if total is None else self.merge(total, message)
         assert total is not None
         return total
-
-    def _weight(self, update: Update, context: Context) -> int:
-        weight = float(update.weight)
-        if not (math.isfinite(weight) and weight > 0):
-            raise refused(f"has the weight {weight}, and weights are numbers above 0", context, Reason.WEIGHT)
-        assert self.most is not None
-        return int(min(max(round(weight), 1), self.most))
 
     # --- anywhere
 

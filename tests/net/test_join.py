@@ -11,7 +11,7 @@ import foedus as fd
 from foedus.cli import run
 from foedus.errors import ConfigurationError
 from foedus.net.join import _data, _name
-from foedus.net.owner.locks import alone
+from foedus.net.locks import alone
 from foedus.net.source import of_bytes
 
 URL = "https://127.0.0.1:9"

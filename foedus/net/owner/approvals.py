@@ -18,7 +18,7 @@ from pathlib import Path
 
 from foedus.errors import ConfigurationError
 from foedus.net.bundle import Bundle, differences, read_bundle
-from foedus.net.owner.locks import in_turn
+from foedus.net.locks import in_turn
 from foedus.record import files
 from foedus.record.files import storage
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from foedus.errors import LedgerBroken
-from foedus.net.owner.locks import in_turn
+from foedus.net.locks import in_turn
 from foedus.record.files import replace, storage
 
 __all__ = ["Departure", "Entry", "Ledger"]

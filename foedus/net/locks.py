@@ -6,10 +6,20 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from foedus.errors import ConfigurationError
 
-__all__ = ["alone", "in_turn"]
+__all__ = ["alone", "in_turn", "taken"]
+
+
+def taken(file: IO[Any]) -> bool:
+    """Take the lock of an open file, which is held until it is closed; whether nobody else had it."""
+    try:
+        _lock(file.fileno(), wait=False)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -25,10 +35,8 @@ def alone(path: Path, told: str) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(path, "a+b") as file:
-        try:
-            _lock(file.fileno(), wait=False)
-        except OSError:
-            raise ConfigurationError(told) from None
+        if not taken(file):
+            raise ConfigurationError(told)
         yield
 
 
