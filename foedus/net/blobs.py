@@ -4,7 +4,7 @@ A blob is named by its SHA-256, so that it never changes, may be written twice, 
 is written aside and renamed, so that a crash leaves a whole one or none. It may lie in a folder, in memory,
 or in an object store.
 
-Not here: which blobs clients may fetch (``coordinator.py``): partial sums lie here, too.
+Not here: which blobs clients may fetch (``coordinator``): partial sums lie here, too.
 """
 
 from __future__ import annotations

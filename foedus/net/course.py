@@ -2,7 +2,7 @@
 
 A value that the coordinator changes; everything that decides is in ``protocol/round.py`` and ``learning.py``.
 
-Not here: what is written, and answered (``coordinator.py``).
+Not here: what is written, and answered (``coordinator``).
 """
 
 from __future__ import annotations
@@ -91,6 +91,12 @@ class Course:
         each = learning.served.each
         rules = Rules(minimum=each.minimum, window_s=each.window, deadline_s=each.deadline, attempts=1)
         return Course(learning.served.name + EVALUATION, learning, rules, Kind.EVALUATE)
+
+    def gathered(self) -> Gathering:
+        """What has come in the step under way; nothing, at first."""
+        if self.gathering is None:
+            self.gathering = Gathering(self.learning.step, seats=max(1, self.state.places))
+        return self.gathering
 
     # --- who is asked
 

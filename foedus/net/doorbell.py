@@ -4,7 +4,7 @@ Nothing depends on it: what it says may be lost, is small, and has to be asked f
 connects shows the same ticket as everywhere, and hears of the runs that it names. No compression (it doubles the memory
 of a connection), WebSocket only, pings every 25 seconds.
 
-Not here: what is rung for (``coordinator.py``).
+Not here: what is rung for (``coordinator``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ a receipt in the broker; an aggregation worker fetches the bytes here, once, by 
 else is said to the coordinator, in the client's name. Any number of gateways may stand side by side; one that dies
 loses the uploads in its memory, and their clients, who still hold the bytes, are asked again.
 
-Not here: merging (``brokers/aggregation.py``), what is answered (``coordinator.py``).
+Not here: merging (``brokers/aggregation.py``), what is answered (``coordinator``).
 """
 
 from __future__ import annotations

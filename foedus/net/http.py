@@ -4,7 +4,7 @@ Everything that the coordinator does takes place in one thread of its own, messa
 database nor the merging of updates holds up the event loop. The loop's own work is to move bytes: uploads go piece by
 piece into bounded memory (``uploads.py``), blobs go out in pieces as fast as the other side takes them.
 
-Not here: what is answered (``coordinator.py``), who somebody is (``identity``), the doorbell (``doorbell.py``).
+Not here: what is answered (``coordinator``), who somebody is (``identity``), the doorbell (``doorbell.py``).
 """
 
 from __future__ import annotations

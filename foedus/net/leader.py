@@ -3,7 +3,7 @@
 A process that starts again with its own folder takes up the lease that it left at once; another waits until it has run
 out. Whoever leads no more finds out at the next renewal, or, before that, by the first write that fails.
 
-Not here: the lease (``leases.py``), what leading means (``coordinator.py``).
+Not here: the lease (``leases.py``), what leading means (``coordinator``).
 """
 
 from __future__ import annotations

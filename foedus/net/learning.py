@@ -5,7 +5,7 @@ uses the same functions as the simulator (``foedus.rounds``), so that the same c
 nothing of messages, attempts or deadlines. A *step* is what clients are asked for once: a round, or, where edge
 aggregators average among themselves first, one of their rounds within it.
 
-Not here: who is let in, and when a step ends (``protocol/round.py``); what is written where (``coordinator.py``).
+Not here: who is let in, and when a step ends (``protocol/round.py``); what is written where (``coordinator``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A lease is a row {name, holder, address, epoch, expires_at}. Its holder renews i
 run out, whoever asks next takes it, with the next epoch. A process that stood still meanwhile may believe that it
 leads: its writes carry the old epoch, and the store refuses them (``store.py``).
 
-Not here: what a leader does (``coordinator.py``), and how the others forward to it (``http.py``).
+Not here: what a leader does (``coordinator``), and how the others forward to it (``http.py``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The conversation is a pure machine (``protocol/secagg/server.py``); here are its
 lies in memory: when the process dies, or the attempt fails, nothing of it is left, and another attempt begins with
 fresh keys. Clients ask (``Confer``), and are told their next turn when there is one.
 
-Not here: what the sum is made into (``learning.py``), who is let in (``coordinator.py``), the client's side
+Not here: what the sum is made into (``learning.py``), who is let in (``coordinator``), the client's side
 (``conferring.py``).
 """
 

@@ -6,7 +6,7 @@ that a killed server goes on, and not the machine. Where there is none, partial 
 restart everybody is asked to send again. The round's key of ``sealed`` lies in the database, itself encrypted under the
 operator's: deleting it makes the updates of the round unreadable, wherever copies of them may be.
 
-AES-256-GCM by ``cryptography``. Not here: when something is written (``coordinator.py``).
+AES-256-GCM by ``cryptography``. Not here: when something is written (``coordinator``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a server is to do: one value per run.
 
-Not here: how it does it (``coordinator.py``), where it listens (``serving.py``).
+Not here: how it does it (``coordinator``), where it listens (``serving.py``).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ or a process stands still).
 
 SQLite, in WAL mode and synced at every commit, is for one server process; PostgreSQL for several.
 
-Not here: models, orders and sums (``blobs.py``), what the rows mean (``coordinator.py``).
+Not here: models, orders and sums (``blobs.py``), what the rows mean (``coordinator``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A place is made when its size is known and there is room for all of it; who find
 clients wait and not the server's memory. Bytes come in order, in pieces, and may be resumed at the offset that has been
 reached. A place that nobody writes to is given up after a while.
 
-Not here: what the bytes are (``coordinator.py``).
+Not here: what the bytes are (``coordinator``).
 """
 
 from __future__ import annotations

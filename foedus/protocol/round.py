@@ -1,7 +1,7 @@
 """A round on the server, as a pure state machine: who is let in, when it ends, and what becomes of everybody's upload.
 
 ``state, actions = step(state, event, rules)``. ``TABLE`` is the machine: what may happen in which phase, and which
-phases it may lead to; the diagram in docs/protocol.md is drawn from it. Whoever drives it (``net/coordinator.py``)
+phases it may lead to; the diagram in docs/protocol.md is drawn from it. Whoever drives it (``net/coordinator``)
 writes down the new state before it does what the actions say, and only then answers: *persist, then act*.
 
 * A client has a *seat* for one attempt of one round; its key is the seat's name. It is seated once in an attempt: asked
@@ -16,7 +16,7 @@ writes down the new state before it does what the actions say, and only then ans
 Time is seconds on the server's clock, given with every event. The phases are those of Bonawitz et al. (2019) and of
 xaynet; failure is a phase like any other.
 
-Not here: sums and models (``net/learning.py``), what is written where (``net/coordinator.py``), when clients come back
+Not here: sums and models (``net/learning.py``), what is written where (``net/coordinator``), when clients come back
 (``pacing.py``), the client's side (``session.py``).
 """
 

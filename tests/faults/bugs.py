@@ -13,7 +13,10 @@ from unittest.mock import patch
 
 from foedus.errors import StorageError
 from foedus.net import leases
-from foedus.net.coordinator import Coordinator, _Given
+from foedus.net.coordinator.driver import Driver
+from foedus.net.coordinator.giving import Giving, _Given
+from foedus.net.coordinator.recovery import Recovery
+from foedus.net.coordinator.steps import Steps
 from foedus.net.course import Course
 from foedus.net.learning import Learning
 from foedus.net.store import Lease, SqlTransaction
@@ -115,13 +118,13 @@ _BUSY = (Phase.SELECTING, Phase.TRAINING, Phase.AGGREGATING)
 
 
 def sum_of_a_failed_attempt() -> list[Any]:
-    forget = Coordinator._forget
+    forget = Driver.forget
 
     def keep(self: Any, course: Any) -> None:
         if course.state.phase is not Phase.FAILED:
             forget(self, course)
 
-    return [patch.object(Coordinator, "_forget", keep)]
+    return [patch.object(Driver, "forget", keep)]
 
 
 def too_few() -> list[Any]:
@@ -144,31 +147,31 @@ _TICKS: dict[Phase, Any] = {Phase.AGGREGATING: machine._aggregating, Phase.FAILE
 
 
 def said_before_written() -> list[Any]:
-    step = Coordinator._step
+    step = Driver.step
 
     def unsaved(self: Any, course: Any, event: Any, now: float) -> Any:
         if not isinstance(event, machine.Came):
             return step(self, course, event, now)
         state, actions = machine.step(course.state, event, course.rules)
-        self._take_over(course, state, actions, now)
+        self.take_over(course, state, actions, now)
         return actions
 
-    return [patch.object(Coordinator, "_step", unsaved)]
+    return [patch.object(Driver, "step", unsaved)]
 
 
 def removed_too_early() -> list[Any]:
-    committed = Coordinator._committed
+    committed = Steps._committed
 
     def remove_first(self: Any, course: Any, now: float) -> None:
         self._ground.blobs.remove(course.checkpoint)
         committed(self, course, now)
 
-    return [patch.object(Coordinator, "_committed", remove_first)]
+    return [patch.object(Steps, "_committed", remove_first)]
 
 
 def full_disk() -> list[Any]:
     """The update is in the sum, the write fails, and the client is told that all went wrong."""
-    return [patch.object(Coordinator, "_ahead", Coordinator._step)]
+    return [patch.object(Driver, "ahead", Driver.step)]
 
 
 def after_the_goal() -> list[Any]:
@@ -202,7 +205,7 @@ _CAME: dict[Phase, Any] = {
 
 
 def error_is_swallowed() -> list[Any]:
-    write = Coordinator._write
+    write = Driver.write
 
     def ignore(self: Any, course: Any, seats: Any, now: float) -> None:
         try:
@@ -210,20 +213,20 @@ def error_is_swallowed() -> list[Any]:
         except StorageError:
             return
 
-    return [patch.object(Coordinator, "_write", ignore)]
+    return [patch.object(Driver, "write", ignore)]
 
 
 # --- those that were ours
 
 
 def late_models_forgotten() -> list[Any]:
-    load = Coordinator._load
+    load = Recovery._load
 
     def forgetful(self: Any, course: Any, now: float) -> None:
         with patch.object(Learning, "remember", lambda self, versions: None):
             load(self, course, now)
 
-    return [patch.object(Coordinator, "_load", forgetful)]
+    return [patch.object(Recovery, "_load", forgetful)]
 
 
 def told_apart_by_address() -> list[Any]:
@@ -235,7 +238,7 @@ def told_apart_by_address() -> list[Any]:
             self._digests[id(content)] = digest
         return Blob(digest=digest, size=len(content))
 
-    return [patch.object(Coordinator, "_give", give)]
+    return [patch.object(Giving, "give", give)]
 
 
 def earlier_rounds_not_read() -> list[Any]:

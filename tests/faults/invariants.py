@@ -196,7 +196,7 @@ class Watch:
     def ticked(self, server: Server) -> None:
         """A tick came to its end: no deadline has passed before it."""
         assert server.coordinator is not None
-        state = server.coordinator._courses[RUN].state
+        state = server.coordinator._driver.courses[RUN].state
         if state.phase in (Phase.SELECTING, Phase.TRAINING) and self.world.now + server.offset > state.deadline:
             raise Violation(f"round {state.round} goes on after its deadline")
 

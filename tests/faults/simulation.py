@@ -349,7 +349,7 @@ class World:
     def where(self) -> str:
         """Where everybody is, for whoever has to find a fault."""
         leaders = [s for s in self.servers if s.coordinator is not None]
-        course = leaders[0].coordinator._courses[RUN].state if leaders and leaders[0].coordinator else None
+        course = leaders[0].coordinator._driver.courses[RUN].state if leaders and leaders[0].coordinator else None
         at = "nobody leads" if course is None else (
             f"round {course.round}, attempt {course.attempt}, {course.phase}, deadline {course.deadline:.0f}, seats "
             f"{[(s.position, str(s.at)) for s in course.seats.values()]}"
