@@ -103,7 +103,7 @@ def rates(size: int, bits: int) -> Rates:
         per_call(lambda: primitives.sealed(bytes(32), bytes(64), b"context" * 6)),
         per_call(lambda: primitives.opened(bytes(32), parcel, b"context" * 6)),
         per_call(lambda: primitives.public_key(bytes(range(32)))),
-        median(lambda: primitives.add_mask(total, bytes(32))),
+        median(lambda: primitives.add_mask([total], bytes(32))),
         median(lambda: np.add(total, next(come), out=total)),
     )
 
@@ -152,7 +152,7 @@ def attempts(setting: Setting) -> Iterator[Figures]:
     """One attempt up to the delivery of shares, and from there on once for every share of dropouts: what clients send
     does not depend on who drops out after them."""
     withstand, count = setting.withstand, setting.withstand.clients
-    promise = messages.Promise(withstand, 2, setting.size, setting.bits)
+    promise = promised(withstand, setting.size, setting.bits)
     terms = messages.terms_for(
         promise, session=bytes(16), round=1, attempt=1, model=MODEL, graph=secrets.token_bytes(32), clients=count
     )
@@ -174,6 +174,11 @@ def attempts(setting: Setting) -> Iterator[Figures]:
         clock.server = before
         lost = np.random.default_rng(percent).permutation(count)[: count * percent // 100]
         yield finished(copy.deepcopy(server), states, said, set(lost.tolist()), clock) | {"drop": percent}
+
+
+def promised(withstand: Withstand, entries: int, bits: int) -> messages.Promise:
+    """Of one channel."""
+    return messages.Promise(withstand, 2, (messages.Channel("update", entries, bits),))
 
 
 def owned(slot: int, promise: messages.Promise) -> clients.Own:
@@ -208,7 +213,7 @@ def masked(states: dict[int, clients.Client], numbers: np.ndarray, clock: Clock)
     said = {}
     for slot in states:
         at = time.process_time()
-        states[slot], actions = clients.step(states[slot], clients.Numbers(numbers))
+        states[slot], actions = clients.step(states[slot], clients.Numbers((numbers,)))
         clock.clients[slot] += time.process_time() - at
         said[slot] = actions[-1].message
     return said
@@ -370,7 +375,7 @@ def bytes_of(count: int, entries: int, *, whole: bool) -> Figures:
     """
     bits = width(count, 16, 1)
     withstand = full(count)
-    promise = messages.Promise(withstand, 2, entries, bits)
+    promise = promised(withstand, entries, bits)
     terms = messages.terms_for(
         promise, session=bytes(16), round=1, attempt=1, model=MODEL, graph=bytes(32), clients=count
     )
@@ -388,7 +393,7 @@ def bytes_of(count: int, entries: int, *, whole: bool) -> Figures:
     numbers = np.zeros(entries, word(bits))
     if whole:
         state, _ = clients.step(state, delivery)
-        state, actions = clients.step(state, clients.Numbers(numbers))
+        state, actions = clients.step(state, clients.Numbers((numbers,)))
         sent.append(actions[-1].message)
     else:
         sent.append(messages.Masked(packed(numbers, bits)))

@@ -171,12 +171,18 @@ class Algorithm:
 
     def with_(
         self, *, timing: Timing | None = None, gate: Gate | None = None, downlink: Aggregator | None = None,
-        buffers: Aggregator | None = None,
+        buffers: Aggregator | None = None, aggregator: Aggregator | None = None,
+        sides: Mapping[str, Aggregator] | None = None,
     ) -> Algorithm:  # fmt: skip
-        """The same algorithm with another timing, gate, downlink, or rule for buffers; what is not given stays.
+        """The same algorithm with another timing, gate, downlink, or other rules; what is not given stays.
+
+        Args:
+            timing, gate, downlink: as for ``fedavg``.
+            aggregator, buffers: how updates and buffers are aggregated.
+            sides: how what the method sends beside the update is, by channel.
 
         Raises:
-            ConfigurationError: they do not go together.
+            ConfigurationError: they do not go together, or the method has no such channel.
 
         Example:
             >>> from foedus.core.timing import buffered
@@ -185,8 +191,19 @@ class Algorithm:
         """
         return replace(
             self, timing=timing or self.timing, gate=gate or self.gate, downlink=downlink or self.downlink,
-            buffers=buffers or self.buffers,
+            buffers=buffers or self.buffers, aggregator=aggregator or self.aggregator,
+            method=self.method if not sides else self._gathering(sides),
         )  # fmt: skip
+
+    def _gathering(self, sides: Mapping[str, Aggregator]) -> Method:
+        """The method with other rules for its channels."""
+        for name in sides:
+            if name in ("update", "buffers"):
+                raise ConfigurationError(f"{name!r} is no channel of a method's own: write with_({_RULES[name]}=...)")
+            self.aggregator_of(name)
+        assert self.method is not None
+        told = ", ".join(f"{name} by {_told(rule)}" for name, rule in sorted(sides.items()))
+        return self.method._replace(sides={**self.method.sides, **sides}, label=f"{self.method.label} [{told}]")
 
     def aggregator_of(self, channel: str) -> Aggregator:
         """The aggregator of what travels in a channel: "update", "buffers", or one of the method's own.
@@ -216,6 +233,9 @@ class Algorithm:
             f"{method}{self.client.label}, {self.aggregator.label}, server {self.server.label}{buffers}{gate}{timing}"
             f"{downlink}"
         )
+
+
+_RULES = {"update": "aggregator", "buffers": "buffers"}  # what with_ calls them
 
 
 def _check_method(method: Method, client: Client) -> None:

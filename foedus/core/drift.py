@@ -99,6 +99,7 @@ def scaffold(
         down=lambda state: {"control": state["control"]},
         sides={"control": control or mean(), "sizes": mean(weighted=False)},
         finish=finish,
+        lengths=lambda layout: {"control": layout.size, "sizes": 3},
     )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
@@ -157,6 +158,7 @@ def feddyn(
         sides={"sizes": mean(weighted=False)},
         finish=finish,
         unscaled=True,
+        lengths=lambda layout: {"sizes": 3},
     )
     return composed(held, method, aggregator=aggregator, server=server, personal=personal)
 
@@ -207,7 +209,13 @@ def fednova(
             return None, gathered.state
         return gathered.update * gathered.sides["length"], gathered.state
 
-    method = Method(local, f"fednova(weighted={weighted})", sides={"length": mean()}, finish=finish)
+    method = Method(
+        local,
+        f"fednova(weighted={weighted})",
+        sides={"length": mean()},
+        finish=finish,
+        lengths=lambda layout: {"length": 1},
+    )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 
@@ -267,6 +275,7 @@ def mime_lite(
         down=lambda state: state,
         sides={"gradient": gradient or mean()},
         finish=finish,
+        lengths=lambda layout: {"gradient": layout.size},
     )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
@@ -324,6 +333,7 @@ def averaged_momentum(
         sides={"momentum": momenta or mean()},
         finish=finish,
         counts=False,
+        lengths=lambda layout: {"momentum": layout.size},
     )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 

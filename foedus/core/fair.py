@@ -79,7 +79,15 @@ def qfedavg(
         return gathered.update / gathered.sides["divisor"], gathered.state
 
     label = f"qfedavg(q={q}, weighted={weighted})"
-    method = Method(local, label, sides={"divisor": mean()}, finish=finish, unscaled=True, fits=fits)
+    method = Method(
+        local,
+        label,
+        sides={"divisor": mean()},
+        finish=finish,
+        unscaled=True,
+        fits=fits,
+        lengths=lambda layout: {"divisor": 1},
+    )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 
@@ -150,7 +158,8 @@ def afl(
         return gathered.update, {"weights": grown / grown.sum(), "losses": losses, "examples": examples}
 
     label = f"afl({count} domains {zlib.crc32(where.tobytes()):08x}, step={step})"
-    method = Method(local, label, init, down, {"losses": mean(weighted=False)}, finish)
+    sides = {"losses": mean(weighted=False)}
+    method = Method(local, label, init, down, sides, finish, lengths=lambda layout: {"losses": 2 * count})
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 

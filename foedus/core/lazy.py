@@ -57,7 +57,7 @@ def lazy(method: Method | None = None, *, share: float) -> Method:
             return None, gathered.state
         return gathered.update * (gathered.senders / gathered.visited), gathered.state
 
-    return inner._replace(local=local, finish=finish, label=f"lazy({inner.label}, share={share})")
+    return inner._replace(local=local, finish=finish, label=f"lazy({inner.label}, share={share})", silent=True)
 
 
 def lag(method: Method | None = None, *, rounds: int = 10, xi: float | None = None) -> Method:
@@ -116,6 +116,8 @@ def lag(method: Method | None = None, *, rounds: int = 10, xi: float | None = No
         sides={"sizes": mean(weighted=False)},
         finish=finish,
         unscaled=True,
+        lengths=lambda layout: {"sizes": 3},
+        silent=True,
     )  # fmt: skip
 
 

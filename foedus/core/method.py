@@ -253,6 +253,10 @@ class Method(NamedTuple):
     * ``counts``: whether ``finish`` makes use of how many took part or sent something. Noise for privacy does not cover
       these numbers, so that such a method is refused under a budget of central noise.
 
+    * ``lengths(layout)``: how long the vectors in the channels of ``sides`` are, where every client that sends
+      anything sends them all. Masked sums between machines need to know it before anybody has trained.
+    * ``silent``: whether clients send nothing at times, and ``finish`` makes use of how many did not.
+
     Example, whole: FedAvg whose clients also report how far they went:
 
         >>> import numpy as np
@@ -276,6 +280,8 @@ class Method(NamedTuple):
     updates: frozenset[str] = frozenset()
     fits: Callable[[Client], None] = lambda client: None
     counts: bool = True
+    lengths: Callable[[Layout], Mapping[str, int]] = lambda layout: {}
+    silent: bool = False
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one

@@ -484,11 +484,10 @@ class Agent:
         memory = MaskedMemory(self.journal, own)
         ways = Ways(
             self.transport, self.clock.now, self.clock.rest, self.draw, os.urandom, memory.recall, memory.remember,
-            lambda what, size, digest: self._leaves(accepted, what, size, digest),
+            lambda what, size, digest: self._leaves(accepted, what, size, digest), self._holds,
         )  # fmt: skip
         later = await take_part(part, ways, lambda: self._numbers(accepted))
-        if self._made is None:  # the attempt was over before there was anything to mask
-            self._made = _Made(b"", None, self._about(accepted, "masked update"))
+        self._made = None  # the attempt was over before anything had left
         return session.Conferred(self.clock.now(), later, self.draw())
 
     def _identity(self) -> Any:
@@ -504,7 +503,9 @@ class Agent:
         answer = await self.training.ask({"do": "encode", "scale": 1.0})
         kept = answer.blobs[1] if answer.said.get("keeps") and len(answer.blobs) > 1 else None
         self._made = _Made(b"", kept, self._about(accepted, "masked update"))
-        return unpack(answer.blobs[0]).arrays["numbers"]
+        found, promise = unpack(answer.blobs[0]).arrays, self._promise
+        assert promise is not None
+        return tuple(found[channel.name] for channel in promise.channels)
 
     def _leaves(self, accepted: Accepted, what: str, size: int, digest: bytes) -> None:
         """Write down what is about to leave in the course of a masked sum, if the owner's word is still yes."""
@@ -513,6 +514,13 @@ class Agent:
             raise OwnerRefuses("consent was withdrawn")
         self._check(owner_rules.upload(self._rules(), size, self.ledger.bytes))
         self._written(about, Leaving(accepted.round, size, digest))
+
+    def _holds(self) -> None:
+        """What is kept if the update counts is on the disk before it leaves: it may count though this process dies."""
+        self.state, actions = session.step(self.state, session.Masked())
+        for action in actions:
+            assert isinstance(action, session.Keep)
+            self._write(action)
 
     async def _encode(self, scale: float) -> bytes:
         """The update as it is sent, and what is kept if it counts."""
@@ -686,10 +694,12 @@ def _digest(content: bytes) -> bytes:
 
 def _promise(said: dict[str, Any]) -> Promise:
     """What the training process says that the task promises."""
+    from foedus.protocol.secagg.messages import Channel
     from foedus.protocol.secagg.messages import Promise as Found
     from foedus.secure.graph import Withstand
 
-    return Found(Withstand(**said["withstand"]), said["least"], said["entries"], said["width"])
+    channels = tuple(Channel(str(name), int(entries), int(width)) for name, entries, width in said["channels"])
+    return Found(Withstand(**said["withstand"]), said["least"], channels)
 
 
 def promised(accepted: Accepted, masks: Promise | None) -> Protections:

@@ -26,7 +26,7 @@ from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.timing import Buffered
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, SecureAggregationFailed
 from foedus.net.bundle import import_bundle
 from foedus.net.owner.checks import examine
 from foedus.net.owner.rules import Checks, Finding
@@ -35,8 +35,8 @@ from foedus.protocol import blob
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import ClientFigures
 from foedus.rounds.freight import figures_blob, orders_of, update_blob
-from foedus.rounds.masks import masked_update, promise_of
-from foedus.rounds.parcel import Terms, admitted, packed
+from foedus.rounds.masks import masked_together, promise_of
+from foedus.rounds.parcel import Parcel, Terms, admitted, packed
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import Given, Job, Orders, held_out
 
@@ -129,14 +129,15 @@ class Bench:
                 algorithm.timing, Buffered
             ),  # the server says how much an update counts before it is encoded
             "personal": algorithm.method is not None and algorithm.method.personal is not None,
-            "masked": masked_update(algorithm, buffers=_averaged(job, self._open.trainer)) is not None,
+            "masked": _masked(job, self._open.trainer),
         }, ()
 
     def _promise(self, said: Said, blobs: Blobs) -> Done:
         """What the code of a task that masks promises, for these orders."""
         job, _, orders = self._visit(said, blobs)
         promise = promise_of(Terms.of(job, orders, layouts_of(self._opened_task().trainer)))
-        return {"promise": {**promise._asdict(), "withstand": asdict(promise.withstand)}}, ()
+        channels = [list(channel) for channel in promise.channels]
+        return {"promise": {"withstand": asdict(promise.withstand), "least": promise.least, "channels": channels}}, ()
 
     def _train(self, said: Said, blobs: Blobs) -> Done:
         """Train on the orders of a round."""
@@ -159,8 +160,7 @@ class Bench:
         kept = [] if parcel.kept is None else [blob.pack({n: np.asarray(a) for n, a in parcel.kept.items()})]
         if not parcel.masked:
             return {"keeps": bool(kept)}, (update_blob(parcel), *kept)
-        (numbers,) = admitted(terms, int(orders.cohort[0]), parcel).values()  # as they are added up
-        return {"keeps": bool(kept)}, (blob.pack({"numbers": numbers["sum"]}), *kept)
+        return {"keeps": bool(kept)}, (blob.pack(_added_up(terms, int(orders.cohort[0]), parcel)), *kept)
 
     def _evaluate(self, said: Said, blobs: Blobs) -> Done:
         """How good the model of some orders is on what the client holds out; and its own model, if it has one."""
@@ -216,6 +216,26 @@ def _task_of(found: Any) -> tuple[Task, Algorithm]:
             "foedus.Federation has"
         )
     return task, algorithm
+
+
+def _added_up(terms: Terms, client: int, parcel: Parcel) -> dict[str, NDArray[Any]]:
+    """What a masked sum adds up of a parcel, by channel.
+
+    Raises:
+        SecureAggregationFailed: something that others send is not in it.
+    """
+    wanted = [channel.name for channel in promise_of(terms).channels]
+    if missing := [name for name in wanted if name not in parcel.messages]:
+        raise SecureAggregationFailed(
+            f"this visit brought nothing in {', '.join(map(repr, missing))}, and masks cancel only where all clients "
+            "of a round send the same channels: it is in no sum"
+        )
+    return {name: message["sum"] for name, message in admitted(terms, client, parcel).items()}
+
+
+def _masked(job: Job, trainer: Trainer) -> bool:
+    found = masked_together(job.algorithm, trainer.layout, buffers=_averaged(job, trainer))
+    return found is not None
 
 
 def _averaged(job: Job, trainer: Trainer) -> bool:

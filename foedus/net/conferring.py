@@ -34,14 +34,14 @@ from foedus.protocol.messages import (
 from foedus.protocol.secagg import client as machine
 from foedus.protocol.secagg.client import Memory, Numbers, Own, Remember, Send
 from foedus.protocol.secagg.freight import TURNS, invited_by, message_blob, message_of
-from foedus.protocol.secagg.messages import Identity, Promise
+from foedus.protocol.secagg.messages import Identity, Masked, Promise
 
 __all__ = ["Part", "Ways", "take_part"]
 
 LONGEST_S = 10.0  # between two tries to reach a server that does not answer
 NAMES = {
     "Keys": "fresh public keys for a masked sum", "Parcels": "sealed shares of keys, for other clients to open",
-    "Masked": "the update, under masks", "Vote": "a signature of who is in the masked sum",
+    "Masked": "the update and all beside it, under masks", "Vote": "a signature of who is in the masked sum",
     "Shares": "shares that take masks off the sum",
 }  # fmt: skip
 
@@ -72,6 +72,7 @@ class Ways(NamedTuple):
         entropy: so many bytes of the operating system's randomness.
         recall, remember: its memory, on the disk.
         leaves: writes into the ledger that something is about to leave: what, its size and digest.
+        holds: writes down, before masked numbers leave, what the client keeps if they count.
     """
 
     transport: Transport
@@ -82,6 +83,7 @@ class Ways(NamedTuple):
     recall: Callable[[], Memory | None]
     remember: Callable[[Memory], None]
     leaves: Callable[[str, int, bytes], None]
+    holds: Callable[[], None]
 
 
 async def take_part(part: Part, ways: Ways, numbers: Callable[[], Awaitable[Any]]) -> Window:
@@ -228,6 +230,8 @@ class _Talk:
             if isinstance(action, Remember):
                 self.ways.remember(action.memory)
             elif isinstance(action, Send):
+                if isinstance(action.message, Masked):
+                    self.ways.holds()
                 self.answer = message_blob(action.message)
                 self.ways.leaves(NAMES[type(action.message).__name__], len(self.answer), digest_of(self.answer))
             else:

@@ -41,12 +41,12 @@ from foedus.rounds.brought import sent_down
 from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
 from foedus.rounds.lines import described, round_line
-from foedus.rounds.masks import masked_update, promise_of
+from foedus.rounds.masks import lengths, masked_together, promise_of
 from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, let_in, packed
 from foedus.rounds.sending import Sender
 from foedus.rounds.spending import Spending, spending
 from foedus.rounds.state import COSTS, RunState
-from foedus.rounds.work import Job, Orders, Outcome, Refusal, union
+from foedus.rounds.work import BUFFERS, UPDATE, Job, Orders, Outcome, Refusal, union
 
 Ints = NDArray[np.int64]
 WHOLE = -1  # the edge of clients that belong to none
@@ -115,7 +115,7 @@ class Learning:
         self._spending: Spending | None = spending(
             served.algorithm, served.sampler, served.budget, buffers=self._averaged_buffers
         )
-        self.masking = masked_update(served.algorithm, buffers=self._averaged_buffers)
+        self.masking = masked_together(served.algorithm, trainer.layout, buffers=self._averaged_buffers)
         self._check_cohort()
         self._check_times()
         evaluate.check_targets(served.evaluation.stop_at, served.task.metrics, central=served.central_test is not None)
@@ -399,22 +399,25 @@ class Learning:
         gathering.intakes[edge, version].take(position, parcel)
         gathering.counted[position] = Counted(version, scale, parcel.examples)
 
-    def reveal(self, gathering: Gathering, positions: Sequence[int], total: NDArray[Any], sent: Sequence[int]) -> None:
-        """Take the opened sum of a masked round.
+    def reveal(
+        self, gathering: Gathering, positions: Sequence[int], totals: Mapping[str, NDArray[Any]], sent: Sequence[int]
+    ) -> None:
+        """Take the opened sums of a masked round.
 
         Args:
             gathering: of the present step.
-            positions: of those in the sum.
-            total: the sum, as the aggregator adds up messages.
+            positions: of those in the sums.
+            totals: the sums by channel, as the aggregators add up messages.
             sent: bytes that each of them has sent.
         """
         count = len(positions)
         examples = [max(0, int(self._sizes[position])) for position in positions]
-        message = {"sum": total, "count": np.array([count], np.int64)}
+        messages = {name: {"sum": total, "count": np.array([count], np.int64)} for name, total in totals.items()}
         gathering.outcomes = {
             WHOLE: Outcome(
-                message, clients=list(positions), examples=examples, steps=[0] * count, losses=[math.nan] * count,
-                sent=list(sent), senders=count,
+                messages.pop(UPDATE), messages.pop(BUFFERS, None), messages,
+                dict(lengths(self.served.algorithm, self.trainer.layout)), list(positions), examples, [0] * count,
+                [math.nan] * count, list(sent), count,
             )
         }  # fmt: skip
         step = self.step.round

@@ -57,7 +57,7 @@ class MaskedSum:
         limits: how long is waited.
         state: of the conversation.
         closes: when time is up for the present stage.
-        total: the opened sum; ``None`` as long as there is none.
+        totals: the opened sums of all channels; ``None`` as long as there are none.
         survivors: slots of those in it.
         reason: why it failed; empty if it did not.
         up: bytes that each client sent, by slot.
@@ -68,7 +68,7 @@ class MaskedSum:
     limits: Limits
     closes: float
     state: machine.Server = field(init=False)
-    total: NDArray[Any] | None = None
+    totals: tuple[NDArray[Any], ...] | None = None
     survivors: Sequence[int] = ()
     reason: str = ""
     up: list[int] = field(default_factory=list)
@@ -146,8 +146,8 @@ class MaskedSum:
             match action:
                 case machine.Send(slot, message):
                     self._post(slot, _TURN[self.state.phase], message_blob(message, slot=slot))
-                case machine.Revealed(total, survivors):
-                    self.total, self.survivors = total, survivors.tolist()
+                case machine.Revealed(totals, survivors):
+                    self.totals, self.survivors = totals, survivors.tolist()
                 case machine.Failed(reason):
                     self.reason = reason
         if self.over:

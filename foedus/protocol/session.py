@@ -149,6 +149,10 @@ class Made(NamedTuple):
     digest: bytes
 
 
+class Masked(NamedTuple):
+    """What it adds to a masked sum is about to leave: from now on it may count, whatever is heard of it."""
+
+
 class Conferred(NamedTuple):
     """Its part in a masked sum is over: whether it counts is told later. Nothing is held that could be sent again."""
 
@@ -171,7 +175,7 @@ class Went(NamedTuple):
     offset: int
 
 
-Event = Woke | Heard | Lost | Fetched | Made | Conferred | GaveUp | Went
+Event = Woke | Heard | Lost | Fetched | Made | Masked | Conferred | GaveUp | Went
 
 
 # --- actions --------------------------------------------------------------------------------------------------
@@ -191,7 +195,7 @@ class Fetch(NamedTuple):
 
 class Train(NamedTuple):
     """Train or evaluate, and encode with scale 1; then comes Made or GaveUp. Where sums are masked: train, and take
-    part in the conversation; then comes Conferred, GaveUp or Lost."""
+    part in the conversation; then comes Masked, if it gets so far, and Conferred, GaveUp or Lost."""
 
     accepted: Accepted
 
@@ -332,6 +336,10 @@ def _checked_in(state: State, event: Heard) -> Stepped:
 
 def _accepted(state: State, answer: Accepted) -> Stepped:
     """Train, or send what is held already for the same orders."""
+    known = state.held.get(answer.key)
+    if known is not None and not known.size:  # it may be in the sum, and what would take its masks off is forgotten
+        after = replace(state, phase=Phase.CHECKING_IN, shape=state.shape + "!")
+        return after, (Say(Decline(key=answer.key, reason="interrupted")),)
     held = state.held.get(answer.held) if answer.held is not None else None
     if held is None or not held.size:  # of a masked sum there is nothing that could be sent again
         return replace(state, phase=Phase.FETCHING, accepted=answer), (Fetch(answer),)
@@ -387,15 +395,17 @@ def _made(state: State, event: Made) -> Stepped:
     return after, (Keep(held), *actions)
 
 
-def _conferred(state: State, event: Conferred) -> Stepped:
+def _masked(state: State, event: Masked) -> Stepped:
     """What is held has no bytes: it stands for what the client keeps if it counts."""
     assert state.accepted is not None
     held = Held(state.accepted.key, state.accepted.round, 0, bytes(32), waits=True)
+    return replace(state, held={**state.held, held.key: held}), (Keep(held),)
+
+
+def _conferred(state: State, event: Conferred) -> Stepped:
     until = event.now + event.later.after_s + event.draw * max(0.0, event.later.until_s - event.later.after_s)
-    after = replace(
-        state, held={**state.held, held.key: held}, phase=Phase.RESTING, accepted=None, failures=0, shape=""
-    )
-    return after, (Keep(held), Log(state.shape + "]+^"), Rest(until))
+    after = replace(state, phase=Phase.RESTING, accepted=None, failures=0, shape="")
+    return after, (Log(state.shape + "]+^"), Rest(until))
 
 
 def _encoded(state: State, event: Made) -> Stepped:
@@ -532,12 +542,13 @@ TABLE: tuple[Row, ...] = (
     Row(_R, Woke,    (_P, _K, _C),         _woke),
     Row(_K, Heard,   (_C, _P, _R),         _asked),
     Row(_K, Lost,    (_R,),                _lost),
-    Row(_C, Heard,   (_F, _P, _R, _H, _O), _checked_in),
+    Row(_C, Heard,   (_F, _P, _R, _H, _O, _C), _checked_in),
     Row(_C, Lost,    (_R,),                _lost),
     Row(_F, Fetched, (_T,),                _fetched),
     Row(_F, GaveUp,  (_C,),                _gave_up),
     Row(_F, Lost,    (_R,),                _lost),
     Row(_T, Made,    (_P,),                _made),
+    Row(_T, Masked,  (_T,),                _masked),
     Row(_T, Conferred, (_R,),              _conferred),
     Row(_T, Lost,    (_R,),                _lost),
     Row(_T, GaveUp,  (_C,),                _gave_up),

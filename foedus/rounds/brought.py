@@ -111,6 +111,17 @@ def check_contribution(label: str, brought: Any, seen: Visit) -> None:
         _check_real(label, f"Contribution(report={{{name!r}: ...}})", figure)
 
 
+def check_lengths(label: str, brought: Contribution, told: Mapping[str, int]) -> None:
+    """Vectors in a method's own channels are as long as the method says."""
+    for name, length in told.items():
+        vector = brought.sides.get(name)
+        if vector is not None and len(vector) != length:
+            raise ConfigurationError(
+                f"the method {label}: Contribution(sides={{{name!r}: ...}}) has shape {vector.shape}, and its "
+                f"lengths(layout) says {length}: correct the one or the other"
+            )
+
+
 def check_own(label: str, found: Any, seen: Visit) -> Weights:
     """What ``personal`` returns."""
     if not isinstance(found, tuple) or len(found) != 2 or any(v is None for v in found):

@@ -36,6 +36,7 @@ from foedus.rounds.work import (
     side_layout,
     under,
 )  # fmt: skip
+from foedus.secure.traffic import CHANNEL
 from foedus.tree import Layout, Vector
 
 
@@ -156,9 +157,12 @@ def masked_among(algorithm: Algorithm, channels: Iterable[str]) -> frozenset[str
 
 
 def masking_bytes(algorithm: Algorithm, channels: Iterable[str]) -> tuple[int, int]:
-    """Bytes that a client sends and receives for the masks of some channels, beside its messages."""
+    """Bytes that a client sends and receives for the masks of some channels, beside its messages: they share them."""
     costs = [m.overhead for c in channels if (m := algorithm.aggregator_of(c).masking) is not None]
-    return sum(up for up, _ in costs), sum(down for _, down in costs)
+    if not costs:
+        return 0, 0
+    up, down = costs[0]
+    return up, down + CHANNEL * (len(costs) - 1)
 
 
 def _kept(terms: Terms, client: int, brought: Contribution, memory: State) -> State | None:

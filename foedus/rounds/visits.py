@@ -22,7 +22,7 @@ from foedus.backends.cohort import Guides
 from foedus.core.client import Client, manner
 from foedus.core.method import Consult, Contribution, Measure, Method, Request, Train, Trained, Visit
 from foedus.errors import FoedusError, TrainingError
-from foedus.rounds.brought import check_contribution, check_generator, check_own, check_request
+from foedus.rounds.brought import check_contribution, check_generator, check_lengths, check_own, check_request
 from foedus.rounds.work import METHOD, Job, Orders, held_out, read, under
 from foedus.tree import Layout, Vector
 
@@ -91,6 +91,7 @@ def contributions(job: Job, visits: Sequence[Visit], train: Train_, answer: Answ
     found = drive(job, visits, method.local, (train, answer))
     for brought, seen in zip(found, visits, strict=True):
         check_contribution(method.label, brought, seen)
+        check_lengths(method.label, brought, method.lengths(seen.layout))
     return found
 
 

@@ -13,6 +13,7 @@ Not here: sharing secrets (``secure/sharing.py``), what is agreed with whom (``f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -168,33 +169,34 @@ def keystream(key: bytes, count: int) -> bytes:
     return stream
 
 
-def add_mask(total: NDArray[Any], key: bytes, *, negative: bool = False) -> None:
-    """Add the mask of a key to unsigned integers [n], in place, or take it off; they wrap around.
+def add_mask(totals: Sequence[NDArray[Any]], key: bytes, *, negative: bool = False) -> None:
+    """Add the mask of a key to unsigned integers, in place, or take it off; they wrap around.
 
-    The mask is the key's keystream, read as little-endian integers of the width of ``total``.
+    The mask is the key's keystream, read on from array to array as little-endian integers of the width of each.
 
     Args:
-        total: uint16, uint32 or uint64 [n].
+        totals: uint16, uint32 or uint64 [n] each.
         key: 32 bytes, used for nothing else.
         negative: take it off instead.
 
     Example:
         >>> words = np.array([5, 6], np.uint32)
-        >>> add_mask(words, bytes(32))
-        >>> add_mask(words, bytes(32), negative=True)
+        >>> add_mask([words], bytes(32))
+        >>> add_mask([words], bytes(32), negative=True)
         >>> words.tolist()
         [5, 6]
     """
     stream = _library().cipher(_library().aes(key), _library().counter(bytes(16))).encryptor()
-    width = total.dtype.itemsize
     buffer = bytearray(_CHUNK + 16)  # the library asks for a block more
-    mask, each = np.frombuffer(buffer, total.dtype.newbyteorder("<"), _CHUNK // width), _CHUNK // width
     fill, place = memoryview(_ZEROS), memoryview(buffer)
     add = np.subtract if negative else np.add
-    for at in range(0, len(total), each):
-        part = total[at : at + each]
-        stream.update_into(fill[: len(part) * width], place)
-        add(part, mask[: len(part)], out=part)
+    for total in totals:
+        width = total.dtype.itemsize
+        mask, each = np.frombuffer(buffer, total.dtype.newbyteorder("<"), _CHUNK // width), _CHUNK // width
+        for at in range(0, len(total), each):
+            part = total[at : at + each]
+            stream.update_into(fill[: len(part) * width], place)
+            add(part, mask[: len(part)], out=part)
 
 
 # --- sealed messages ----------------------------------------------------------------------------------------

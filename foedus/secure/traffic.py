@@ -16,6 +16,7 @@ from foedus.secure.planes import packed_bytes
 from foedus.secure.primitives import KEY, SIGNATURE, TAG
 
 TERMS = 16 + 8 + 4 + 32 + 32 + 6 * 4 + 4  # session, round, attempt, model, graph, six numbers, version and flags
+CHANNEL = 8  # for a channel beside the first: two numbers
 
 
 class Traffic(NamedTuple):

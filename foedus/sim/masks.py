@@ -29,9 +29,9 @@ from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee
 from foedus.protocol.secagg.client import Own
 from foedus.protocol.secagg.conversation import Outcome as Attempt
 from foedus.protocol.secagg.conversation import converse
-from foedus.protocol.secagg.messages import Identity, Promise, pinned, terms_for
+from foedus.protocol.secagg.messages import Channel, Identity, Promise, pinned, terms_for
 from foedus.protocol.secagg.server import Phase
-from foedus.rounds.masks import channels, check_buffers, maskings
+from foedus.rounds.masks import channels, check_buffers, maskings, together
 from foedus.rounds.work import BUFFERS, UPDATE, Job, Outcome
 from foedus.secure.planes import packed_bytes
 from foedus.secure.primitives import digest, identity_key
@@ -70,6 +70,7 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
             )
         return
     check_buffers(algorithm, found, buffers=buffers)
+    together(found)
     if settings.cryptography and isinstance(algorithm.timing, Hierarchical):
         raise ConfigurationError(
             f"with {algorithm.timing.label} partial sums are masked among the clients of an edge, which "
@@ -169,30 +170,42 @@ class Summed(NamedTuple):
 
 
 def summed(job: Job, found: Mapping[str, Masking], outcome: Outcome, called: Called) -> Summed:
-    """Add up what was set apart by the real protocol."""
-    sums: dict[str, Message] = {}
-    failed, survivors, left = "", 0, 0
-    up: dict[int, int] = {}
-    down: dict[int, int] = {}
-    for channel, masking in found.items():
-        messages = {c: m[channel] for c, m in outcome.apart.items() if channel in m}
-        if not messages and channel != UPDATE:
-            continue
-        attempt = _attempt(job, (channel, masking), messages, called)
-        failed = failed or attempt.reason
-        survivors, left = len(attempt.survivors), left + len(attempt.left)
-        for slot, client in enumerate(np.sort(called.asked).tolist()):
-            up[client] = up.get(client, 0) + int(attempt.up[slot])
-            down[client] = down.get(client, 0) + int(attempt.down[slot])
-        if attempt.total is not None:
-            sums[channel] = {"sum": attempt.total, "count": np.array([survivors], np.int64)}
-    told = {"survivors": survivors, "left": left} | ({"failed": failed} if failed else {})
+    """Add up what was set apart by the real protocol: all channels in one conversation."""
+    _check_whole(outcome)
+    attempt = _attempt(job, found, outcome.apart, called)
+    survivors, sums = len(attempt.survivors), {}
+    if attempt.totals is not None:
+        count = np.array([survivors], np.int64)
+        sums = {
+            channel: {"sum": total, "count": count.copy()}
+            for channel, total in zip(_sent_in(found, outcome.apart), attempt.totals, strict=True)
+        }
+    asked = np.sort(called.asked).tolist()
+    up, down = (dict(zip(asked, each.tolist(), strict=True)) for each in (attempt.up, attempt.down))
+    told = {"survivors": survivors, "left": len(attempt.left)} | ({"failed": attempt.reason} if attempt.reason else {})
     sides = {name: message for name, message in sums.items() if name not in (UPDATE, BUFFERS)}
     outcome = replace(
         outcome, message=sums.get(UPDATE, outcome.message), buffers=sums.get(BUFFERS, outcome.buffers),
         sides=outcome.sides | sides, apart={}, sent=_sent(outcome, up, found),
     )  # fmt: skip
-    return Summed(outcome, failed, down, told)
+    return Summed(outcome, attempt.reason, down, told)
+
+
+def _check_whole(outcome: Outcome) -> None:
+    """Refuse messages of some channels only: masks are agreed on for all that travels."""
+    kinds = {frozenset(messages): client for client, messages in outcome.apart.items() if messages}
+    if len(kinds) > 1:
+        (one, a), (other, b), *_ = kinds.items()
+        raise IncompatibleStages(
+            f"client {a} sent {sorted(one)}, and client {b} {sorted(other)}: one masked conversation is about the same "
+            "channels for all. Take a method whose clients leave no channel out, or leave out cryptography=True"
+        )
+
+
+def _sent_in(found: Mapping[str, Masking], apart: Mapping[int, Mapping[str, Message]]) -> list[str]:
+    """The channels in which something came; the update's, if nothing did."""
+    first = next((messages for messages in apart.values() if messages), {})
+    return [channel for channel in found if channel in first] or list(found)[:1]
 
 
 def _sent(outcome: Outcome, up: Mapping[int, int], found: Mapping[str, Masking]) -> list[int]:
@@ -200,23 +213,24 @@ def _sent(outcome: Outcome, up: Mapping[int, int], found: Mapping[str, Masking])
     result = []
     for client, sent in zip(outcome.clients, outcome.sent, strict=True):
         mine = outcome.apart.get(client, {})
-        modelled = sum(_modelled(found[channel], message) for channel, message in mine.items())
+        modelled = sum(packed_bytes(len(m["sum"]), found[channel].width) for channel, m in mine.items())
+        modelled += found[next(iter(mine))].overhead[0] if mine else 0
         result.append(sent - modelled + up.get(client, 0) if mine else up.get(client, sent))
     return result
 
 
-def _modelled(masking: Masking, message: Message) -> int:
-    return packed_bytes(len(message["sum"]), masking.width) + masking.overhead[0]
-
-
-def _attempt(job: Job, of: tuple[str, Masking], messages: Mapping[int, Message], called: Called) -> Attempt:
-    """One conversation: all who were asked have a slot."""
-    (channel, masking), asked = of, np.sort(called.asked).tolist()
-    entries = len(next(iter(messages.values()))["sum"]) if messages else 1
-    promise = Promise(masking.withstand, masking.least, entries, masking.width)
+def _attempt(
+    job: Job, found: Mapping[str, Masking], apart: Mapping[int, Mapping[str, Message]], called: Called
+) -> Attempt:
+    """The conversation: all who were asked have a slot."""
+    asked, names = np.sort(called.asked).tolist(), _sent_in(found, apart)
+    messages = {client: [own[name]["sum"] for name in names] for client, own in apart.items() if own}
+    sizes = [len(numbers) for numbers in next(iter(messages.values()))] if messages else [1]
+    channels = tuple(Channel(name, size, found[name].width) for name, size in zip(names, sizes, strict=True))
+    promise = Promise(*together(found), channels)
     model = digest(called.start.vector.tobytes(), called.start.buffers.tobytes())
-    draw = generator(job.seed, "graph", called.number, channel)
-    session = digest(str(key(job.seed, "session")).encode(), channel.encode())[:16]
+    draw = generator(job.seed, "graph", called.number, UPDATE)
+    session = digest(str(key(job.seed, "session")).encode())[:16]
     try:
         terms = terms_for(
             promise, session=session, round=called.number, attempt=1, model=model, graph=draw.bytes(32),
@@ -227,7 +241,7 @@ def _attempt(job: Job, of: tuple[str, Masking], messages: Mapping[int, Message],
         return Attempt(None, nothing[:0], str(error), nothing, nothing, {}, [], {})
     lost = {slot: _lost_at(job, called, client) for slot, client in enumerate(asked) if client not in messages}
     owns = _owns(promise, model, count=len(asked))
-    return converse(terms, owns, lambda slot: messages[asked[slot]]["sum"], lost=lost)
+    return converse(terms, owns, lambda slot: tuple(messages[asked[slot]]), lost=lost)
 
 
 _PHASES = (Phase.KEYS, Phase.SHARES, Phase.NUMBERS)

@@ -19,11 +19,12 @@ from foedus.errors import NoGuarantee
 from foedus.net.conferring import NAMES
 from foedus.net.owner.peers import identity
 from foedus.net.served import Rounds
-from foedus.protocol.messages import SECURE, CheckIn, Later
+from foedus.protocol.messages import SECURE, Accepted, CheckIn, Later
 from foedus.protocol.secagg.messages import certificate
+from foedus.record.kept import Kept
 from foedus.secure.primitives import identity_key
 
-from .agents import Client, Server, Time, client, closing, simulated
+from .agents import DATA, Client, Server, Time, client, closing, simulated
 
 pytestmark = pytest.mark.slow
 
@@ -53,22 +54,83 @@ async def together(server: Server, *clients: Client) -> None:
         await asyncio.gather(*(each.agent.work() for each in clients))
 
 
-def test_a_masked_round_ends_with_the_bits_of_a_simulated_one(tmp_path: Path) -> None:
-    server = Server(tmp_path, MASKED, HOW, Patient())
+WITHSTAND = "fd.Withstand(clients=3, corrupt=0.0, dropouts=0.34)"
+SCAFFOLD = (
+    f"(lambda rule, whole: fd.scaffold(fd.local_sgd(0.1, batch_size=4)).with_(aggregator=rule, "
+    f"sides={{'control': rule, 'sizes': whole}}))(fd.masked({WITHSTAND}, bits=24, bound=8.0, most=50, least=2), "
+    f"fd.masked({WITHSTAND}, bits=16, bound=2.0**15 - 1, least=2))"
+)
+
+
+@pytest.mark.parametrize("algorithm", [MASKED, SCAFFOLD], ids=["fedavg", "scaffold"])
+def test_a_masked_round_ends_with_the_bits_of_a_simulated_one(tmp_path: Path, algorithm: str) -> None:
+    server = Server(tmp_path, algorithm, HOW, Patient())
     clients = [client(server, i, rules=RULES) for i in range(3)]
     asyncio.run(together(server, *clients))
     run = simulated(server, tmp_path / "simulated")
     state = server.learning.state
     assert state is not None
     np.testing.assert_array_equal(state.weights.vector, run.weights.vector)
-    assert [line["what"] for line in lines(clients[0])][:4] == list(NAMES.values())[:3] + [NAMES["Shares"]]
-    assert all("under secure aggregation" in line["protections"] for line in lines(clients[0]))
+    first = [[line["what"] for line in lines(each) if line["round"] == 1] for each in clients]
+    turns = [NAMES["Keys"], NAMES["Parcels"], NAMES["Masked"], NAMES["Shares"]]
+    assert all(each in (turns, turns[:3]) for each in first), "whose shares are not needed any more tells none"
+    assert sum(each == turns for each in first) >= 2
+    assert all("under secure aggregation" in line["protections"] for each in clients for line in lines(each))
 
 
 def lines(who: Client) -> list[dict[str, object]]:
     """What the owner's ledger says that left."""
     path = who.agent.place.owner.path / "ledger.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Killed(BaseException):
+    """What a power cut looks like from inside."""
+
+
+@pytest.mark.parametrize("word", ["sealed", "under masks", "off the sum"])
+def test_what_an_agent_keeps_counts_with_its_update_whenever_it_is_killed(tmp_path: Path, word: str) -> None:
+    """SCAFFOLD's law: what the server keeps is the mean of what the clients keep, weighted by numbers of examples."""
+    server = Server(tmp_path, SCAFFOLD, HOW, Patient())
+    clients = [client(server, i, rules=RULES) for i in range(3)]
+    dies_at(clients[1], word)
+
+    async def all_of_them() -> None:
+        others = asyncio.gather(clients[0].agent.work(), clients[2].agent.work())
+        with pytest.raises(Killed):
+            await clients[1].agent.work()
+        clients[1].agent.journal.close()
+        again = client(server, 1, training=clients[1].agent.training)
+        await again.agent.work()
+        await others
+        for each in (clients[0], again, clients[2]):
+            await each.agent.close()
+
+    asyncio.run(all_of_them())
+    state = server.learning.state
+    assert state is not None
+    assert state.round == 2
+    kept = []
+    for i in range(3):
+        (path,) = (tmp_path / f"owner{i}").glob("servers/*/kept-*.sqlite")
+        found = Kept(path)
+        kept.append(found.read([i])[i]["method.control"])
+        found.close()
+    sizes = [len(y) for _, y in DATA.values()]
+    assert np.abs(state.method["control"]).max() > 1e-2
+    np.testing.assert_allclose(state.method["control"], np.average(kept, axis=0, weights=sizes), atol=1e-4)
+
+
+def dies_at(who: Client, word: str) -> None:
+    """Nothing happens any more once something is about to leave; once."""
+    plain = who.agent._leaves
+
+    def leaves(accepted: Accepted, what: str, size: int, digest: bytes) -> None:
+        if word in what:
+            raise Killed
+        plain(accepted, what, size, digest)
+
+    who.agent._leaves = leaves  # type: ignore[method-assign]
 
 
 def test_an_owner_who_wants_more_others_declines(tmp_path: Path) -> None:

@@ -1,29 +1,38 @@
-"""Masked sums as a user runs them, one process a command: clients are killed at every stage, and so is the server."""
+"""Masked sums as a user runs them, one process a command: clients are killed at every stage, and so is the server. Here
+clients keep something, too, of which the server has the sum."""
 
 from __future__ import annotations
 
+import json
+import runpy
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("cryptography")
 
 from foedus.net.conferring import NAMES
 from foedus.net.owner.folder import OwnerFolder
+from foedus.protocol.blob import unpack
 from foedus.record.folder import read
+from foedus.record.kept import Kept
 
 from .commands import EXAMPLE, Commands
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that each load a library, on a busy machine
 
 PLAIN = "fd.fedavg(fd.local_sgd(lr=0.1, epochs=2, batch_size=16))"
-MASKED = (
-    "fd.fedavg(fd.local_sgd(lr=0.1, epochs=2, batch_size=16), aggregator=fd.chain(fd.clip(1.0), "
-    "fd.masked(fd.Withstand(clients=4, corrupt=0.0, dropouts=0.25), least=3)))"
-)
+MASKED = """(lambda withstand: fd.scaffold(fd.local_sgd(lr=0.1, epochs=2, batch_size=16)).with_(
+    aggregator=fd.chain(fd.clip(1.0), fd.masked(withstand, bits=20, most=1000, least=3)),
+    sides={
+        "control": fd.masked(withstand, bits=24, bound=8.0, most=1000, least=3),
+        "sizes": fd.masked(withstand, bits=16, bound=2.0**15 - 1, least=3),
+    },
+))(fd.Withstand(clients=4, corrupt=0.0, dropouts=0.25))"""
 # Kills its own process, without any clean-up, when something with a word in it is about to leave.
 SUICIDE = """
 import os, signal
@@ -72,6 +81,24 @@ def test_clients_and_server_are_killed_at_every_stage(commands: Commands) -> Non
     assert served.metrics[-1]["trained"] == 4
     for part in range(4):
         check_ledger(OwnerFolder(commands.folder / f"hospital{part}"))
+    check_kept(commands.folder)
+
+
+def check_kept(folder: Path) -> None:
+    """SCAFFOLD's law: what the server keeps is the mean of what the clients keep, weighted by numbers of examples."""
+    found = [unpack(path.read_bytes()) for path in (folder / "foedus-server" / "blobs").rglob("*") if path.is_file()]
+    states = [each for each in found if each.told.get("kind") == "checkpoint"]
+    last = max(states, key=lambda each: json.loads(each.told["values"])["round"])
+    common, kept, sizes = last.arrays["method.control"], [], []
+    for part in range(4):
+        (path,) = (folder / f"hospital{part}").glob("servers/*/kept-*.sqlite")
+        database = Kept(path)
+        (own,) = database.read(range(4)).values()
+        database.close()
+        kept.append(own["method.control"])
+        sizes.append(len(runpy.run_path(str(folder / EXAMPLE.name))["clients"]().train(part)))
+    assert np.abs(common).max() > 1e-2
+    np.testing.assert_allclose(common, np.average(kept, axis=0, weights=sizes), atol=1e-4)
 
 
 def check_ledger(owner: OwnerFolder) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ pytest.importorskip("cryptography")
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.core.aggregate import fold
+from foedus.core.lazy import lazy
+from foedus.core.method import plain
 from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, SecureAggregationFailed
 from foedus.net.blobs import open_blobs
@@ -36,6 +38,7 @@ from foedus.privacy.ledger import Budget, of_ledger_state
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.protocol.messages import (
     Accepted,
+    Ask,
     CheckIn,
     Closed,
     Confer,
@@ -44,6 +47,8 @@ from foedus.protocol.messages import (
     Message,
     Place,
     Problem,
+    Standings,
+    Stands,
     StartUpload,
     Turn,
 )
@@ -83,13 +88,29 @@ class World:
         self.store, self.blobs = open_store("sqlite://"), open_blobs(f"memory://masking{next(_PLACES)}")
         with self.store.begin() as rows:
             for position in range(COUNT):
-                rows.put_client(rows.enrol(str(position), str(position).encode(), 0.0)._replace(examples=3))
-        self.task = fd.Task(fd.linear(2))
-        self.algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=self.rule)
+                found = rows.enrol(str(position), str(position).encode(), 0.0)
+                rows.put_client(found._replace(examples=self.examples(position)))
+        self.task, self.algorithm = self.learned()
         self.resting: list[tuple[float, int, asyncio.Future[None]]] = []
         self.numbers_ = itertools.count()
         self.models: dict[int, Any] = {}
         self.restarted()
+
+    def examples(self, position: int) -> int:
+        return 3
+
+    def learned(self) -> tuple[fd.Task, fd.Algorithm]:
+        return fd.Task(fd.linear(2)), fd.fedavg(fd.local_sgd(0.1), aggregator=self.rule)
+
+    async def settled(self, position: int, transport: MemoryTransport) -> None:
+        """What a client asks before it checks in."""
+
+    def holds(self, position: int, seat: Accepted) -> None:
+        """What a client writes down before its masked numbers leave."""
+
+    def interrupted(self, position: int, seat: Accepted) -> bool:
+        """Whether its numbers had left in this seat already, before it was killed."""
+        return False
 
     def restarted(self) -> None:
         each = Rounds(minimum=3, clients=COUNT, patience=10.0, deadline=400.0, window=20.0, retry=1.0, attempts=8)
@@ -118,9 +139,14 @@ class World:
         """One client: checks in until the run is over; killed, it begins anew with what is on its disk."""
         transport = MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), lambda: self.now)
         while not self.over:
-            seat = await transport.ask(CheckIn(run="run", examples=3))
+            await self.settled(position, transport)
+            seat = await transport.ask(CheckIn(run="run", examples=self.examples(position)))
             if not isinstance(seat, Accepted):
                 await self.rest(1.0)
+                continue
+            if self.interrupted(position, seat):
+                await transport.ask(Decline(key=seat.key, reason="interrupted"))
+                await self.rest(5.0)
                 continue
             part = Part(seat, promise_of(self.learning._terms(-1)), session_of(b"", "run"), None)
             try:
@@ -130,6 +156,7 @@ class World:
                 if isinstance(error, SecureAggregationFailed):
                     await transport.ask(Decline(key=seat.key, reason="secure-aggregation"))
                 await self.rest(5.0)
+        await self.settled(position, transport)
 
     def ways(self, position: int, seat: Accepted, transport: Any) -> Ways:
         def leaves(what: str, size: int, digest: bytes) -> None:
@@ -152,7 +179,7 @@ class World:
         return Ways(
             transport, lambda: self.now, self.rest, lambda: 0.5,
             lambda n: hashlib.sha256(f"{position} {next(self.numbers_)}".encode()).digest()[:n],
-            lambda: self.memories.get(position), remember, leaves,
+            lambda: self.memories.get(position), remember, leaves, lambda: self.holds(position, seat),
         )  # fmt: skip
 
     answered: dict[tuple[int, int, int], bool] = field(default_factory=dict)
@@ -165,7 +192,7 @@ class World:
 
     async def update(self, position: int, seat: Accepted) -> Any:
         message, context = self.own(position, seat.round)
-        return self.rule.admit(message, context)["sum"]
+        return (self.rule.admit(message, context)["sum"],)
 
     def live(self) -> None:
         """Until the run is over."""
@@ -306,6 +333,31 @@ def test_malformed_answers_change_nothing(content: bytes, says: str) -> None:
     assert world.counted() == list(range(COUNT))
 
 
+def test_who_gave_its_seat_back_while_a_sum_was_being_opened_may_be_in_it() -> None:
+    """Its numbers came before: what it keeps is not to be thrown away until it is known."""
+    world = World()
+    seats = begun(world)
+    masked = world.coordinator.courses()[0].masked
+    assert masked is not None
+    everybody = np.ones(COUNT, bool)
+    masked.state = masked.state._replace(
+        phase=Phase.ANSWERS, shared=everybody, survivors=everybody, came=~everybody, have=np.zeros((COUNT, COUNT), bool)
+    )
+    world.ask(0, Decline(key=seats[0].key, reason="interrupted"))
+    assert standing(world, seats[0]) is Stands.PENDING
+    for seat in seats[1:]:
+        world.ask(seat.position, Decline(key=seat.key, reason="rules"))
+    world.coordinator.tick(world.now)
+    assert world.coordinator.courses()[0].masked is None, "too few are left"
+    assert standing(world, seats[0]) is Stands.DISCARDED
+
+
+def standing(world: World, seat: Accepted) -> Stands:
+    answer = world.ask(seat.position, Ask(keys=(seat.key,)))
+    assert isinstance(answer, Standings)
+    return answer.entries[0].state
+
+
 def test_updates_in_the_plain_are_not_looked_at() -> None:
     from foedus.protocol.messages import Submit
 
@@ -350,23 +402,33 @@ def test_no_turn_that_asks_for_masks_is_given_before_that_is_written() -> None:
     assert read(row.state, ()).opening
 
 
-def sides() -> fd.Algorithm:
-    plain = fd.scaffold(fd.local_sgd(0.1))
-    assert plain.method is not None
-    return replace(plain, aggregator=RULE, method=plain.method._replace(sides={"control": RULE}))
+OTHERS = fd.masked(fd.Withstand(clients=COUNT, corrupt=0.2, dropouts=0.2), least=3)
+LOCAL = fd.local_sgd(0.1)
+
+
+def strange() -> fd.Algorithm:
+    """A method of the user's own, which does not say how long its channel is."""
+    method = fd.Method(plain, "mine()", sides={"more": RULE})
+    return fd.Algorithm(client=LOCAL, method=method, aggregator=RULE)
 
 
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        (sides, "nothing else may travel"),
-        (lambda: fd.fedavg(fd.local_sgd(0.1), aggregator=RULE, timing=fd.hierarchical(2)), "lets them come and go"),
+        (lambda: fd.fednova(LOCAL, aggregator=RULE), "sends 'length' beside the update, by mean"),
+        (lambda: fd.fednova(LOCAL).with_(sides={"length": RULE}), "'update' travel beside it in the plain"),
+        (lambda: fd.fednova(LOCAL).with_(aggregator=RULE, sides={"length": OTHERS}), "Give all channels the same"),
+        (lambda: fd.fednova(LOCAL).with_(sides={"control": RULE}), "'control', which has no aggregator"),
+        (lambda: fd.fednova(LOCAL).with_(sides={"update": RULE}), r"with_\(aggregator="),
+        (strange, r"'more' beside the update, and does not say .*lengths=lambda layout: \{'more': layout.size\}"),
+        (lambda: fd.Algorithm(client=LOCAL, method=lazy(share=0.1), aggregator=RULE), "clients send nothing at times"),
+        (lambda: fd.fedavg(LOCAL, aggregator=RULE, timing=fd.hierarchical(2)), "open the sums of all edges"),
     ],
-    ids=["channels", "edges"],
+    ids=["a side", "the update", "withstand", "no side", "no such side", "unknown length", "silence", "edges"],
 )
 def test_what_would_travel_in_the_plain_is_refused(made: Callable[[], fd.Algorithm], says: str) -> None:
     task = fd.Task(fd.linear(2))
-    with pytest.raises(IncompatibleStages, match=says):
+    with pytest.raises((IncompatibleStages, ConfigurationError), match=says):
         Learning(Served(name="run", task=task, algorithm=made(), rounds=1), open_trainer(task, seed=0))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from foedus.protocol.secagg import client as clients
 from foedus.protocol.secagg import server as servers
 from foedus.protocol.secagg.client import Client, Memory, Own
 from foedus.protocol.secagg.conversation import Outcome, converse
-from foedus.protocol.secagg.messages import FromClient, Identity, Promise, Terms, pinned, terms_for
+from foedus.protocol.secagg.messages import Channel, FromClient, Identity, Promise, Terms, pinned, terms_for
 from foedus.protocol.secagg.server import Close, Failed, From, Phase, Revealed, Server
 from foedus.secure.graph import Withstand
 from foedus.secure.planes import word
@@ -22,9 +22,13 @@ PRIVATE = [digest(b"identity", bytes([i])) for i in range(64)]
 TRUST = pinned({identity_key(p) for p in PRIVATE})
 
 
-def promised(count: int, *, entries: int = 5, width: int = 20, least: int = 2, **how: Any) -> Promise:
+Numbers = tuple[np.ndarray, ...]
+
+
+def promised(count: int, *, least: int = 2, sizes: Sequence[tuple[int, int]] = ((5, 20),), **how: Any) -> Promise:
+    """``sizes`` are entries and width of every channel."""
     withstand = Withstand(clients=count, **{"corrupt": 0.0, "dropouts": 0.3, **how})
-    return Promise(withstand, least, entries, width)
+    return Promise(withstand, least, tuple(Channel(f"channel {i}", *size) for i, size in enumerate(sizes)))
 
 
 def termed(promise: Promise, **changes: Any) -> Terms:
@@ -41,11 +45,28 @@ def own(slot: int, promise: Promise, *, entropy: str = "", memory: Memory | None
     return Own(slot, promise, digest(entropy.encode(), bytes([slot])), MODEL, memory, identity)
 
 
-def vectors(promise: Promise, seed: int = 0) -> np.ndarray:
-    """Numbers of all clients, [client, entry], whose sum does not wrap around."""
-    shape = promise.withstand.clients, promise.entries
-    most = 2**promise.width // promise.withstand.clients
-    return np.random.default_rng(seed).integers(0, most, shape, np.uint64).astype(word(promise.width))
+def vectors(promise: Promise, seed: int = 0) -> list[Numbers]:
+    """What all clients add up in every channel, so that no sum wraps around."""
+    count, random = promise.withstand.clients, np.random.default_rng(seed)
+    made = [
+        random.integers(0, 2**c.width // count, (count, c.entries), np.uint64).astype(word(c.width))
+        for c in promise.channels
+    ]
+    return [tuple(rows[slot] for rows in made) for slot in range(count)]
+
+
+def sums(promise: Promise, survivors: Sequence[int] | np.ndarray, seed: int = 0) -> list[list[int]]:
+    """The sums over some clients, worked out with whole numbers of any size."""
+    chosen = [vectors(promise, seed)[slot] for slot in survivors]
+    return [
+        [sum(int(numbers[i][j]) for numbers in chosen) % 2**c.width for j in range(c.entries)]
+        for i, c in enumerate(promise.channels)
+    ]
+
+
+def lists(totals: Numbers | None) -> list[list[int]]:
+    assert totals is not None
+    return [total.tolist() for total in totals]
 
 
 def held(promise: Promise, *, lost: Mapping[int, Phase] | None = None, seed: int = 0, **changes: Any) -> Outcome:

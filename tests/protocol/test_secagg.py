@@ -22,16 +22,10 @@ from foedus.protocol.secagg.server import Close, From, Gone, Phase
 from foedus.secure.planes import packed_bytes
 from foedus.secure.traffic import TERMS, overhead, published, traffic
 
-from .attempts import MODEL, Table, held, own, promised, termed, vectors
+from .attempts import MODEL, Table, held, lists, own, promised, sums, termed
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "secagg.json"
 LOSABLE = [Phase.KEYS, Phase.SHARES, Phase.NUMBERS, Phase.VOTES, Phase.ANSWERS]
-
-
-def plain(promise: Any, survivors: np.ndarray) -> list[int]:
-    """The sum of the survivors' numbers, by itself."""
-    total = vectors(promise)[survivors].astype(object).sum(0) % 2**promise.width
-    return [int(v) for v in total]
 
 
 # --- exactness ----------------------------------------------------------------------------------------------
@@ -40,11 +34,12 @@ def plain(promise: Any, survivors: np.ndarray) -> list[int]:
 @settings(max_examples=60)
 @given(st.data())
 def test_the_sum_is_the_plain_sum_whoever_drops_out_when(data: st.DataObject) -> None:
-    """Over random numbers of clients, entries, widths, graphs and dropouts, against servers of both sorts."""
+    """Over random numbers of clients, channels, entries, widths, graphs and dropouts, against servers of both sorts."""
     count = data.draw(st.integers(3, 24))
     malicious = data.draw(st.booleans())
     promise = promised(
-        count, entries=data.draw(st.integers(0, 40)), width=data.draw(st.integers(8, 64)), malicious=malicious,
+        count, sizes=data.draw(st.lists(st.tuples(st.integers(0, 40), st.integers(8, 64)), min_size=1, max_size=4)),
+        malicious=malicious,
         dropouts=0.3 if malicious else data.draw(st.sampled_from([0.0, 0.1, 0.3])),
         security=data.draw(st.sampled_from([3.0, 40.0])), correctness=2.0,
     )  # fmt: skip
@@ -52,7 +47,7 @@ def test_the_sum_is_the_plain_sum_whoever_drops_out_when(data: st.DataObject) ->
     lost = {slot: data.draw(st.sampled_from(LOSABLE)) for slot in chosen}
     found = held(promise, lost=lost)
     assert not found.left
-    if found.total is None:
+    if found.totals is None:
         assert lost, "nobody was lost, and it failed"
         assert "it takes" in found.reason or "its secrets take" in found.reason or "is shown" in found.reason
         return
@@ -60,7 +55,7 @@ def test_the_sum_is_the_plain_sum_whoever_drops_out_when(data: st.DataObject) ->
     near = set(range(count)) - gone
     assert set(found.survivors.tolist()) <= near
     assert len(near) - len(found.survivors) <= len(gone) * (found.survivors.size < count)
-    assert found.total.tolist() == plain(promise, found.survivors)
+    assert lists(found.totals) == sums(promise, found.survivors)
 
 
 @pytest.mark.parametrize("phase", LOSABLE)
@@ -71,31 +66,31 @@ def test_as_many_as_are_to_be_survived_are_survived_at_every_stage(phase: Phase,
     found = held(promise, lost=lost)
     expected = range(20) if phase in (Phase.VOTES, Phase.ANSWERS) else range(6, 20)
     assert found.survivors.tolist() == list(expected)
-    assert check_revealed(found).tolist() == plain(promise, found.survivors)
+    assert lists(check_revealed(found)) == sums(promise, found.survivors)
 
 
 @pytest.mark.parametrize("phase", LOSABLE)
 def test_below_the_threshold_the_attempt_fails_and_says_why(phase: Phase) -> None:
     promise = promised(12, malicious=True, dropouts=0.3)
     found = held(promise, lost=dict.fromkeys(range(7), phase))
-    assert found.total is None
+    assert found.totals is None
     with pytest.raises(SecureAggregationFailed, match=r"it takes 7|secrets take 7|no sum of fewer"):
         check_revealed(found)
 
 
 def test_a_graph_that_is_not_complete_is_used_and_survives_dropouts() -> None:
-    promise = promised(60, security=20.0, corrupt=0.05, dropouts=0.1, width=30)
+    promise = promised(60, security=20.0, corrupt=0.05, dropouts=0.1, sizes=[(5, 30)])
     assert termed(promise).degree < 40
     found = held(promise, lost={1: Phase.KEYS, 2: Phase.SHARES, 3: Phase.NUMBERS, 4: Phase.NUMBERS, 5: Phase.ANSWERS})
-    assert check_revealed(found).tolist() == plain(promise, found.survivors)
+    assert lists(check_revealed(found)) == sums(promise, found.survivors)
     assert found.survivors.tolist() == [i for i in range(60) if i not in (1, 2, 3, 4)]
 
 
 def test_a_floor_under_the_number_of_summands() -> None:
     promise = promised(10, least=8)
-    assert held(promise, lost=dict.fromkeys(range(2), Phase.NUMBERS)).total is not None
+    assert held(promise, lost=dict.fromkeys(range(2), Phase.NUMBERS)).totals is not None
     found = held(promise, lost=dict.fromkeys(range(3), Phase.NUMBERS))
-    assert found.total is None
+    assert found.totals is None
     assert "7 clients have sent masked numbers, and no sum of fewer than 8 is shown" in found.reason
 
 
@@ -141,7 +136,7 @@ def test_whatever_is_not_in_the_table_ends_the_clients_part(stage: Stage) -> Non
         table.tell(0, Abandoned("time"))
     client = table.clients[0]
     assert client.stage is stage
-    wrong = Numbers(np.zeros(5, np.uint32)) if stage is not Stage.SHARED else servers.Survivors(np.zeros(1, "u1"), 3)
+    wrong = Numbers((np.zeros(5, np.uint32),)) if stage is not Stage.SHARED else servers.Survivors(np.zeros(1, "u1"), 3)
     after, actions = clients.step(client, wrong)
     if stage in (Stage.DONE, Stage.FAILED):
         assert (after, actions) == (client, ())
@@ -196,7 +191,15 @@ def test_time_that_is_up_before_anybody_has_come_is_a_failed_attempt(phase: Phas
 def test_nothing_secret_is_shown() -> None:
     table = Table(promised(4)).up().down()
     client = table.clients[0]
-    for value in (client, client.own, client.secrets, client.held, client.roster, Numbers(np.arange(3)), table.server):
+    for value in (
+        client,
+        client.own,
+        client.secrets,
+        client.held,
+        client.roster,
+        Numbers((np.arange(3),)),
+        table.server,
+    ):
         text = repr(value)
         assert len(text) < 200
         for secret in (client.secrets.mask, client.secrets.seed, client.own.entropy):
@@ -209,7 +212,7 @@ def test_nothing_secret_is_shown() -> None:
 
 @pytest.mark.parametrize("malicious", [False, True])
 def test_clients_send_and_receive_what_the_figures_say(malicious: bool) -> None:
-    promise = promised(30, entries=100, width=26, malicious=malicious)
+    promise = promised(30, sizes=[(100, 26)], malicious=malicious)
     found, terms = held(promise), termed(promise)
     up, down = overhead(promise.withstand)
     assert set(found.up.tolist()) == {up + packed_bytes(100, 26)}
@@ -248,7 +251,7 @@ def test_a_messages_size_is_that_of_its_parts() -> None:
 
 def transcript(malicious: bool) -> dict[str, Any]:
     """All that is said in an attempt of six with two dropouts, as text."""
-    promise = promised(6, entries=7, width=19, malicious=malicious, dropouts=0.2)
+    promise = promised(6, sizes=[(7, 19), (3, 33)], malicious=malicious, dropouts=0.2)
     table, said = Table(promise), []
 
     def note() -> None:
@@ -266,8 +269,8 @@ def transcript(malicious: bool) -> dict[str, Any]:
     assert isinstance(table.end, servers.Revealed)
     return {
         "terms": {n: v.hex() if isinstance(v, bytes) else v for n, v in table.terms._asdict().items()},
-        "binding": table.terms.binding.hex(), "numbers": table.numbers.tolist(), "said": said,
-        "survivors": table.end.survivors.tolist(), "total": table.end.total.tolist(),
+        "binding": table.terms.binding.hex(), "numbers": [lists(n) for n in table.numbers], "said": said,
+        "survivors": table.end.survivors.tolist(), "totals": lists(table.end.totals),
     }  # fmt: skip
 
 
@@ -288,8 +291,10 @@ def test_every_byte_that_clients_say_is_the_one_written_down(case: str) -> None:
 
 def test_the_vectors_say_themselves_that_they_are_right() -> None:
     for case in json.loads(VECTORS.read_text("utf-8")).values():
-        numbers = np.array(case["numbers"], object)[case["survivors"]]
-        assert case["total"] == (numbers.sum(0) % 2 ** case["terms"]["width"]).tolist()
+        chosen = [case["numbers"][slot] for slot in case["survivors"]]
+        for i, (_, entries, width) in enumerate(case["terms"]["channels"]):
+            wanted = [sum(numbers[i][j] for numbers in chosen) % 2**width for j in range(entries)]
+            assert case["totals"][i] == wanted
         assert case["survivors"] == [0, 3, 4, 5]
 
 

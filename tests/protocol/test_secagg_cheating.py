@@ -17,6 +17,7 @@ from foedus.protocol.secagg import client as clients
 from foedus.protocol.secagg import server as servers
 from foedus.protocol.secagg.client import Left, Memory, Numbers, Own, Remember, Send, Stage
 from foedus.protocol.secagg.messages import (
+    Channel,
     Delivery,
     Identity,
     Keys,
@@ -39,9 +40,10 @@ from foedus.secure.planes import unpacked
 from foedus.secure.primitives import KEY, add_mask, derived, digest, identity_key, keystream, public_key, signed
 from foedus.secure.sharing import recovered
 
-from .attempts import MODEL, PRIVATE, TRUST, Table, held, own, promised, termed
+from .attempts import MODEL, PRIVATE, TRUST, Table, held, lists, own, promised, sums, termed
 
 NOBODY = np.zeros((4, 0), np.uint8)
+ONE, OTHER = Channel("channel 0", 5, 20), Channel("channel 1", 3, 33)
 
 
 def left(actions: tuple[Any, ...]) -> str:
@@ -92,11 +94,11 @@ def test_a_second_attempt_of_the_round_is_not_joined_after_an_answer() -> None:
     """Two unmasked sums whose survivors differ by one client would reveal that client: here is what they reveal."""
     promise = promised(5)
     one, other = held(promise), held(promise, lost={4: Phase.NUMBERS}, attempt=2)
-    assert one.total is not None
-    assert other.total is not None
-    numbers = Table(promise).numbers
-    difference = (one.total - other.total) & np.uint32(2**promise.width - 1)
-    assert difference.tolist() == numbers[4].tolist(), "the attack works where clients let themselves in for it"
+    assert one.totals is not None
+    assert other.totals is not None
+    (victim,) = Table(promise).numbers[4]
+    difference = (one.totals[0] - other.totals[0]) & np.uint32(2**20 - 1)
+    assert difference.tolist() == victim.tolist(), "the attack works where clients let themselves in for it"
     memory = one.memories[0]
     assert memory.answered
     with pytest.raises(
@@ -203,11 +205,16 @@ def test_without_signatures_clients_of_different_models_cannot_read_each_others_
 
 
 @pytest.mark.parametrize("change", [
-    {"threshold": 2}, {"least": 1}, {"degree": 2}, {"malicious": False}, {"width": 16}, {"entries": 4}, {"version": 2},
+    {"threshold": 2}, {"least": 1}, {"degree": 2}, {"malicious": False}, {"version": 1},
     {"clients": 6}, {"attempt": 0}, {"graph": b"short"}, {"session": b""},
+    {"channels": ()}, {"channels": (ONE,)}, {"channels": (OTHER, ONE)}, {"channels": (ONE, OTHER, OTHER)},
+    {"channels": (ONE._replace(width=16), OTHER)}, {"channels": (ONE, OTHER._replace(entries=1))},
+    {"channels": (ONE, OTHER._replace(name="update"))},
 ])  # fmt: skip
 def test_terms_that_protect_less_than_was_promised_are_refused(change: dict[str, Any]) -> None:
-    promise = promised(5, malicious=True)
+    promise = promised(5, malicious=True, sizes=[ONE[1:], OTHER[1:]])
+    assert promise.channels == (ONE, OTHER)
+    clients.begin(termed(promise), own(0, promise))
     with pytest.raises(SecureAggregationFailed):
         clients.begin(termed(promise, **change), own(0, promise))
 
@@ -372,15 +379,15 @@ def test_a_mask_depends_on_every_bit_of_its_seed_and_on_the_attempt() -> None:
     for attempt in range(1, 9):
         table = Table(promise, attempt=attempt).up().down().ready().up().down()
         masked = [unpacked(table.said[s].values, 20, 5) for s in range(4)]  # type: ignore[union-attr]
-        masks |= {((m - n) & np.uint32(2**20 - 1)).tobytes() for m, n in zip(masked, table.numbers, strict=True)}
+        masks |= {((m - n) & np.uint32(2**20 - 1)).tobytes() for m, (n,) in zip(masked, table.numbers, strict=True)}
     assert len(masks) == 32
 
 
 def test_what_is_sent_looks_random_whatever_the_numbers_are() -> None:
     """χ² over the bits of masked zeros."""
-    promise = promised(4, entries=20_000, width=16)
+    promise = promised(4, sizes=[(20_000, 16)])
     table = Table(promise)
-    table.numbers[:] = 0
+    table.numbers = [(np.zeros(20_000, np.uint16),)] * 4
     table.up().down().ready().up().down()
     sent = unpacked(table.said[0].values, 16, 20_000)  # type: ignore[union-attr]
     ones = ((sent[:, None] >> np.arange(16)) & 1).sum(0)
@@ -397,8 +404,8 @@ def test_a_masked_vector_without_its_clients_own_mask_is_still_masked_by_the_oth
     sent = unpacked(table.said[0].values, 20, 5)  # type: ignore[union-attr]
     without = sent.copy()
     context = clients.about(table.terms.binding, "seed", 0, 0)
-    add_mask(without, derived(secrets.seed, context), negative=True)
-    assert ((without & np.uint32(2**20 - 1)) != table.numbers[0]).any()
+    add_mask([without], derived(secrets.seed, context), negative=True)
+    assert ((without & np.uint32(2**20 - 1)) != table.numbers[0][0]).any()
 
 
 # --- lateness, floors, dropouts -----------------------------------------------------------------------------
@@ -411,7 +418,7 @@ def test_a_masked_vector_that_comes_after_the_set_is_frozen_is_not_looked_at() -
     assert isinstance(late, Masked)
     table.up(without={5})
     assert table.server.phase is Phase.ANSWERS
-    before = table.server.tally.total().tolist()
+    before = table.server.tallies[0].total().tolist()
     table.hear(From(5, late))
     assert table.refused[-1] == (5, "Masked came while waiting for answers")
     assert not table.server.survivors[5]
@@ -432,9 +439,9 @@ def test_a_late_vector_stays_masked_even_with_the_key_that_the_others_have_told(
     mask = recovered(shares, np.arange(1, threshold + 1))[0].tobytes()
     assert public_key(mask) == table.server.keys[5, :KEY].tobytes(), "so much it knows"
     total = unpacked(late.values, 20, 5)  # type: ignore[union-attr]
-    servers._without(table.server, total, 5, mask)
+    servers._without(table.server, (total,), 5, mask)
     opened = ((np.uint32(0) - total) & np.uint32(2**20 - 1)).tolist(), (total & np.uint32(2**20 - 1)).tolist()
-    assert table.numbers[5].tolist() not in opened
+    assert table.numbers[5][0].tolist() not in opened
 
 
 @pytest.mark.parametrize("malicious", [False, True])
@@ -485,7 +492,7 @@ def test_a_failed_attempt_reveals_nothing_that_opens_a_vector() -> None:
     assert isinstance(table.end, servers.Failed)
     assert "shares came, and it takes 3" in table.end.reason
     assert not table.server.answers.size
-    assert table.server.tally.total().size == 0, "nor is anything kept"
+    assert table.server.tallies == (), "nor is anything kept"
 
 
 # --- clients that cheat -------------------------------------------------------------------------------------
@@ -541,10 +548,10 @@ def test_whatever_a_client_sends_is_taken_refused_or_ends_in_an_honest_sum_or_a_
             table.said[0] = _spoilt(data, table.said[0])
         table.up().down().ready()
     if isinstance(table.end, servers.Revealed):
-        wanted = table.numbers[table.end.survivors].astype(object).sum(0) % 2**20
+        wanted = sums(table.promise, table.end.survivors)
         honest = [s for s in table.end.survivors.tolist() if s != 0]
         assert honest
-        assert 0 in table.end.survivors or table.end.total.tolist() == wanted.tolist()
+        assert 0 in table.end.survivors or lists(table.end.totals) == wanted
 
 
 def _spoilt(data: st.DataObject, message: Any, name: str = "") -> Any:
@@ -667,9 +674,10 @@ def test_entries_are_clipped_before_they_are_rounded() -> None:
 
 
 def test_numbers_of_another_form_are_not_masked() -> None:
-    for wrong in (np.zeros(4, np.uint32), np.zeros(5, np.uint64), np.zeros(5, np.float32)):
+    good = np.zeros(5, np.uint32)
+    for wrong in ((), (good, good), *((np.zeros(*w),) for w in ((4, np.uint32), (5, np.uint64), (5, np.float32)))):
         table = Table(promised(5)).up().down()
-        assert "5 numbers of uint32 are to be masked" in left(table.tell(0, Numbers(wrong)))
+        assert "uint32[5] of 'channel 0' are to be masked" in left(table.tell(0, Numbers(wrong)))
 
 
 def test_an_attempt_takes_32_bytes_of_entropy_and_a_slot_of_its_own() -> None:

@@ -43,7 +43,7 @@ def test_masks_are_the_keystream_of_aes_256_in_counter_mode() -> None:
     """AES-256 of the zero block under the zero key (NIST's known answers)."""
     assert keystream(bytes(32), 16).hex() == "dc95c078a2408989ad48a21492842087"
     words = np.zeros(4, np.uint32)
-    add_mask(words, bytes(32))
+    add_mask([words], bytes(32))
     assert words.tobytes() == keystream(bytes(32), 16)
 
 
@@ -63,11 +63,19 @@ def test_a_mask_is_its_whole_keystream_and_comes_off_again(key: bytes, count: in
     """Over the borders of chunks, too: no seed is cut short, and no part of the stream used twice."""
     words = np.arange(count).astype(kind)
     before = words.copy()
-    add_mask(words, key)
+    add_mask([words], key)
     stream = np.frombuffer(keystream(key, words.nbytes), words.dtype)
     assert (words == before + stream).all()
-    add_mask(words, key, negative=True)
+    add_mask([words], key, negative=True)
     assert (words == before).all()
+
+
+@given(keys, st.lists(st.tuples(st.integers(0, 70_000), st.sampled_from(["u2", "u4", "u8"])), max_size=4))
+def test_the_mask_of_several_vectors_is_one_stream_read_on(key: bytes, sizes: list[tuple[int, str]]) -> None:
+    vectors = [np.zeros(count, kind) for count, kind in sizes]
+    add_mask(vectors, key)
+    whole = b"".join(vector.tobytes() for vector in vectors)
+    assert whole == keystream(key, len(whole))
 
 
 @given(keys, keys)

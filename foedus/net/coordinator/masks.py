@@ -97,12 +97,14 @@ class Masks:
         masked = course.masked
         if masked is None or course.state.phase not in (Phase.SELECTING, Phase.TRAINING):
             return
-        if (masked.opening or masked.total is not None) and not course.state.opening:
+        if (masked.opening or masked.totals is not None) and not course.state.opening:
             self._driver.step(course, machine.Opening(now), now)
-        if masked.total is not None:
+        if masked.totals is not None:
             positions = [masked.positions[slot] for slot in masked.survivors]
             sent = [masked.up[slot] for slot in masked.survivors]
-            course.learning.reveal(course.gathered(), positions, masked.total, sent)
+            names = (channel.name for channel in masked.terms.channels)
+            totals = dict(zip(names, masked.totals, strict=True))
+            course.learning.reveal(course.gathered(), positions, totals, sent)
             here = [s for s in course.state.at(*machine.OPEN, At.DECLINED) if s.attempt == course.state.attempt]
             keys = [s.key for s in here if s.position in positions]
             self._driver.ahead(course, machine.Summed(now, tuple(keys)), now)

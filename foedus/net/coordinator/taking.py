@@ -33,7 +33,7 @@ from foedus.protocol.messages import (
     Why,
     sentence,
 )  # fmt: skip
-from foedus.protocol.round import Phase, Seat
+from foedus.protocol.round import At, Phase, Seat
 from foedus.rounds.freight import figures_of, parcel_of
 from foedus.rounds.parcel import Parcel
 from foedus.rounds.work import Refusal
@@ -166,7 +166,7 @@ class Taking:
         for course in self._driver.courses.values():
             seat = course.state.seats.get(key)
             if seat is not None and seat.position == caller.position:
-                return machine.stands(seat, course.state)
+                return Stands.PENDING if _still_summed(course, seat) else machine.stands(seat, course.state)
         with self._ground.store.begin() as rows:
             row = rows.seat(key)
         if row is None or row.position != caller.position or row.run not in self._driver.courses:
@@ -196,6 +196,13 @@ class Taking:
             if not each.refused and each.key in course.state.seats:
                 self._driver.ahead(course, machine.Started(now, each.key, each.scale), now)
                 self._driver.ahead(course, machine.Received(now, each.key), now)
+
+
+def _still_summed(course: Course, seat: Seat) -> bool:
+    """Whether a seat that was given back may be in a masked sum all the same: its numbers came before that."""
+    masked, state = course.masked, course.state
+    present = seat.attempt == state.attempt and state.phase in (Phase.SELECTING, Phase.TRAINING)
+    return seat.at is At.DECLINED and present and masked is not None and masked.slot(seat.position) is not None
 
 
 __all__ = ["Taking"]

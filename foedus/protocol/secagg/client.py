@@ -53,6 +53,7 @@ from foedus.protocol.secagg.messages import (
     bits,
     check_array,
     check_identity,
+    check_numbers,
     check_terms,
     commitment,
     flags,
@@ -61,7 +62,7 @@ from foedus.protocol.secagg.messages import (
     survivors_text,
 )
 from foedus.secure import sharing
-from foedus.secure.planes import packed, word
+from foedus.secure.planes import packed
 from foedus.secure.primitives import (
     KEY,
     SIGNATURE,
@@ -126,12 +127,12 @@ class Own(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """The client's update is ready, as the aggregator encoded it: unsigned integers [entry]."""
+    """What the client adds up is ready, as the aggregators encoded it: of every channel unsigned integers [entry]."""
 
-    values: NDArray[Any]
+    values: tuple[NDArray[Any], ...]
 
     def __repr__(self) -> str:
-        return f"Numbers({self.values.dtype}{list(self.values.shape)})"
+        return f"Numbers({', '.join(f'{v.dtype}{list(v.shape)}' for v in self.values)})"
 
 
 class Abandoned(NamedTuple):
@@ -217,7 +218,7 @@ class Client(NamedTuple):
     mates: Slots
     secrets: _Secrets
     roster: _Roster | None = None
-    numbers: NDArray[Any] | None = None
+    numbers: tuple[NDArray[Any], ...] | None = None
     delivery: Delivery | None = None
     held: _Held | None = None
     survivors: Survivors | None = None
@@ -435,15 +436,10 @@ def _dealt(client: Client, present: Flags) -> Bytes:
 
 def _ready(client: Client, event: Numbers) -> Step:
     """The update is there; it is masked at once if the shares are, too."""
-    terms, values = client.terms, event.values
-    if values.shape != (terms.entries,) or values.dtype != word(terms.width):
-        raise SecureAggregationFailed(
-            f"{terms.entries} numbers of {word(terms.width)} are to be masked, and there are {values.dtype}"
-            f"{list(values.shape)}"
-        )
+    check_numbers(event.values, client.terms)
     if client.numbers is not None:
         raise SecureAggregationFailed("the numbers of this attempt were given already")
-    return _masked_when_ready(client._replace(numbers=values))
+    return _masked_when_ready(client._replace(numbers=event.values))
 
 
 def _delivered(client: Client, delivery: Delivery) -> Step:
@@ -485,17 +481,19 @@ def _masked_when_ready(client: Client) -> Step:
         return client, ()
     roster, held = _known(client)
     binding, slot = client.terms.binding, client.own.slot
-    total = client.numbers.astype(word(client.terms.width), copy=True)
-    add_mask(total, derived(client.secrets.seed, about(binding, "seed", slot, slot)))
+    totals = [numbers.copy() for numbers in client.numbers]
+    add_mask(totals, derived(client.secrets.seed, about(binding, "seed", slot, slot)))
     agreement = Agreement(client.secrets.mask)
     for place in np.flatnonzero(held.delivered).tolist():
         mate = int(client.mates[place])
         if mate == slot:
             continue
         secret = agreement.secret(roster.keys[place, :KEY].tobytes())
-        add_mask(total, derived(secret, mask_context(binding, slot, mate)), negative=mate < slot)
+        add_mask(totals, derived(secret, mask_context(binding, slot, mate)), negative=mate < slot)
     client = client._replace(stage=Stage.MASKED, numbers=None, secrets=_NOTHING)
-    return client, (Send(Masked(packed(total, client.terms.width))),)
+    widths = (channel.width for channel in client.terms.channels)
+    parts = [packed(total, width) for total, width in zip(totals, widths, strict=True)]
+    return client, (Send(Masked(np.concatenate(parts))),)
 
 
 # --- unmasking ----------------------------------------------------------------------------------------------

@@ -20,14 +20,14 @@ from foedus.protocol.secagg import server as servers
 from foedus.protocol.secagg.client import Client, Own
 from foedus.protocol.secagg.messages import FromServer, Terms, message_size
 from foedus.protocol.secagg.server import Close, Failed, From, Phase, Refused, Revealed, Server
-from foedus.secure.traffic import TERMS
+from foedus.secure.traffic import CHANNEL, TERMS
 
 
 class Outcome(NamedTuple):
     """How an attempt went.
 
     Attributes:
-        total: the sum [entry]; ``None`` if it failed.
+        totals: the sums [entry] of all channels; ``None`` if it failed.
         survivors: slots of those in it.
         reason: why it failed; empty if it did not.
         up, down: bytes that every client sent and received, int64 [client].
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
         memories: what every client remembers, by slot.
     """
 
-    total: NDArray[Any] | None
+    totals: tuple[NDArray[Any], ...] | None
     survivors: NDArray[np.int64]
     reason: str
     up: NDArray[np.int64]
@@ -55,7 +55,7 @@ class _Room:
         self.lost = lost
         self.post: list[tuple[int, FromServer]] = []
         self.up = np.zeros(terms.clients, np.int64)
-        self.down = np.full(terms.clients, TERMS, np.int64)
+        self.down = np.full(terms.clients, TERMS + CHANNEL * (len(terms.channels) - 1), np.int64)
         self.left: dict[int, str] = {}
         self.refused: list[tuple[int, str]] = []
         self.memories: dict[int, clients.Memory] = {}
@@ -103,7 +103,7 @@ _ORDER = (Phase.KEYS, Phase.SHARES, Phase.NUMBERS, Phase.VOTES, Phase.ANSWERS, P
 def converse(
     terms: Terms,
     owns: Sequence[Own],
-    numbers: Callable[[int], NDArray[Any]],
+    numbers: Callable[[int], tuple[NDArray[Any], ...]],
     *,
     lost: Mapping[int, Phase] | None = None,
 ) -> Outcome:
@@ -112,18 +112,19 @@ def converse(
     Args:
         terms: what it is about.
         owns: what every client brings, by slot.
-        numbers: a client's numbers, by slot; asked once, when it is to mask them.
+        numbers: a client's numbers in every channel, by slot; asked once, when it is to mask them.
         lost: at which phase clients are lost.
 
     Example:
-        >>> from foedus.protocol.secagg.messages import Promise, terms_for
+        >>> from foedus.protocol.secagg.messages import Channel, Promise, terms_for
         >>> from foedus.secure.graph import Withstand
-        >>> promise = Promise(Withstand(clients=4, corrupt=0.0), least=2, entries=2, width=10)
+        >>> promise = Promise(Withstand(clients=4, corrupt=0.0), least=2, channels=(Channel("update", 2, 10),))
         >>> same = dict(session=bytes(16), round=1, attempt=1, model=bytes(32), graph=bytes(32))
         >>> owns = [Own(slot, promise, bytes([slot]) * 32, bytes(32)) for slot in range(4)]
         >>> vectors = np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.uint16)
-        >>> found = converse(terms_for(promise, clients=4, **same), owns, vectors.__getitem__, lost={3: Phase.NUMBERS})
-        >>> found.total.tolist(), found.survivors.tolist()
+        >>> terms = terms_for(promise, clients=4, **same)
+        >>> found = converse(terms, owns, lambda slot: (vectors[slot],), lost={3: Phase.NUMBERS})
+        >>> found.totals[0].tolist(), found.survivors.tolist()
         ([9, 12], [0, 1, 2])
     """
     room = _Room(terms, lost or {})
@@ -144,7 +145,7 @@ def converse(
     return _outcome(room)
 
 
-def _masking(room: _Room, numbers: Callable[[int], NDArray[Any]]) -> None:
+def _masking(room: _Room, numbers: Callable[[int], tuple[NDArray[Any], ...]]) -> None:
     """Give every client that has its delivery the numbers to mask."""
     for slot, client in list(room.clients.items()):
         if client.stage is clients.Stage.SHARED and client.delivery is not None and not room._gone(slot):
@@ -155,18 +156,18 @@ def _masking(room: _Room, numbers: Callable[[int], NDArray[Any]]) -> None:
 def _outcome(room: _Room) -> Outcome:
     end = room.end
     assert end is not None
-    total, survivors, reason = (
-        (None, np.zeros(0, np.int64), end.reason) if isinstance(end, Failed) else (end.total, end.survivors, "")
+    totals, survivors, reason = (
+        (None, np.zeros(0, np.int64), end.reason) if isinstance(end, Failed) else (end.totals, end.survivors, "")
     )
-    return Outcome(total, survivors, reason, room.up, room.down, room.left, room.refused, room.memories)
+    return Outcome(totals, survivors, reason, room.up, room.down, room.left, room.refused, room.memories)
 
 
-def check_revealed(found: Outcome) -> NDArray[Any]:
-    """The sum of an attempt.
+def check_revealed(found: Outcome) -> tuple[NDArray[Any], ...]:
+    """The sums of an attempt.
 
     Raises:
         SecureAggregationFailed: it failed; says why.
     """
-    if found.total is None:
+    if found.totals is None:
         raise SecureAggregationFailed(found.reason)
-    return found.total
+    return found.totals

@@ -1,13 +1,16 @@
 """The conversation's messages as blobs, and back; and the terms, with the slot of the client that they are for.
 
 A blob's ``kind`` names the message; fields that are bytes or arrays lie in it as bytes (uint8), numbers as texts beside
-them. What comes may be from anybody: names, types and numbers of axes are checked here, shapes by who takes it.
+them, and the terms' channels as JSON: ``[["update", 1000, 26], ...]``.
+
+What comes may be from anybody: names, types and numbers of axes are checked here, shapes by who takes it.
 
 Not here: the layout of the bytes (``protocol/blob.py``), what is meant (``messages.py``).
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -15,6 +18,7 @@ import numpy as np
 from foedus.errors import MalformedMessage
 from foedus.protocol import blob
 from foedus.protocol.secagg.messages import (
+    Channel,
     Delivery,
     FromClient,
     FromServer,
@@ -33,6 +37,7 @@ TURNS: tuple[type[Any], ...] = (Terms, Roster, Delivery, Survivors, Votes)
 ANSWERS: tuple[type[Any], ...] = (Keys, Parcels, Masked, Shares, Vote)
 _KINDS = {kind.__name__: kind for kind in (*TURNS, *ANSWERS)}
 _LARGEST = 2**53
+_CHANNELS = 64  # at most, in one conversation
 
 
 class Invited(NamedTuple):
@@ -94,6 +99,8 @@ def _packed(message: Any, more: dict[str, str]) -> bytes:
             arrays[name] = np.frombuffer(value, np.uint8)
         elif isinstance(value, int):
             told[name] = str(int(value))
+        elif isinstance(value, tuple):
+            told[name] = json.dumps(value)
         else:
             arrays[name] = value
     return blob.pack(arrays, told)
@@ -104,6 +111,8 @@ def _field(given: blob.Tensors, name: str, type_: Any) -> Any:
         return _whole(given.told.get(name), name)
     if type_ is bool:
         return bool(_whole(given.told.get(name), name))
+    if type_ == tuple[Channel, ...]:
+        return _channels(given.told.get(name, ""))
     array = given.arrays.get(name)
     if array is None or array.dtype != np.uint8 or array.ndim > 2:
         raise MalformedMessage(f"malformed {name}: bytes are expected")
@@ -112,6 +121,24 @@ def _field(given: blob.Tensors, name: str, type_: Any) -> Any:
             raise MalformedMessage(f"malformed {name}: some bytes in a row are expected")
         return array.tobytes()
     return array
+
+
+def _channels(text: str) -> tuple[Channel, ...]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not 1 <= len(found) <= _CHANNELS or not all(map(_is_channel, found)):
+        raise MalformedMessage(f"malformed channels: from 1 to {_CHANNELS} of name, entries and width are expected")
+    return tuple(Channel(*each) for each in found)
+
+
+def _is_channel(each: Any) -> bool:
+    if not isinstance(each, list) or len(each) != 3 or not isinstance(each[0], str):
+        return False
+    name, entries, width = each
+    whole = type(entries) is int and type(width) is int
+    return whole and len(name) <= 128 and name.isprintable() and 0 <= entries <= _LARGEST and 1 <= width <= 64
 
 
 def _whole(text: str | None, name: str) -> int:

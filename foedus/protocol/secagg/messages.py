@@ -12,8 +12,9 @@ Not here: who may say what when (``client.py``, ``server.py``).
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,10 +23,10 @@ from numpy.typing import NDArray
 
 from foedus.errors import ForgedMessage, NoGuarantee, SecureAggregationFailed
 from foedus.secure.graph import Parameters, Withstand, ring
-from foedus.secure.planes import packed_bytes
+from foedus.secure.planes import packed_bytes, word
 from foedus.secure.primitives import KEY, SIGNATURE, TAG, check_signature, digest, identity_key, signed
 
-VERSION = 1
+VERSION = 2
 SEALED = 2 * KEY + TAG  # bytes of a client's two shares, sealed
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -33,6 +34,36 @@ Slots = NDArray[np.int64]
 
 
 # --- what an attempt is about -------------------------------------------------------------------------------
+
+
+class Channel(NamedTuple):
+    """One of the vectors that travel together under the same masks: the update, the buffers, a method's own.
+
+    Attributes:
+        name: of what travels in it.
+        entries, width: how many numbers, and of how many bits each; they are added modulo 2^width.
+    """
+
+    name: str
+    entries: int
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in a message."""
+        return packed_bytes(self.entries, self.width)
+
+
+def apart(values: NDArray[np.uint8], channels: Sequence[Channel]) -> list[NDArray[np.uint8]]:
+    """Packed numbers of all channels, which lie one after the other, by channel.
+
+    Example:
+        >>> channels = Channel("update", 3, 8), Channel("sizes", 1, 16)
+        >>> [part.tolist() for part in apart(np.arange(5, dtype=np.uint8), channels)]
+        [[0, 1, 2], [3, 4]]
+    """
+    ends = list(itertools.accumulate((channel.bytes for channel in channels), initial=0))
+    return [values[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 class Terms(NamedTuple):
@@ -46,7 +77,7 @@ class Terms(NamedTuple):
         clients: how many are asked.
         degree, threshold: see :mod:`foedus.secure.graph`.
         least: fewest clients in a sum.
-        entries, width: how many numbers, and of how many bits.
+        channels: what is added up, in this order.
         malicious: whether the server is not trusted to say the same to all.
         version: of this conversation.
     """
@@ -60,8 +91,7 @@ class Terms(NamedTuple):
     degree: int
     threshold: int
     least: int
-    entries: int
-    width: int
+    channels: tuple[Channel, ...]
     malicious: bool = False
     version: int = VERSION
 
@@ -70,9 +100,11 @@ class Terms(NamedTuple):
         """The digest that all keys, seals and signatures of the attempt name."""
         numbers = (
             self.version, self.round, self.attempt, self.clients, self.degree, self.threshold, self.least,
-            self.entries, self.width, self.malicious,
+            self.malicious,
         )  # fmt: skip
-        return digest(b"foedus secure aggregation", self.session, self.model, self.graph, struct.pack("<10Q", *numbers))
+        told = [part for c in self.channels for part in (c.name.encode(), struct.pack("<2Q", c.entries, c.width))]
+        same = (self.session, self.model, self.graph, struct.pack("<8Q", *numbers))
+        return digest(b"foedus secure aggregation", *same, *told)
 
     def neighbours(self, slot: int) -> Slots:
         """A client's neighbours, rising."""
@@ -100,13 +132,12 @@ class Promise(NamedTuple):
     Attributes:
         withstand: clients, corrupt share, dropouts, ...
         least: fewest clients in a sum.
-        entries, width: of a message.
+        channels: all that travels of an update, in this order: one conversation is about all of it.
     """
 
     withstand: Withstand
     least: int
-    entries: int
-    width: int
+    channels: tuple[Channel, ...]
 
 
 def check_terms(terms: Terms, promise: Promise) -> None:
@@ -125,8 +156,8 @@ def check_terms(terms: Terms, promise: Promise) -> None:
         )
     wanted = agreed(promise.withstand, terms.clients)
     told = {
-        "degree": wanted.degree, "threshold": wanted.threshold, "least": promise.least, "entries": promise.entries,
-        "width": promise.width, "malicious": promise.withstand.malicious,
+        "degree": wanted.degree, "threshold": wanted.threshold, "least": promise.least,
+        "channels": promise.channels, "malicious": promise.withstand.malicious,
     }  # fmt: skip
     for name, value in told.items():
         if getattr(terms, name) != value:
@@ -164,8 +195,8 @@ def terms_for(
     """
     degree, threshold = agreed(promise.withstand, clients)
     return Terms(
-        session, round, attempt, model, graph, clients, degree, threshold, promise.least, promise.entries,
-        promise.width, promise.withstand.malicious,
+        session, round, attempt, model, graph, clients, degree, threshold, promise.least, promise.channels,
+        promise.withstand.malicious,
     )  # fmt: skip
 
 
@@ -303,7 +334,7 @@ class Delivery(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """A client's numbers under its masks, packed: see :mod:`foedus.secure.planes`."""
+    """A client's numbers under its masks, packed, one channel after the other: see :mod:`foedus.secure.planes`."""
 
     values: Bytes
 
@@ -410,7 +441,22 @@ def check_keys(keys: Any, terms: Terms) -> None:
 
 def check_masked(values: Any, terms: Terms) -> None:
     """Refuse what cannot be masked numbers."""
-    check_array(values, (packed_bytes(terms.entries, terms.width),), "masked numbers")
+    check_array(values, (sum(channel.bytes for channel in terms.channels),), "masked numbers")
+
+
+def check_numbers(values: Sequence[Any], terms: Terms) -> None:
+    """Refuse what are not the numbers of all channels.
+
+    Raises:
+        SecureAggregationFailed: says what was expected.
+    """
+    told = ", ".join(f"{v.dtype}{list(v.shape)}" for v in values)
+    wanted = ", ".join(f"{word(c.width)}{[c.entries]} of {c.name!r}" for c in terms.channels)
+    fits = len(values) == len(terms.channels) and all(
+        v.shape == (c.entries,) and v.dtype == word(c.width) for v, c in zip(values, terms.channels, strict=True)
+    )
+    if not fits:
+        raise SecureAggregationFailed(f"{wanted} are to be masked, and there are {told or 'none'}")
 
 
 # --- what they are bound to ---------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from foedus.protocol.secagg.messages import (
     Vote,
     Votes,
     about,
+    apart,
     bits,
     check_array,
     check_bytes,
@@ -123,9 +124,9 @@ class Refused(NamedTuple):
 
 
 class Revealed(NamedTuple):
-    """The sum [entry], of the clients of these slots: what the aggregator decodes."""
+    """The sums [entry] of all channels, of the clients of these slots: what the aggregators decode."""
 
-    total: NDArray[Any]
+    totals: tuple[NDArray[Any], ...]
     survivors: Slots
 
 
@@ -171,7 +172,7 @@ class Server(NamedTuple):
     commitments: Bytes  # [client, 32]
     proofs: Bytes  # [client, 160], or [client, 0]
     sealed: Bytes  # [client, mate, 80], of the first for the second
-    tally: Tally
+    tallies: tuple[Tally, ...]  # by channel
     votes: Bytes  # [client, 64]
     have: Flags  # [client, mate], whether the first has told its share of the second
     answers: Bytes  # [client, mate, 32]
@@ -194,7 +195,7 @@ def open_attempt(terms: Terms) -> Server:
         Phase.KEYS, terms, _Graph(mates, _places(mates)), ~nobody, nobody.copy(), nobody, nobody, nobody,
         np.zeros((count, 2 * KEY), np.uint8), np.zeros((count, KEY), np.uint8),
         np.zeros((count, (KEY + 2 * SIGNATURE) * terms.malicious), np.uint8),
-        np.zeros((0, mates.shape[1], SEALED), np.uint8), Tally(terms.entries, terms.width),
+        np.zeros((0, mates.shape[1], SEALED), np.uint8), tuple(Tally(c.entries, c.width) for c in terms.channels),
         np.zeros((count * terms.malicious, SIGNATURE), np.uint8), np.zeros((0, mates.shape[1]), bool),
         np.zeros((0, mates.shape[1], KEY), np.uint8), np.zeros(count, np.int64), set(),
     )  # fmt: skip
@@ -281,9 +282,7 @@ def _closed(server: Server) -> Step:
 def _failed(server: Server, reason: str) -> Step:
     """The end without a sum: all that came is forgotten."""
     nothing = np.zeros((0, 0), np.uint8)
-    gone = server._replace(
-        phase=Phase.FAILED, sealed=nothing, answers=nothing, tally=Tally(0, 1), have=nothing.astype(bool)
-    )
+    gone = server._replace(phase=Phase.FAILED, sealed=nothing, answers=nothing, tallies=(), have=nothing.astype(bool))
     return gone, (Failed(reason),)
 
 
@@ -315,7 +314,8 @@ def _take_parcels(server: Server, slot: int, parcels: Parcels) -> None:
 
 def _take_masked(server: Server, slot: int, masked: Masked) -> None:
     check_masked(masked.values, server.terms)
-    server.tally.add(masked.values)
+    for tally, values in zip(server.tallies, apart(masked.values, server.terms.channels), strict=True):
+        tally.add(values)
 
 
 def _take_vote(server: Server, slot: int, vote: Vote) -> None:
@@ -444,15 +444,15 @@ def _to_sum(server: Server) -> Step:
     kept, lost = np.flatnonzero(survivors), np.flatnonzero(server.shared & ~survivors)
     seeds, masks = _put_together(server, kept), _put_together(server, lost)
     _check_secrets(server, kept, seeds)
-    total = server.tally.total()
+    totals = tuple(tally.total() for tally in server.tallies)
     for slot, seed in zip(kept.tolist(), seeds, strict=True):
-        add_mask(total, derived(seed.tobytes(), about(terms.binding, "seed", slot, slot)), negative=True)
+        add_mask(totals, derived(seed.tobytes(), about(terms.binding, "seed", slot, slot)), negative=True)
     for slot, mask in zip(lost.tolist(), masks, strict=True):
-        _without(server, total, slot, mask.tobytes())
-    if terms.width < 8 * total.dtype.itemsize:
-        total &= total.dtype.type(2**terms.width - 1)
+        _without(server, totals, slot, mask.tobytes())
+    for total, channel in zip(totals, terms.channels, strict=True):
+        total &= total.dtype.type(2**channel.width - 1)
     done, _ = _failed(server, "")
-    return done._replace(phase=Phase.DONE), (Revealed(total, kept),)
+    return done._replace(phase=Phase.DONE), (Revealed(totals, kept),)
 
 
 def _put_together(server: Server, slots: Slots) -> Bytes:
@@ -478,7 +478,7 @@ def _check_secrets(server: Server, slots: Slots, seeds: Bytes) -> None:
             raise ForgedMessage(f"the seed of client {slot} that was put together is not the one it had committed to")
 
 
-def _without(server: Server, total: NDArray[Any], slot: int, mask: bytes) -> None:
+def _without(server: Server, totals: tuple[NDArray[Any], ...], slot: int, mask: bytes) -> None:
     """Take off the masks that survivors share with a client that was lost."""
     if public_key(mask) != server.keys[slot, :KEY].tobytes():
         raise ForgedMessage(
@@ -488,7 +488,7 @@ def _without(server: Server, total: NDArray[Any], slot: int, mask: bytes) -> Non
     for mate in server.graph.mates[slot].tolist():
         if server.survivors[mate]:
             secret = agreement.secret(server.keys[mate, :KEY].tobytes())
-            add_mask(total, derived(secret, mask_context(binding, slot, mate)), negative=mate < slot)
+            add_mask(totals, derived(secret, mask_context(binding, slot, mate)), negative=mate < slot)
 
 
 # The table: what each phase takes, how it ends, and how a message is taken.
