@@ -46,6 +46,7 @@ def test_examples_run_offline(path: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert TOLD[path.stem] in done.stdout

@@ -15,17 +15,19 @@ import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from foedus.errors import ProtocolError
 from foedus.net import api
 from foedus.protocol import wire
-from foedus.protocol.messages import Bell
+from foedus.protocol.messages import Bell, Message
 
 __all__ = ["Line", "listen"]
 
 MOST = 1 << 16  # bytes of anything that is heard
 AGAIN_S, LATEST_S = 5.0, 300.0  # seconds until it is tried again, growing
+GOOD_BYE_S = 2.0  # until the server has said good-bye, too
+SILENT_S = 60.0  # the server asks every 25 seconds whether one is there; a line that is silent for so long is dead
 
 
 class Line(NamedTuple):
@@ -73,18 +75,31 @@ async def _heard(line: Line) -> AsyncIterator[Bell]:
     scheme, _, rest = line.url.partition("://")
     address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/{api.DOORBELL}/?EIO=4&transport=websocket"
     headers = {"Authorization": f"Bearer {ticket}"}
-    opened = connect(
-        address, ssl=line.context(), additional_headers=headers, max_size=MOST, compression=None, ping_interval=None
-    )
-    async with opened as connection:
-        async for said in connection:
-            if isinstance(said, bytes):
-                message = wire.decode(said)
-                if isinstance(message, Bell):
-                    yield message
-            elif said.startswith("0"):  # it is open
-                await connection.send("40" + json.dumps({"run": line.run}))
-            elif said == "2":  # are you there?
+    connection = await connect(
+        address, ssl=line.context(), additional_headers=headers, max_size=MOST, compression=None, ping_interval=None,
+        close_timeout=GOOD_BYE_S,
+    )  # fmt: skip
+    try:
+        async for message in _messages(connection, line.run):
+            if isinstance(message, Bell):
+                yield message
+    finally:
+        try:
+            await connection.close()
+        finally:  # whoever cancels does not wait for the other side's good-bye
+            connection.transport.abort()
+
+
+async def _messages(connection: Any, run: str) -> AsyncIterator[Message]:
+    """What is said on a connection that is open, until the server ends it or the line falls silent."""
+    while True:
+        async with asyncio.timeout(SILENT_S):
+            said = await connection.recv()
+            if said == "2":  # are you there?
                 await connection.send("3")
-            elif said.startswith(("41", "44", "1")):  # not, or no longer, let in
-                return
+            elif isinstance(said, str) and said.startswith("0"):  # it is open
+                await connection.send("40" + json.dumps({"run": run}))
+        if isinstance(said, bytes):
+            yield wire.decode(said)
+        elif said.startswith(("41", "44", "1")):  # not, or no longer, let in
+            return

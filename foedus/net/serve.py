@@ -40,7 +40,7 @@ from foedus.net.identity import routes as door
 from foedus.net.identity import tls
 from foedus.net.identity.access import Access
 from foedus.net.identity.authority import Authority
-from foedus.net.identity.connections import guarded
+from foedus.net.identity.connections import ended_once, guarded
 from foedus.net.identity.limits import Rate
 from foedus.net.leader import Leader, OwnFolder
 from foedus.net.learning import Learning
@@ -298,11 +298,12 @@ class Ear(uvicorn.Server):
 def configuration(shell: Shell, settings: Serving, context: ssl.SSLContext | None) -> uvicorn.Config:
     """How a shell listens."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     return uvicorn.Config(
         with_doorbell(shell, shell.application()), host=settings.host, port=settings.port,
         log_config=None, access_log=False, lifespan="on", loop="auto", http=guarded(HttpToolsProtocol),
-        ws="websockets-sansio", ws_max_size=1 << 16, ws_per_message_deflate=False, server_header=False,
+        ws=ended_once(WebSocketsSansIOProtocol), ws_max_size=1 << 16, ws_per_message_deflate=False, server_header=False,
         date_header=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=10,
         proxy_headers=settings.behind_proxy,
         ssl_context_factory=None if context is None else lambda config, default: context,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
@@ -27,6 +28,8 @@ from foedus.net.sandbox import Limits, Walls
 __all__ = ["Training"]
 
 WATCHED_S = 0.5  # how often memory is looked at
+START_S = 120.0  # until the process has put up its walls, at most
+END_S = 10.0  # until the system has ended a process that was killed; it may hang in a file system that does not answer
 KEPT = 16_384  # characters of what the process last printed
 # Of the environment: what Python and the frameworks need. Nothing that names proxies, tokens or passwords.
 PASSED = (
@@ -93,7 +96,7 @@ class Training:
             self._process = await self._spawned()
             self.starts += 1
             self._listening = asyncio.create_task(self._listen(self._process))
-            said = (await self._exchanged({"limits": asdict(self._limits)}, (), self._limits.seconds)).said
+            said = (await self._exchanged({"limits": asdict(self._limits)}, (), START_S)).said
             self.walls = Walls(str(said["network"]), bool(said["strict"]), tuple(map(str, said["limits"])))
         return self.walls
 
@@ -115,13 +118,14 @@ class Training:
         """End the process and free its memory; the next request starts another."""
         process, self._process, self.walls = self._process, None, None
         if process is not None:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            await process.wait()
+            _killed(process)
+            # Pipes first: asyncio calls a process ended only when its pipes are, too, and a child that got away may
+            # hold the other ends for as long as it likes.
             transport = getattr(process, "_transport", None)
-            if transport is not None:  # asyncio leaves the pipes to the garbage collector otherwise
+            if transport is not None:
                 transport.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), END_S)
         if self._listening is not None:
             await asyncio.gather(self._listening, return_exceptions=True)
             self._listening = None
@@ -136,7 +140,13 @@ class Training:
         command = (sys.executable, "-m", "foedus.net.trainee")
         try:
             return await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=self._folder
+                *command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env=environment,
+                cwd=self._folder,
+                start_new_session=True,
             )
         except OSError as error:
             raise StorageError(f"the training process could not be started: {error}") from error
@@ -180,7 +190,7 @@ class Training:
                 family = [seen, *seen.children(recursive=True)]
                 if sum(each.memory_info().rss for each in family) > self._limits.memory_mb << 20:
                     self._printed += f"\n(ended: it took more than the {self._limits.memory_mb} MB that are allowed)"
-                    process.kill()
+                    _killed(process)
                     return
             await asyncio.sleep(WATCHED_S)
 
@@ -199,6 +209,16 @@ class Training:
         assert process.stderr is not None
         while data := await process.stderr.read(4096):
             self._printed = (self._printed + data.decode("utf-8", "replace"))[-KEPT:]
+
+
+def _killed(process: asyncio.subprocess.Process) -> None:
+    """Kill the process and all that it has started."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.name == "posix":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
 
 
 async def _write(process: asyncio.subprocess.Process, said: dict[str, Any], blobs: Sequence[bytes]) -> None:

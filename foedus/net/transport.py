@@ -12,10 +12,11 @@ Not here: what is said (``protocol``), who is let in (``identity``), when to try
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from foedus.errors import Code, MalformedMessage, TooLarge, Unreachable
@@ -26,6 +27,10 @@ from foedus.protocol.messages import ANSWERS, Answer, Blob, Message, Problem, Re
 __all__ = ["HttpTransport", "Transport"]
 
 TRIES = 5  # to take a download up again where it broke
+# The HTTP client gives up a connection on which nothing comes. One that drips is given up as well, after so long and
+# what its bytes may take at the slowest.
+LONGEST_S = 300.0
+SLOWEST = 1000.0  # bytes per second
 
 
 class Transport(Protocol):
@@ -106,34 +111,41 @@ class HttpTransport:
 
     async def _called(self, method: str, path: str, **given: Any) -> _Found:
         """One request and its answer, which is small."""
-        import httpx
-
-        try:
-            async with self._client.stream(method, path, **given) as response:
-                return await _bounded(response)
-        except (httpx.HTTPError, ssl.SSLError) as error:  # httpx does not translate what breaks in the middle of TLS
-            raise _unreachable(error) from error
+        async with _limited(len(given.get("content", b""))), self._client.stream(method, path, **given) as response:
+            return await _bounded(response)
 
     async def _more(self, blob: Blob, content: bytearray) -> None:
         """Fetch a blob from where its content ends."""
-        import httpx
-
         headers = {"Range": f"bytes={len(content)}-"} if content else {}
-        try:
-            async with self._client.stream("GET", api.blob_path(blob.digest), headers=headers) as response:
-                if response.status_code not in (200, 206):
-                    answer = _message(await _bounded(response))
-                    raise Unreachable(f"the server does not give a blob: {getattr(answer, 'told', answer)}")
-                if response.status_code == 200:
-                    content.clear()
-                async for piece in response.aiter_raw():
-                    content += piece
-                    if len(content) > blob.size:
-                        raise TooLarge(f"a blob of {blob.size} bytes was announced, and more came")
-        except (httpx.HTTPError, ssl.SSLError) as error:  # httpx does not translate what breaks in the middle of TLS
-            raise _unreachable(error) from error
+        path = api.blob_path(blob.digest)
+        async with _limited(blob.size), self._client.stream("GET", path, headers=headers) as response:
+            if response.status_code not in (200, 206):
+                answer = _message(await _bounded(response))
+                raise Unreachable(f"the server does not give a blob: {getattr(answer, 'told', answer)}")
+            if response.status_code == 200:
+                content.clear()
+            async for piece in response.aiter_raw():
+                content += piece
+                if len(content) > blob.size:
+                    raise TooLarge(f"a blob of {blob.size} bytes was announced, and more came")
         if len(content) < blob.size:
             raise Unreachable(f"a blob of {blob.size} bytes was announced, and {len(content)} came")
+
+
+@contextlib.asynccontextmanager
+async def _limited(size: int) -> AsyncIterator[None]:
+    """A request that ends, in so many bytes' time, and what may break in it."""
+    import httpx
+
+    try:
+        async with asyncio.timeout(LONGEST_S + size / SLOWEST):
+            yield
+    except (
+        httpx.HTTPError,
+        ssl.SSLError,
+        TimeoutError,
+    ) as error:  # what breaks in the middle of TLS comes untranslated
+        raise _unreachable(error) from error
 
 
 class _Found(NamedTuple):

@@ -273,4 +273,4 @@ model = fd.JaxModel(lambda key: {"w": jnp.ones((2, 2))}, lambda p, x, *, train, 
 trainer = open_trainer(fd.Task(model, loss=lambda output, target: ((output - target) ** 2).mean(1)), seed=0)
 assert trainer.device != "cpu" or len(devices()) == cores(), devices()
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -265,14 +265,14 @@ def test_export(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_new_then_simulate_as_a_newcomer_would(tmp_path: Path) -> None:
     """In processes of their own, with nothing but the console script, offline."""
     foedus = [sys.executable, "-m", "foedus"]
-    subprocess.run([*foedus, "new", "mine"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([*foedus, "new", "mine"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
     folder = tmp_path / "mine"
     assert {path.name for path in folder.iterdir()} == {"federation.py", "README.md", ".gitignore"}
     assert (folder / "README.md").read_text().startswith("# mine\n")
     environment = os.environ | {"FOEDUS_DATA": str(tmp_path / "nothing")}
     made = subprocess.run(
         [*foedus, "simulate", "federation.py", "--rounds", "5", "--folder", "run"],
-        cwd=folder, check=True, capture_output=True, text=True, env=environment,
+        cwd=folder, check=True, capture_output=True, text=True, env=environment, timeout=120,
     )  # fmt: skip
     assert "after round 5" in made.stdout
     accuracy = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])["central"]["accuracy"]
@@ -284,6 +284,7 @@ def test_new_then_simulate_as_a_newcomer_would(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment,
+        timeout=120,
     )
     assert "Run(20 rounds" in script.stdout
     assert list(folder.rglob("curves.png"))

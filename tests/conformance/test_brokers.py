@@ -154,7 +154,7 @@ def test_many_publish_at_once(place: Place) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     reading = Reading(broker, place)
     reading.until(lambda: len(reading.records) >= 40)
     assert sorted(r.value[0] for r in reading.records) == list(range(40))

@@ -179,7 +179,7 @@ def test_nobody_takes_over_in_the_middle_of_a_write() -> None:
         thread.join(0.2)
         rows.put_run(RunRow("r", "id", b""))
         order.append("written")
-    thread.join()
+    thread.join(60)
     assert order == ["written", "taken"]
     ours.close()
     theirs.close()

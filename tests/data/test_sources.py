@@ -49,7 +49,7 @@ def site():
         thread.start()
         yield server
         server.shutdown()
-        thread.join()
+        thread.join(20)
 
 
 def test_the_folder_is_the_one_that_is_named(monkeypatch):

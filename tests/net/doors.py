@@ -90,7 +90,9 @@ def opened(
 
 
 @contextmanager
-def running(app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0, stall_s: float = 30.0) -> Iterator[int]:
+def running(
+    app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0, stall_s: float = 30.0, unread_s: float = 120.0
+) -> Iterator[int]:
     """uvicorn in a thread of its own, at a port that the operating system chose."""
     config = uvicorn.Config(
         app,
@@ -98,7 +100,7 @@ def running(app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0, s
         port=0,
         log_config=None,
         lifespan="off",
-        http=guarded(H11Protocol, head_s=head_s, stall_s=stall_s),
+        http=guarded(H11Protocol, head_s=head_s, stall_s=stall_s, unread_s=unread_s),
         ssl_context_factory=None if context is None else lambda config, default: context,
     )
     server = uvicorn.Server(config)

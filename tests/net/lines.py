@@ -1,4 +1,4 @@
-"""A bad line between clients and a server: a TCP proxy that delays, loses, throttles, damages and resets.
+"""A bad line between clients and a server: a TCP proxy that delays, loses, stalls, throttles, damages and resets.
 
 Below TCP a lost packet is sent again after a while, so that a program only sees that bytes come late; so does this
 line. What it decides is drawn from a seed, chunk by chunk.
@@ -26,6 +26,7 @@ class Weather(NamedTuple):
         delay_s: every chunk, each way.
         loss: share of chunks that come a while later still.
         reset: share of chunks with which the connection is cut, without a word.
+        stall: share of chunks with which the connection falls silent: it takes bytes, and passes none on any more.
         rate: bytes per second at most, each way; 0 for no limit.
         damage: share of chunks of which a bit is turned over.
     """
@@ -33,8 +34,14 @@ class Weather(NamedTuple):
     delay_s: float = 0.0
     loss: float = 0.0
     reset: float = 0.0
+    stall: float = 0.0
     rate: float = 0.0
     damage: float = 0.0
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """Of chunks that are lost, cut off, stalled, damaged."""
+        return (self.loss, self.reset, self.stall, self.damage)
 
 
 class Line:
@@ -44,10 +51,12 @@ class Line:
         self.to, self.weather, self.port = to, weather, 0
         self.seen: Counter[str] = Counter()
         self._draw = random.Random(seed)
+        self._under_way = set[asyncio.Task[None] | None]()  # a loop forgets tasks that wait for what it does not watch
 
     async def between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, both ways."""
         self.seen["connections"] += 1
+        self._under_way.add(asyncio.current_task())
         ends, ways = [writer], list[asyncio.Task[None]]()
         try:
             back, there = await asyncio.open_connection("127.0.0.1", self.to)
@@ -61,7 +70,9 @@ class Line:
                 way.cancel()
             for end in ends:
                 end.transport.abort()
-            await asyncio.gather(*ways, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*ways, return_exceptions=True)
+            self._under_way.discard(asyncio.current_task())
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Bytes in one direction, in order. Chunks are on their way at the same time, as packets are."""
@@ -74,6 +85,11 @@ class Line:
                 late = weather.delay_s + (AGAIN_S if self._befalls("lost", weather.loss) else 0.0)
                 at = max(at + (len(chunk) / weather.rate if weather.rate else 0.0), loop.time() + late)
                 if self._befalls("reset", weather.reset):
+                    break
+                if self._befalls("stalled", weather.stall):
+                    arriving.cancel()
+                    while await reader.read(CHUNK):
+                        pass
                     break
                 await under_way.put((at, self._damaged(chunk)))
             await under_way.join()

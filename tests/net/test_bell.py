@@ -80,6 +80,20 @@ async def test_nonsense_and_lost_connections_are_survived(monkeypatch: pytest.Mo
     assert await heard(says, wanted=1, again=0.0, monkeypatch=monkeypatch) == [OFFER]
 
 
+async def test_a_line_that_has_fallen_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bell, "SILENT_S", 0.05)
+    connections: list[Any] = []
+
+    async def says(connection: Any) -> None:
+        connections.append(connection)
+        await connection.send('0{"sid":"x"}')
+        if len(connections) > 1:
+            await connection.send(wire.encode(OFFER))
+        await connection.wait_closed()
+
+    assert await heard(says, wanted=1, again=0.0, monkeypatch=monkeypatch) == [OFFER]
+
+
 async def test_a_server_that_is_not_there_is_tried_again_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bell, "AGAIN_S", 0.0)
     tries: list[str] = []

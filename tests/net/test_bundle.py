@@ -295,5 +295,5 @@ def test_reading_and_comparing_imports_nothing(tmp_path: Path) -> None:
     """
     import textwrap
 
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
     assert not mark.exists()

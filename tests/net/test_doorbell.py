@@ -32,8 +32,9 @@ def test_it_rings_when_a_round_begins_and_is_committed(tmp_path: Path) -> None:
         with pytest.raises(socketio.exceptions.ConnectionError):
             await deaf.connect(url, auth={"ticket": "nobody's"}, transports=["websocket"])
         await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
-        while not any(bell.event is Event.FINISHED for bell in heard):
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(60):
+            while not any(bell.event is Event.FINISHED for bell in heard):
+                await asyncio.sleep(0.02)
         await ear.disconnect()
         await deaf.shutdown()
         for visitor in visitors:

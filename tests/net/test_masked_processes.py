@@ -68,7 +68,7 @@ def test_clients_and_server_are_killed_at_every_stage(commands: Commands) -> Non
     last = commands.hospital(join, 3)
     assert commands.server is not None
     commands.server.kill()  # in the middle of a round, whatever it is at
-    commands.server.wait()
+    commands.server.wait(30)
     port = join[1].rpartition(":")[2]
     again = ("serve", EXAMPLE.name, "--minimum", "3", "--clients", "4", "--patience", "4", "--window", "3")
     commands.begin("server", *again, "--port", port, "--quiet")

@@ -48,7 +48,7 @@ class Roles:
         port = roles._free_port()
         self.settings = Serving(folder=folder, port=port, progress=False, names=["localhost"], farewell=20.0)
         self.server = Server(self.runs, self.settings, elsewhere=roles._elsewhere(self.settings))
-        self.threads = [threading.Thread(target=blocking, args=(self.server,))]
+        self.threads = [threading.Thread(target=blocking, args=(self.server,), daemon=True)]
         self.gateways: list[GatewayServer] = []
         self.workers: list[tuple[Aggregator, threading.Event]] = []
         self.threads[0].start()
@@ -57,16 +57,16 @@ class Roles:
         from dataclasses import replace
 
         self.gateways.append(GatewayServer(replace(self.settings, port=0), self.broker, server=self.server))
-        self.threads.append(threading.Thread(target=blocking, args=(self.gateways[-1],)))
+        self.threads.append(threading.Thread(target=blocking, args=(self.gateways[-1],), daemon=True))
         self.threads[-1].start()
-        while not self.gateways[-1].uvicorn.started:
+        while not self.gateways[-1].uvicorn.started and self.threads[-1].is_alive():
             threading.Event().wait(0.01)
         return self.gateways[-1]
 
     def worker(self) -> Aggregator:
         stop = threading.Event()
         self.workers.append((Aggregator(self.runs, self.settings, self.broker), stop))
-        self.threads.append(threading.Thread(target=self.workers[-1][0].run, args=(stop,)))
+        self.threads.append(threading.Thread(target=self.workers[-1][0].run, args=(stop,), daemon=True))
         self.threads[-1].start()
         return self.workers[-1][0]
 

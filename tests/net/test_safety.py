@@ -87,7 +87,7 @@ def opened(folder: Path, *, goal: int = 2, rounds: int = 1000, **settings: Any) 
     with server.store.begin() as rows:  # as many as there must be before a round begins; they never come
         for number in range(50 * goal):
             rows.put_client(rows.enrol(f"absent-{number}", bytes([number]) * 32, 0.0)._replace(examples=10))
-    thread = threading.Thread(target=blocking, args=(server,))
+    thread = threading.Thread(target=blocking, args=(server,), daemon=True)
     thread.start()
     while not server.uvicorn.started and thread.is_alive():
         threading.Event().wait(0.01)

@@ -41,7 +41,7 @@ def serving(folder: Path, trainee: Trainee, **how: Any) -> Iterator[Server]:
         task=trainee.task, algorithm=trainee.algorithm, central_test=trainee.clients.central_test, **what
     )  # fmt: skip
     server = Server([served], Serving(folder=folder, **settings))
-    thread = threading.Thread(target=blocking, args=(server,))
+    thread = threading.Thread(target=blocking, args=(server,), daemon=True)
     log = logs.to_stream()
     thread.start()
     while not server.uvicorn.started and thread.is_alive():

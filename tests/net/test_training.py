@@ -40,6 +40,7 @@ def hungry():
 def slow(): time.sleep(60)
 def dies(): print("the last words", flush=True); os._exit(3)
 def leaves(): sys.exit(4)
+def leaves_a_child(): subprocess.Popen(["sleep", "60"], start_new_session=True); dies()
 def connects(): socket.create_connection(("127.0.0.1", PORT), 1); return good()
 def listens(): s = socket.socket(); s.bind(("127.0.0.1", 0)); return good()
 def resolves(): socket.getaddrinfo("example.org", 80); return good()
@@ -224,6 +225,14 @@ async def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(folder
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
+        assert (await read(training, "good"))["examples"] == 3
+
+
+async def test_a_child_that_outlives_the_process_keeps_nobody_waiting(folder: Path) -> None:
+    """It holds the pipes, for whose end asyncio waits."""
+    async with process(folder) as training, asyncio.timeout(15):
+        with pytest.raises(WorkerDied):
+            await read(training, "leaves_a_child")
         assert (await read(training, "good"))["examples"] == 3
 
 

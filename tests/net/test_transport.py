@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from foedus.errors import Code, MalformedMessage, TooLarge, Unreachable
-from foedus.net import api
+from foedus.net import api, transport
 from foedus.net.http import Shell
 from foedus.net.identity.callers import TRAIN
 from foedus.net.identity.callers import Caller as Known
@@ -159,6 +160,24 @@ async def test_whatever_answers_instead_is_told_apart(response: Any, told: type[
 
     with pytest.raises(told):
         await server_that(answers).ask(CheckIn())
+
+
+async def test_a_server_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps a connection alive, but nobody waiting for ever."""
+    monkeypatch.setattr(transport, "LONGEST_S", 0.05)
+
+    async def drips() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield b"x"
+
+    dripping = server_that(lambda _: httpx.Response(200, content=drips()))
+    calls: list[Awaitable[Any]] = [
+        dripping.ask(CheckIn()), dripping.fetch(Blob(digest=bytes(32), size=9)), dripping.send(b"u" * 16, 0, b"abc"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises((Unreachable, TooLarge)):
+            await asyncio.wait_for(call, 10)
 
 
 async def test_what_the_door_says_is_a_problem() -> None:

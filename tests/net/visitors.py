@@ -64,8 +64,9 @@ class Visitor:
             await asyncio.sleep(PAUSE)
 
     async def until_finished(self) -> Finished:
-        """Come again and again."""
-        while True:
+        """Come again and again; not for ever."""
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
             found = await self.visit()
             if isinstance(found, Finished):
                 check(self.public, found)
@@ -74,6 +75,7 @@ class Visitor:
                 check_content(found.model, self.model)
                 return found
             await asyncio.sleep(PAUSE)
+        raise AssertionError("the run does not end")
 
     async def visit(self) -> Answer:
         """A device session, as far as it goes."""

@@ -114,7 +114,7 @@ def test_nothing_is_drawn_in_pyplots_global_state(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert figure._repr_png_().startswith(b'\\x89PNG')  # what a notebook shows\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
 
 
 def test_a_run_without_rounds_says_so() -> None:

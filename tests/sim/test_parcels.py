@@ -60,7 +60,7 @@ def test_large_arrays_cross_while_the_other_end_reads() -> None:
         sender = threading.Thread(target=send, args=(ours, [big, big[::-1]]))
         sender.start()
         found = receive(theirs)
-        sender.join()
+        sender.join(60)
     assert np.array_equal(found[0], big)
     assert np.array_equal(found[1], big[::-1])
 
@@ -123,7 +123,8 @@ def astray(tmp_path: Path) -> Iterator[ModuleType]:
 def elsewhere(body: bytes) -> str:
     """What a fresh process makes of a pickled function's result."""
     code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)())"
-    return subprocess.run([sys.executable, "-c", code], input=body, capture_output=True, check=True).stdout.decode()
+    done = subprocess.run([sys.executable, "-c", code], input=body, capture_output=True, check=True, timeout=60)
+    return done.stdout.decode()
 
 
 @pytest.mark.slow

@@ -252,7 +252,9 @@ def test_a_script_needs_no_main_guard(tmp_path: Path, environment: dict[str, str
         assert all(np.array_equal(a, b) for a, b in zip(*(f.message.values() for f in found)))
         print("equal", len(found[1].clients))
     """
-    done = subprocess.run(script(tmp_path, text), env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        script(tmp_path, text), env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
     assert (done.stdout, done.stderr) == ("begun\nequal 6\n", "")
 
 
@@ -295,7 +297,7 @@ def test_nothing_is_left_when_the_parent_is_killed(
 def test_an_interrupt_is_the_parents_alone(busy: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, workers = busy
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate() == ("stopped\n", "")
+    assert process.communicate(timeout=60) == ("stopped\n", "")
     assert process.returncode == 0
     assert not any(map(alive, workers))
 

@@ -146,7 +146,7 @@ def test_a_script_starts_a_cluster_of_its_own_and_ends_it(tmp_path: Path) -> Non
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(tmp_path / "script.py")],
-        env=environment, capture_output=True, text=True, check=False,
+        env=environment, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("[0, 1, 2, 3]\nFalse\n", "")
 

@@ -2,9 +2,10 @@
 
 uvicorn does not hand a client's certificate to the application, and it has no limit on how slowly a request may come.
 `guarded` makes a protocol class of uvicorn's that has both: what the handshake has proven is in every request's scope
-(``extensions.tls.client_der``), and a connection is closed whose request's head is not whole in ``head_s`` seconds, or
+(``extensions.tls.client_der``), and a connection is closed whose request's head is not whole in ``head_s`` seconds,
 whose body has stood still for ``stall_s`` while the server was ready to read (a "slow loris" otherwise holds a
-connection, and perhaps a client's seat, with a byte a minute). A connection on which nothing is asked has no timer.
+connection, and perhaps a client's seat, with a byte a minute), or whose answer nobody has taken a byte of for
+``unread_s``. A connection on which nothing is asked has no timer. `ended_once` does so for WebSockets.
 
 Not here: rate limits (``limits.py``).
 """
@@ -14,16 +15,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-__all__ = ["guarded"]
+__all__ = ["ended_once", "guarded"]
 
 
-def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: float = 30.0) -> type[asyncio.Protocol]:
+def guarded(
+    protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: float = 30.0, unread_s: float = 120.0
+) -> type[asyncio.Protocol]:
     """A protocol class of uvicorn's with certificates in the scope and limits on how slowly a request may come.
 
     Args:
         protocol: ``H11Protocol`` or ``HttpToolsProtocol``.
         head_s: seconds within which a request's head must have come.
         stall_s: seconds that a body may stand still.
+        unread_s: seconds that an answer may; more, since the system's own buffer takes a slow line a while to empty.
     """
 
     class Guarded(protocol):  # type: ignore[misc, valid-type]
@@ -37,7 +41,7 @@ def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._loop = asyncio.get_running_loop()
-            self._last = self._loop.time()
+            self._last, self._unsent = self._loop.time(), _Unsent()
             self._since: float | None = self._last  # when the head under way began
             self.app = self._noted(self.app, _proven(transport))
             self._watch()
@@ -49,6 +53,12 @@ def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: 
             if self._timer is None:
                 self._watch()
             super().data_received(data)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unsent.stands(self.transport.get_write_buffer_size(), self._loop.time())
+            if self._timer is None:
+                self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._timer is not None:
@@ -76,9 +86,10 @@ def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: 
                 return
             slow_head = self._since is not None and now - self._since > head_s
             slow_body = self._reading() and now - self._last > stall_s
-            if slow_head or slow_body:
+            unread = self._unsent.stands(self.transport.get_write_buffer_size(), now) > unread_s
+            if slow_head or slow_body or unread:
                 self.transport.abort()
-            elif self._since is not None or self._reading():
+            elif self._since is not None or self._reading() or self._unsent.waiting:
                 self._watch()
 
         def _reading(self) -> bool:
@@ -87,6 +98,40 @@ def guarded(protocol: type[asyncio.Protocol], *, head_s: float = 20.0, stall_s: 
             return bool(self._asked and cycle is not None and cycle.more_body and not cast(Any, self).flow.read_paused)
 
     return Guarded
+
+
+class _Unsent:
+    """Bytes of answers that wait to be sent."""
+
+    waiting, _since = 0, 0.0
+
+    def stands(self, waiting: int, now: float) -> float:
+        """For how many seconds none of them has been sent."""
+        if not waiting or not self.waiting or waiting < self.waiting:
+            self._since = now
+        self.waiting = waiting
+        return now - self._since
+
+
+def ended_once(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    """A WebSocket protocol class of uvicorn's that a server can end though its closing is under way.
+
+    Where a client has said good-bye on a line that is dead, closing takes half a minute; a server that ended in that
+    time would fail over the second good-bye, and with it all that it still has to do.
+    """
+
+    class Ended(protocol):  # type: ignore[misc, valid-type]
+        """One connection."""
+
+        transport: asyncio.Transport
+
+        def shutdown(self) -> None:
+            if self.transport.is_closing():
+                self.transport.abort()
+            else:
+                super().shutdown()
+
+    return Ended
 
 
 def _proven(transport: asyncio.Transport) -> bytes | None:

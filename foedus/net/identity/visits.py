@@ -16,8 +16,8 @@ import binascii
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = ["Visit", "client", "discover", "enrol", "renew"]
 LARGEST = 65536  # bytes of an answer at the door
 PATIENCE = 60.0  # seconds without a byte after which a connection is given up
 AT_DOOR = 30.0  # the same, before there is a session
+IN_ALL = 180.0  # seconds after which a talk at the door is given up, however it drips
 NOT_HERE = (502, 503, 504)  # what a proxy answers when the server behind it does not
 Clock = Callable[[], float]
 
@@ -51,12 +52,12 @@ async def discover(url: str, *, pin: str | None, outward: Outward = DIRECT, now:
     Errors: `Unreachable`; `NotTrusted`.
     """
     address = permitted(url, outward)
-    with _reaching(address):
-        async with (
-            httpx.AsyncClient(verify=first_visit(pin, outward), timeout=AT_DOOR) as client,
-            client.stream("GET", f"{address}/v1/authority") as response,
-        ):
-            document = await _short(response)
+    async with (
+        _reaching(address),
+        httpx.AsyncClient(verify=first_visit(pin, outward), timeout=AT_DOOR) as client,
+        client.stream("GET", f"{address}/v1/authority") as response,
+    ):
+        document = await _short(response)
     if response.status_code != 200:
         raise NotTrusted(f"{address} answered {response.status_code} where a foedus server shows what it is")
     return Trust.checked(document, pin=pin, now=now)
@@ -89,9 +90,12 @@ async def enrol(
     mine = Credentials.begun(folder, url=permitted(url, outward), trust=trust)
     signature = mine.key.sign("enrol", trust.pin.encode(), token_digest(token), checked_name(name).encode())
     asked = {"token": token, "name": name, "key": _text(mine.key.public.raw), "signature": _text(signature)}
-    with _reaching(mine.url):
-        async with httpx.AsyncClient(verify=client_context(trust, outward), timeout=AT_DOOR) as client:
-            answer = await _answer(await client.post(f"{mine.url}/v1/enrol", json=asked))
+    async with (
+        _reaching(mine.url),
+        httpx.AsyncClient(verify=client_context(trust, outward), timeout=AT_DOOR) as client,
+        client.stream("POST", f"{mine.url}/v1/enrol", json=asked) as response,
+    ):
+        answer = await _answer(response)
     try:
         told, position, certificate = str(answer["name"]), int(answer["position"]), str(answer["certificate"])
     except (KeyError, TypeError, ValueError) as error:
@@ -124,12 +128,15 @@ async def renew(credentials: Credentials, *, outward: Outward = DIRECT, clock: C
     """
     if not credentials.due(now=clock()):
         return
-    with _reaching(credentials.url):
-        async with httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=AT_DOOR) as client:
-            given = await client.post(f"{credentials.url}/v1/challenge")
+    async with (
+        _reaching(credentials.url),
+        httpx.AsyncClient(verify=client_context(credentials.trust, outward), timeout=AT_DOOR) as client,
+    ):
+        async with client.stream("POST", f"{credentials.url}/v1/challenge") as given:
             challenge = _bytes((await _answer(given)).get("challenge"))
             proof = credentials.proof("certificate", challenge=challenge, channel=_channel(given))
-            answer = await _answer(await client.post(f"{credentials.url}/v1/certificate", json=_written(proof)))
+        async with client.stream("POST", f"{credentials.url}/v1/certificate", json=_written(proof)) as made:
+            answer = await _answer(made)
     credentials.renewed(str(answer.get("certificate", "")).encode())
 
 
@@ -152,12 +159,17 @@ class Visit(httpx.Auth):
         return self._ticket
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """As httpx has it: the request, and before it what is needed."""
+        """As httpx has it: the request, and before it what is needed.
+
+        Limits of time are a request's own: one that is made here has none but those that it is given.
+        """
+        limits = {"timeout": request.extensions["timeout"]}
         for last in (False, True):
             async with self._alone:
                 if self._clock() > self._until:
-                    challenge = yield httpx.Request("POST", self._at("challenge"))
-                    opened = yield self._session(await _answer(challenge), _channel(challenge))
+                    challenge = yield httpx.Request("POST", self._at("challenge"), extensions=limits)
+                    proof = self._proof(await _answer(challenge), _channel(challenge))
+                    opened = yield httpx.Request("POST", self._at("session"), json=proof, extensions=limits)
                     self._keep(await _answer(opened))
             shown = self._ticket
             request.headers["Authorization"] = f"Bearer {shown}"
@@ -172,9 +184,8 @@ class Visit(httpx.Auth):
     def _at(self, what: str) -> str:
         return f"{self._mine.url}/v1/{what}"
 
-    def _session(self, answer: dict[str, Any], channel: str) -> httpx.Request:
-        proof = self._mine.proof("session", challenge=_bytes(answer.get("challenge")), channel=channel)
-        return httpx.Request("POST", self._at("session"), json=_written(proof))
+    def _proof(self, answer: dict[str, Any], channel: str) -> dict[str, str]:
+        return _written(self._mine.proof("session", challenge=_bytes(answer.get("challenge")), channel=channel))
 
     def _keep(self, answer: dict[str, Any]) -> None:
         try:
@@ -184,12 +195,13 @@ class Visit(httpx.Auth):
             raise NotTrusted("the server answered something else than a ticket") from error
 
 
-@contextmanager
-def _reaching(url: str) -> Iterator[None]:
+@asynccontextmanager
+async def _reaching(url: str) -> AsyncIterator[None]:
     """What httpx and OpenSSL say where there is no server, or another one, in words that say what to do."""
     try:
-        yield
-    except (httpx.TransportError, ssl.SSLError) as error:
+        async with asyncio.timeout(IN_ALL):
+            yield
+    except (httpx.TransportError, ssl.SSLError, TimeoutError) as error:
         if _unproven(error):
             raise NotTrusted(
                 f"the certificate that {url} shows is vouched for by nobody trusted here ({error}). Give the pin "

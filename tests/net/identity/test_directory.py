@@ -123,7 +123,7 @@ def test_a_token_that_many_spend_at_once_lets_one_in(store: SqlStore) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert sum(text.startswith("client-") for text in told) == 1
     assert told.count("this join token has been used already"[:36]) == 7
     assert len(directory.members()) == 1

@@ -9,7 +9,9 @@ import json
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +459,59 @@ def test_a_connection_on_which_nothing_is_asked_stays_open(tmp_path: Path) -> No
                     steady.sendall(b"x")
                 assert b'"size":6' in _until(steady, b"}")
                 time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_an_answer_that_nobody_reads_is_given_up() -> None:
+    ended = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sending = asyncio.create_task(send({"type": "http.response.body", "body": bytes(1 << 26)}))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.set()
+        await sending
+
+    with (
+        running(app, None, head_s=0.2, stall_s=0.2, unread_s=0.4) as port,
+        socket.create_connection(("127.0.0.1", port)) as deaf,
+    ):
+        deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert ended.wait(20), "the server still waits for somebody to read"
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_a_server_that_takes_bytes_and_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bytes
+) -> None:
+    """At the first visit, and when a ticket is asked for: that request is made by the visit itself."""
+    monkeypatch.setattr(visits, "PATIENCE", 0.1)
+    monkeypatch.setattr(visits, "AT_DOOR", 0.1)
+    monkeypatch.setattr(visits, "IN_ALL", 0.3)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(says)
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1000):
+                pass
+        writer.transport.abort()
+
+    async def called(mine: Credentials) -> None:
+        async with asyncio.timeout(10), await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(Unreachable):
+                await visits.discover(url, pin="ab" * 32, outward=LOOPBACK, now=0.0)
+            lost = replace(mine, url=url)
+            async with visits.client(lost, outward=LOOPBACK, clock=lambda: 0.0) as client:
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.get("/who")
+        for _ in range(5):  # what was closed is given back a few turns later
+            await asyncio.sleep(0)
+
+    with opened(tmp_path, plain=True) as door:
+        mine = joined(door, tmp_path / "me", "me", outward=LOOPBACK)
+    run(called(mine))
 
 
 def _until(connection: socket.socket, end: bytes) -> bytes:
