@@ -49,7 +49,7 @@ def settings(told: dict[str, Any]) -> Serving:
         names=["localhost"],
         insecure_loopback=told.get("plain", False),
         stay=told.get("stay", False),
-        farewell=1.0,
+        farewell=60.0,
         database=told.get("database"),
         uploads=told.get("uploads", 1 << 28),
     )

@@ -35,7 +35,7 @@
     │   │   ├── Unauthenticated              a request does not say who asks, or no longer may say so
     │   │   └── EnrolmentRefused             a join token is unknown, used, expired, or for another
     │   ├── NotNow                           not at this moment: too many requests, or another server leads
-    │   │   └── TooFast                      more was asked than the limits let through; says when to come back
+    │   │   └── TooFast                      more was asked than the limits let through
     │   └── UploadRefused                    an upload that the server does not take
     ├── WorkerDied (RuntimeError)            a worker process ended by itself
     ├── Unreachable (ConnectionError)        the server cannot be reached, or the connection was lost
@@ -366,31 +366,31 @@ class EnrolmentRefused(NotAllowed):
 
 
 class NotNow(ProtocolError):
-    """Not at this moment; the same request may be served later."""
+    """Not at this moment; the same request may be served later.
+
+    Attributes:
+        after_s: seconds after which it may be.
+    """
 
     usual = Code.OVERLOADED
 
-
-class TooFast(NotNow):
-    """More was asked than the limits let through; nothing was done.
-
-    Attributes:
-        after_s: seconds after which the same request would be let through.
-    """
-
-    usual = Code.RATE
-
-    def __init__(self, message: str, *, code: Code | None = None, fatal: bool = False, after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, code: Code | None = None, fatal: bool = False, after_s: float = 2.0) -> None:
         super().__init__(message, code=code, fatal=fatal)
         self.after_s = after_s
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _too_fast, (str(self), self.code, self.fatal, self.after_s)
+        return _not_now, (type(self), str(self), self.code, self.fatal, self.after_s)
 
 
-def _too_fast(message: str, code: Code, fatal: bool, after_s: float) -> TooFast:
-    """Rebuild a TooFast that crossed a process border."""
-    return TooFast(message, code=code, fatal=fatal, after_s=after_s)
+class TooFast(NotNow):
+    """More was asked than the limits let through; nothing was done."""
+
+    usual = Code.RATE
+
+
+def _not_now(kind: type[NotNow], message: str, code: Code, fatal: bool, after_s: float) -> NotNow:
+    """Rebuild a NotNow that crossed a process border."""
+    return kind(message, code=code, fatal=fatal, after_s=after_s)
 
 
 class UploadRefused(ProtocolError):

@@ -28,10 +28,11 @@ from foedus.net.course import EVALUATION
 from foedus.net.identity.access import Access
 from foedus.net.identity.callers import OPERATE, TRAIN, Caller, Scope
 from foedus.net.identity.routes import peer_of, refusal
+from foedus.net.rings import Ring
 from foedus.net.store import LEADER, SeatRow, Store
 from foedus.net.uploads import Uploads
 from foedus.protocol import blob, wire
-from foedus.protocol.messages import Ask, Bell, Message, Place, Received, Standings, StartUpload, Submit, raised
+from foedus.protocol.messages import Ask, Message, Place, Received, Standings, StartUpload, Submit, raised
 from foedus.protocol.messages import Problem as Trouble
 
 __all__ = ["CLAIMS", "Gateway", "claims"]
@@ -87,7 +88,7 @@ class Gateway:
     def load(self, now: float) -> None:
         """There is nothing here to go on from."""
 
-    def tick(self, now: float) -> Sequence[Bell]:
+    def tick(self, now: float) -> Sequence[Ring]:
         """Give up places that nobody writes to. A gateway does not ring; its clients come by the clock."""
         self.uploads.tidy(now=now)
         return ()

@@ -37,13 +37,14 @@ from foedus.net.api import BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
 from foedus.net.identity.callers import Caller, Scope
 from foedus.net.logs import logger, say
 from foedus.net.metrics import Metrics
+from foedus.net.rings import Ring
 from foedus.net.uploads import Uploads
 from foedus.protocol import wire
-from foedus.protocol.messages import KINDS, Bell, Message, Problem
+from foedus.protocol.messages import KINDS, Message, Problem
 from foedus.protocol.messages import problem as problem_of
 
 T = TypeVar("T")
-PIECE = 1 << 18  # bytes of a blob that go out at once
+PIECE = 1 << 16  # bytes of a blob that go out at once
 TICK = 0.1  # seconds between two looks at the clock
 LEASE = 1.0  # seconds between two renewals of the lease
 _NAMES = {kind: name for name, kind in KINDS.items()}
@@ -59,7 +60,7 @@ class Core(Protocol):
 
     def handle(self, caller: Caller, message: Message, now: float) -> Message: ...
 
-    def tick(self, now: float) -> Sequence[Bell]: ...
+    def tick(self, now: float) -> Sequence[Ring]: ...
 
     def blob(self, caller: Caller, digest: bytes) -> bytes: ...
 
@@ -106,7 +107,7 @@ class Shell:
         self.core, self.door, self.clock = core, door, clock
         self.metrics = metrics or Metrics()
         self.leading, self._more = leading, more
-        self.ring: Callable[[Bell], Awaitable[None]] | None = None  # the doorbell, where there is one
+        self.ring: Callable[[Ring], Awaitable[None]] | None = None  # the doorbell, where there is one
         self._thread = ThreadPoolExecutor(1, "coordinator")
         self._lease = ThreadPoolExecutor(1, "lease")
         self._ready = leading is None  # whether this process leads, and has read what is written
@@ -176,9 +177,9 @@ class Shell:
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
-        for bell in await self.aside(self._ticked):
+        for ring in await self.aside(self._ticked):
             if self.ring is not None:
-                await self.ring(bell)
+                await self.ring(ring)
 
     async def _renew(self) -> None:
         """Renew the lease in a thread of its own: a long commit must not let it run out."""
@@ -193,14 +194,14 @@ class Shell:
             say("leading", seconds=round(self.clock() - now, 3))
         self.metrics.leading.set(self._ready)
 
-    def _ticked(self) -> Sequence[Bell]:
+    def _ticked(self) -> Sequence[Ring]:
         if not self._ready:
             return ()
         self.metrics.waiting.set(self.core.uploads.taken)
-        bells = self.core.tick(self.clock())
+        rings = self.core.tick(self.clock())
         if self.after is not None:
             self.after()
-        return bells
+        return rings
 
     # --- requests
 
@@ -250,8 +251,7 @@ class Shell:
         """What is answered instead, whatever went wrong."""
         match error:
             case ProtocolError():
-                after = 2.0 if isinstance(error, NotNow) else 0.0
-                return problem_of(error, after_s=after)
+                return problem_of(error)
             case StaleEpoch():
                 return Problem(code=Code.NOT_LEADER, told="another server leads now; ask again", after_s=1.0)
             case StorageError():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from foedus.errors import Code, NotNow, ProtocolError, StaleEpoch, StorageError
+from foedus.errors import Code, ProtocolError, StaleEpoch, StorageError
 from foedus.protocol import wire
 from foedus.protocol.messages import Answer, Blob, Message, Problem, Request, problem, sentence
 
@@ -68,6 +68,6 @@ class MemoryTransport:
 
 def _problem(error: ProtocolError | StaleEpoch | StorageError) -> Problem:
     if isinstance(error, ProtocolError):
-        return problem(error, after_s=2.0 if isinstance(error, NotNow) else 0.0)
+        return problem(error)
     code = Code.NOT_LEADER if isinstance(error, StaleEpoch) else Code.STORAGE
     return Problem(code=code, told=sentence(str(error)), after_s=1.0)

@@ -42,6 +42,7 @@ from foedus.net.identity.access import Access
 from foedus.net.identity.authority import Authority
 from foedus.net.identity.connections import ended_once, guarded
 from foedus.net.identity.limits import Rate
+from foedus.net.identity.tls_line import over_tls
 from foedus.net.leader import Leader, OwnFolder
 from foedus.net.learning import Learning
 from foedus.net.logs import say
@@ -300,13 +301,15 @@ def configuration(shell: Shell, settings: Serving, context: ssl.SSLContext | Non
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+    spoken: Any = guarded(HttpToolsProtocol)
+    if context is not None:
+        spoken = over_tls(spoken, context)
     return uvicorn.Config(
         with_doorbell(shell, shell.application()), host=settings.host, port=settings.port,
-        log_config=None, access_log=False, lifespan="on", loop="auto", http=guarded(HttpToolsProtocol),
+        log_config=None, access_log=False, lifespan="on", loop="auto", http=spoken,
         ws=ended_once(WebSocketsSansIOProtocol), ws_max_size=1 << 16, ws_per_message_deflate=False, server_header=False,
         date_header=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=10,
         proxy_headers=settings.behind_proxy,
-        ssl_context_factory=None if context is None else lambda config, default: context,
     )  # fmt: skip
 
 

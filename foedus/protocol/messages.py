@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
-from foedus.errors import Code, ProtocolError
+from foedus.errors import Code, NotNow, ProtocolError
 
 
 class Within(NamedTuple):
@@ -456,8 +456,9 @@ def sentence(text: str) -> str:
     return clean if len(clean) <= 1000 else clean[:999] + "…"
 
 
-def problem(error: ProtocolError, *, after_s: float = 0.0, offset: int = 0) -> Problem:
+def problem(error: ProtocolError, *, offset: int = 0) -> Problem:
     """What is answered where a request failed with an error."""
+    after_s = error.after_s if isinstance(error, NotNow) else 0.0
     return Problem(code=error.code, told=sentence(str(error)), fatal=error.fatal, after_s=after_s, offset=offset)
 
 
@@ -469,4 +470,7 @@ def raised(answer: Problem) -> ProtocolError:
         Traceback (most recent call last):
         foedus.errors.TooFast: ask once a minute
     """
-    return ProtocolError.of(answer.code, answer.told, fatal=answer.fatal)
+    error = ProtocolError.of(answer.code, answer.told, fatal=answer.fatal)
+    if isinstance(error, NotNow) and answer.after_s:
+        error.after_s = answer.after_s
+    return error

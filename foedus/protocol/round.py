@@ -23,7 +23,7 @@ Not here: sums and models (``net/learning.py``), what is written where (``net/co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -76,6 +76,66 @@ class Seat(NamedTuple):
     part: int = 0
 
 
+class Seats(Mapping[bytes, Seat]):
+    """Seats by key, as a value. What is asked with every message takes no look at every seat: who has which, and how
+    many are where.
+
+    Example:
+        >>> seats = Seats([Seat(b"a", 7, 1, 1), Seat(b"b", 8, 1, 1)])
+        >>> after = seats.moved(seats[b"a"]._replace(at=At.RECEIVED))
+        >>> seats.count(At.TRAINING), after.count(At.TRAINING), after.of(7)[0].at.value
+        (2, 1, 'received')
+    """
+
+    __slots__ = ("_all", "_keys", "_tally")
+
+    def __init__(self, seats: Iterable[Seat] = ()) -> None:
+        self._all: dict[bytes, Seat] = {}
+        self._keys: dict[int, tuple[bytes, ...]] = {}  # by position
+        self._tally: dict[tuple[int, At], int] = {}  # by attempt and where they are
+        self._put(seats)
+
+    def _put(self, seats: Iterable[Seat]) -> None:
+        for seat in seats:
+            if (before := self._all.get(seat.key)) is None:
+                self._keys[seat.position] = (*self._keys.get(seat.position, ()), seat.key)
+            else:
+                self._tally[before.attempt, before.at] -= 1
+            self._all[seat.key] = seat
+            self._tally[seat.attempt, seat.at] = self._tally.get((seat.attempt, seat.at), 0) + 1
+
+    def moved(self, *seats: Seat) -> Seats:
+        """With these seats as they are now, or new; a client's seat stays its own."""
+        after = Seats()
+        after._all, after._keys, after._tally = dict(self._all), dict(self._keys), dict(self._tally)
+        after._put(seats)
+        return after
+
+    def of(self, position: int) -> list[Seat]:
+        """A client's seats, in the order in which it got them."""
+        return [self._all[key] for key in self._keys.get(position, ())]
+
+    def count(self, *states: At) -> int:
+        """How many are in one of these states."""
+        return sum(count for (_, at), count in self._tally.items() if at in states)
+
+    def taken(self, attempt: int) -> int:
+        """How many of an attempt have not lapsed."""
+        return sum(count for (own, at), count in self._tally.items() if own == attempt and at is not At.LAPSED)
+
+    def __getitem__(self, key: bytes) -> Seat:
+        return self._all[key]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return f"Seats({list(self._all.values())!r})"
+
+
 @dataclass(frozen=True)
 class Rules:
     """What holds for all rounds of a run.
@@ -124,11 +184,11 @@ class State:
     deadline: float = 0.0
     reason: str = ""
     opening: bool = False
-    seats: Mapping[bytes, Seat] = field(default_factory=dict)
+    seats: Seats = field(default_factory=Seats)
 
     def at(self, *states: At) -> list[Seat]:
         """The seats of this attempt (of all that flow) that are in one of these states."""
-        return [s for s in self.seats.values() if s.at in states]
+        return [s for s in self.seats.values() if s.at in states] if self.seats.count(*states) else []
 
     @property
     def received(self) -> frozenset[int]:
@@ -361,7 +421,7 @@ def stands(seat: Seat, state: State) -> Stands:
 def worthwhile_s(state: State, now: float) -> float:
     """Seconds until it is worth while to check in again, as far as the machine knows; see ``pacing.py``."""
     if state.phase is Phase.SELECTING:
-        return 0.0 if len(state.at(*ENGAGED)) < state.places else max(0.0, state.window_ends - now)
+        return 0.0 if state.seats.count(*ENGAGED) < state.places else max(0.0, state.window_ends - now)
     return max(0.0, state.deadline - now) if state.phase in (Phase.TRAINING, Phase.FAILED) else 0.0
 
 
@@ -370,7 +430,7 @@ def worthwhile_s(state: State, now: float) -> float:
 
 def _begin(state: State, event: Begin, rules: Rules) -> Stepped:
     """A round begins; only seats that flow stay."""
-    kept = {k: s for k, s in state.seats.items() if rules.flowing and s.at in OPEN}
+    kept = Seats(state.at(*OPEN) if rules.flowing else ())
     begun = State(
         Phase.SELECTING, event.round, event.part, 1, event.goal, event.places, event.cohort,
         event.now + rules.window_s, event.now + rules.deadline_s, "", False, kept,
@@ -380,7 +440,7 @@ def _begin(state: State, event: Begin, rules: Rules) -> Stepped:
 
 def _came(state: State, event: Came, rules: Rules) -> Stepped:
     """Give the client its seat, or a new one, or none."""
-    mine = [s for s in state.seats.values() if s.position == event.position and _current(s, state, rules)]
+    mine = [s for s in state.seats.of(event.position) if _current(s, state, rules)]
     if (own := next((s for s in mine if s.at in OPEN), None)) is not None:
         return state, (Seated(own, own.key if own.key in event.pending else None),)
     gone = (At.LAPSED, At.DECLINED) if rules.flowing else (At.LAPSED,)
@@ -390,13 +450,13 @@ def _came(state: State, event: Came, rules: Rules) -> Stepped:
         return state, (Away("others were drawn for this round"),)
     if state.phase is not Phase.SELECTING or (event.now >= state.window_ends and not rules.flowing):
         return state, (Away("this round lets nobody else in"),)
-    if len(state.at(*ENGAGED)) >= state.places:
+    if state.seats.count(*ENGAGED) >= state.places:
         return state, (Away("this round is full"),)
     seat = Seat(event.key, event.position, state.round, state.attempt, since=event.now, part=state.part)
     if mine:  # where updates flow, a seat that lapsed is taken up again: a client has one key in an attempt
         seat = mine[0]._replace(at=At.TRAINING, since=event.now)
     held = next((k for k in event.pending if _same_orders(state.seats.get(k), seat)), None)
-    after = replace(state, seats={**state.seats, seat.key: seat})
+    after = _with(state, seat)
     if not rules.flowing and _full(after):
         after = replace(after, phase=Phase.TRAINING)
     return after, (Save((seat,)), Seated(seat, held))
@@ -414,11 +474,10 @@ def _same_orders(held: Seat | None, seat: Seat) -> bool:
 
 def _full(state: State) -> bool:
     """Whether nobody else can be let in."""
-    engaged = len(state.at(*ENGAGED))
-    if engaged >= state.places:
+    if state.seats.count(*ENGAGED) >= state.places:
         return True
-    mine = {s.position for s in state.seats.values() if s.attempt == state.attempt and s.at is not At.LAPSED}
-    return state.cohort is not None and mine >= state.cohort
+    # Whoever has a seat was drawn, and has one in an attempt: as many seats as were drawn are everybody's.
+    return state.cohort is not None and state.seats.taken(state.attempt) >= len(state.cohort)
 
 
 def _declined(state: State, event: Declined, rules: Rules) -> Stepped:
@@ -483,14 +542,14 @@ def _refused(state: State, event: Refused, rules: Rules) -> Stepped:
 def _moved(state: State, seat: Seat, now: float, rules: Rules, *, write: bool = False) -> Stepped:
     """A seat moved on; that may end the round."""
     after = _with(state, seat)
-    if len(after.at(At.RECEIVED)) >= after.goal:
+    if after.seats.count(At.RECEIVED) >= after.goal:
         return _ended(after, (seat,))
     if not rules.flowing:
         if after.phase is Phase.TRAINING and now < after.window_ends and not _full(after):
             after = replace(after, phase=Phase.SELECTING)
         elif after.phase is Phase.SELECTING and _full(after):
             after = replace(after, phase=Phase.TRAINING)
-        if after.phase is Phase.TRAINING and not after.at(*OPEN):
+        if after.phase is Phase.TRAINING and not after.seats.count(*OPEN):
             return _finished(after, now, rules, "nobody is left to send anything")
     save = (Save((seat,)),) if write or after.phase is not state.phase else ()
     return after, save
@@ -504,11 +563,11 @@ def _ticked(state: State, event: Tick, rules: Rules) -> Stepped:
         return _finished(state, event.now, rules, "the deadline has passed")
     if state.phase is not Phase.SELECTING or event.now < state.window_ends:
         return state, ()
-    engaged = len(state.at(*ENGAGED))
+    engaged = state.seats.count(*ENGAGED)
     if engaged < rules.minimum:
         return _failed(state, Failed(event.now, f"{engaged} clients came, and {rules.minimum} are needed"), rules)
     after = replace(state, phase=Phase.TRAINING)
-    if not after.at(*OPEN):
+    if not after.seats.count(*OPEN):
         return _finished(after, event.now, rules, "nobody is left to send anything")
     return after, (Save(),)
 
@@ -518,7 +577,7 @@ def _flowed(state: State, event: Tick, rules: Rules) -> Stepped:
     late = [s._replace(at=At.LAPSED) for s in state.at(*OPEN, At.REFUSED) if event.now >= s.since + rules.deadline_s]
     after = _with(state, *late)
     if event.now >= state.deadline:
-        if len(after.at(At.RECEIVED)) >= rules.minimum:
+        if after.seats.count(At.RECEIVED) >= rules.minimum:
             return _ended(after, tuple(late))
         after = replace(after, deadline=event.now + rules.deadline_s)
     return after, ((Save(tuple(late)),) if after is not state and after != state else ())
@@ -526,7 +585,7 @@ def _flowed(state: State, event: Tick, rules: Rules) -> Stepped:
 
 def _finished(state: State, now: float, rules: Rules, why: str) -> Stepped:
     """Nothing more will come: is it enough?"""
-    count = len(state.at(At.RECEIVED))
+    count = state.seats.count(At.RECEIVED)
     if count >= rules.minimum:
         return _ended(state, ())
     return _failed(state, Failed(now, f"{why}: {count} updates came, and {rules.minimum} are needed"), rules)
@@ -584,7 +643,7 @@ def _restarted(state: State, event: Restarted, rules: Rules) -> Stepped:
     if phase is Phase.AGGREGATING:
         phase = Phase.SELECTING if rules.flowing else Phase.TRAINING
     after = replace(_with(state, *changed), phase=phase, deadline=max(state.deadline, event.now + rules.window_s))
-    if len(after.at(At.RECEIVED)) >= after.goal:
+    if after.seats.count(At.RECEIVED) >= after.goal:
         return _ended(after, tuple(changed))
     return after, (Save(tuple(changed)),)
 
@@ -605,7 +664,7 @@ def _over(state: State, event: Came, rules: Rules) -> Stepped:
 
 
 def _with(state: State, *seats: Seat) -> State:
-    return replace(state, seats={**state.seats, **{s.key: s for s in seats}}) if seats else state
+    return replace(state, seats=state.seats.moved(*seats)) if seats else state
 
 
 # --- the table ------------------------------------------------------------------------------------------------
@@ -690,4 +749,4 @@ def read(data: bytes, seats: Iterable[Seat]) -> State:
     plain = json.loads(data)
     cohort = plain.pop("cohort")
     state = State(**plain | {"phase": Phase(plain["phase"])})
-    return replace(state, cohort=None if cohort is None else frozenset(cohort), seats={s.key: s for s in seats})
+    return replace(state, cohort=None if cohort is None else frozenset(cohort), seats=Seats(seats))

@@ -23,7 +23,7 @@ from foedus.net.store import Lease, SqlTransaction
 from foedus.protocol import blob, session
 from foedus.protocol import round as machine
 from foedus.protocol.messages import Blob, Received, Stands
-from foedus.protocol.round import At, Phase
+from foedus.protocol.round import At, Phase, Seats
 
 from . import simulation
 
@@ -192,9 +192,9 @@ def two_seats() -> list[Any]:
 
     def anew(state: Any, event: Any, rules: Any) -> Any:
         mine = [k for k, s in state.seats.items() if s.position == event.position and s.at is not At.RECEIVED]
-        others = replace(state, seats={k: s for k, s in state.seats.items() if k not in mine})
+        others = replace(state, seats=Seats(s for k, s in state.seats.items() if k not in mine))
         after, actions = came(others, event, rules)
-        return replace(after, seats={**state.seats, **after.seats}), actions
+        return replace(after, seats=state.seats.moved(*after.seats.values())), actions
 
     return [every(machine.Came, lambda s, e, r: anew(s, e, r) if s.phase in _BUSY[:2] else _CAME[s.phase](s, e, r))]
 
@@ -260,9 +260,9 @@ def seat_given_anew() -> list[Any]:
         mine = {k: s for k, s in state.seats.items() if s.position == event.position and s.at in gone}
         if not rules.flowing or not mine:
             return came(state, event, rules)
-        others = replace(state, seats={k: s for k, s in state.seats.items() if k not in mine})
+        others = replace(state, seats=Seats(s for k, s in state.seats.items() if k not in mine))
         after, actions = came(others, event, rules)
-        return replace(after, seats={**mine, **after.seats}), actions
+        return replace(after, seats=Seats({**mine, **after.seats}.values())), actions
 
     return [every(machine.Came, lambda s, e, r: anew(s, e, r) if s.phase in _BUSY[:2] else _CAME[s.phase](s, e, r))]
 

@@ -296,12 +296,26 @@ class Driver:
                     assert action.seat.position in self.cohort
         self.check(before, event)
 
+    def check_counts(self, state: State) -> None:
+        """What is counted as seats move is what there is."""
+        seats, all_ = state.seats, list(state.seats.values())
+        for states in ((At.RECEIVED,), OPEN, ENGAGED, tuple(At)):
+            assert seats.count(*states) == len([s for s in all_ if s.at in states]) == len(state.at(*states))
+        for attempt in {s.attempt for s in all_}:
+            assert seats.taken(attempt) == len([s for s in all_ if s.attempt == attempt and s.at is not At.LAPSED])
+        if self.cohort is not None:
+            there = {s.position for s in all_ if s.attempt == state.attempt and s.at is not At.LAPSED}
+            assert (seats.taken(state.attempt) >= len(self.cohort)) == (there >= self.cohort)
+        for position in range(6):
+            assert seats.of(position) == [s for s in all_ if s.position == position]
+
     def check(self, before: State, event: Any) -> None:
         state = self.state
         engaged = [s.position for s in state.at(*ENGAGED)]
         assert len(engaged) == len(set(engaged)), "one seat a client"
         assert len(engaged) <= max(state.places, len(before.at(*ENGAGED)))
         assert read(written(state), state.seats.values()) == state
+        self.check_counts(state)
         if state.phase in (Phase.SELECTING, Phase.TRAINING):
             assert state.received <= self.sum
             if isinstance(event, Tick):

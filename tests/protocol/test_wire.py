@@ -154,13 +154,13 @@ def test_nothing_is_written_that_would_not_be_read(message: Message) -> None:
 
 
 def test_a_problem_is_an_error_on_the_other_side() -> None:
-    error = NotNow("ask\nonce a minute", code=Code.RATE)
-    answer = decode(encode(problem(error, after_s=60)))
+    error = NotNow("ask\nonce a minute", code=Code.RATE, after_s=60.0)
+    answer = decode(encode(problem(error)))
     assert answer == Problem(code=Code.RATE, told="ask once a minute", after_s=60.0)
     assert isinstance(answer, Problem)
     again = raised(answer)
     assert isinstance(again, NotNow)
-    assert (again.code, again.fatal) == (Code.RATE, False)
+    assert (again.code, again.fatal, again.after_s) == (Code.RATE, False, 60.0)
 
 
 @pytest.mark.parametrize("code", list(Code))

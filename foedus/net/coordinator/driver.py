@@ -16,8 +16,8 @@ from foedus.net.coordinator.news import News
 from foedus.net.course import Course
 from foedus.net.store import RunRow
 from foedus.protocol import round as machine
-from foedus.protocol.messages import Event, Later, Window
-from foedus.protocol.round import At, Phase, Seat
+from foedus.protocol.messages import Later, Window
+from foedus.protocol.round import At, Seat
 
 _NOBODY = Seat(b"", -1, 0, 0, At.LAPSED)
 
@@ -55,9 +55,9 @@ class Driver:
                 return course, seat
         return None, None
 
-    def window(self, course: Course, now: float) -> Window:
+    def window(self, course: Course, now: float, position: int | None = None) -> Window:
         """When a client is to come back for a run."""
-        return course.window(now, pause=self.ground.pause)
+        return course.window(now, pause=self.ground.pause, position=position)
 
     def anytime(self, now: float) -> Window:
         """When to come back, for nothing in particular."""
@@ -102,15 +102,13 @@ class Driver:
         self, course: Course, state: machine.State, actions: Sequence[machine.Action], now: float
     ) -> None:  # fmt: skip
         """A new state, and what follows from it here."""
-        phase, course.state = course.state.phase, state
+        course.state = state
         for action in actions:
             match action:
                 case machine.Commit():
                     self._made(course, now)
                 case machine.Drop():
                     self.forget(course)
-                case machine.Seated() if phase is Phase.SELECTING:
-                    self.news.bell(course, Event.OFFER)
 
     def write(self, course: Course, seats: Iterable[Seat], now: float) -> None:
         """Write the machine's state and some seats."""

@@ -17,10 +17,10 @@ from foedus.net.coordinator.steps import METRICS, TIMINGS, Steps
 from foedus.net.coordinator.taking import Taking
 from foedus.net.course import EVALUATION, Course
 from foedus.net.learning import Learning
+from foedus.net.rings import Ring
 from foedus.protocol import round as machine
 from foedus.protocol.messages import (
     Ask,
-    Bell,
     Blob,
     CheckIn,
     Confer,
@@ -126,7 +126,7 @@ class Coordinator:
 
     # --- time
 
-    def tick(self, now: float) -> Sequence[Bell]:
+    def tick(self, now: float) -> Sequence[Ring]:
         """Let time pass: deadlines, commits that failed, the next round. What the doorbell is to ring."""
         self._driver.sweep()
         for upload in self.uploads.tidy(now=now):
@@ -142,7 +142,7 @@ class Coordinator:
                     failed.append(error)
         if failed:
             raise failed[0]
-        return self._driver.news.rung()
+        return self._driver.news.rung(self._driver.courses.values(), now)
 
     def _pass(self, course: Course, now: float) -> None:
         """Let time pass for one run."""
@@ -174,8 +174,8 @@ class Coordinator:
             done = 0 if learning.state is None else learning.state.round
             found.append({
                 "run": course.name, "phase": str(state.phase), "round": done, "rounds": learning.served.rounds,
-                "attempt": state.attempt, "seated": len(state.at(*machine.ENGAGED)),
-                "received": len(state.at(At.RECEIVED)), "goal": min(state.goal, 2**31),
+                "attempt": state.attempt, "seated": state.seats.count(*machine.ENGAGED),
+                "received": state.seats.count(At.RECEIVED), "goal": min(state.goal, 2**31),
                 "clients": learning.population, "wanted": learning.served.first, "reason": state.reason,
                 "algorithm": learning.served.algorithm.label,
             })  # fmt: skip

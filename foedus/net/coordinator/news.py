@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from foedus.net.coordinator.ground import Watch
 from foedus.net.course import Course
-from foedus.protocol.messages import Bell, Event
-from foedus.protocol.round import At
+from foedus.net.rings import Calls, Ring
 
 
 class News:
@@ -19,24 +18,19 @@ class News:
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self._bells: list[Bell] = []
+        self.rings: list[Ring] = []
+        self._calls: dict[str, Calls] = {}
         self._shapes: dict[bytes, str] = {}
 
-    def rung(self) -> Sequence[Bell]:
-        """What the doorbell is to ring, since this was asked last."""
-        bells, self._bells = self._bells, []
-        return bells
+    def rung(self, courses: Iterable[Course], now: float) -> Sequence[Ring]:
+        """What the doorbell is to ring, since this was asked last, and whom it is to call now."""
+        calls = [self._calls.setdefault(course.name, Calls()).due(course, now) for course in courses]
+        rings, self.rings = [*self.rings, *(call for call in calls if call is not None)], []
+        return rings
 
     def forget(self) -> None:
         """Sessions of before are of no more interest."""
         self._shapes = {}
-
-    def bell(self, course: Course, event: Event, *, round: int | None = None) -> None:
-        """Ring for those who take part in a run, at the next tick."""
-        goal = max(1, course.state.goal)
-        came = min(1.0, len(course.state.at(At.RECEIVED)) / goal)
-        number = course.state.round if round is None else round
-        self._bells.append(Bell(run=course.learning.served.name, event=event, round=number, progress=came))
 
     def session(self, key: bytes, sign: str, course: Course, *, ends: bool = False) -> None:
         """A device session goes on; see ``logs.py``."""

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from foedus.errors import CommitFailed, CountedTwice, FoedusError, StaleEpoch, StorageError
+from foedus.net import rings
 from foedus.net.coordinator.driver import Driver
 from foedus.net.course import EVALUATION, Course
 from foedus.net.learning import Gathering
+from foedus.net.rings import Ring
 from foedus.net.store import Transaction
 from foedus.protocol import round as machine
 from foedus.protocol.messages import Event, Kind
@@ -86,7 +88,6 @@ class Steps:
             course.state = replace(course.state, attempt=attempt + 1)
         if course.every is not None:
             course.state = replace(course.state, deadline=now + course.every)
-        self._driver.news.bell(course, Event.OFFER)
         self._ground.watch("begun", {"run": course.name, "round": step.round, "wanted": wanted.goal})
 
     def hurry(self, course: Course, now: float) -> None:
@@ -94,7 +95,7 @@ class Steps:
         state = course.state
         if course.every is None or state.phase is not Phase.SELECTING or now < state.deadline:
             return
-        if len(state.at(At.RECEIVED)) < course.rules.minimum:
+        if state.seats.count(At.RECEIVED) < course.rules.minimum:
             course.state = replace(state, deadline=now + course.every)
 
     # --- the end of one
@@ -143,7 +144,7 @@ class Steps:
         course.written = kept
         for gone in {old, before} - {"", checkpoint, kept[0]}:
             self._driver.discard(gone)
-        self._driver.news.bell(course, Event.COMMITTED, round=step.round)
+        self._driver.news.rings.append(rings.committed(course, step.round, asked))
         self._ground.watch(
             "committed", {"run": course.name, "round": step.round, "part": step.part, "counted": len(counted)}
         )  # fmt: skip
@@ -166,7 +167,7 @@ class Steps:
         self._driver.step(course, machine.Stop(now, why), now)
         with self._ground.store.begin(self._ground.epoch()) as rows:
             rows.note("finished", {"run": course.name, "why": why}, now)
-        self._driver.news.bell(course, Event.FINISHED)
+        self._driver.news.rings.append(Ring(rings.bell(course, Event.FINISHED)))
         self._ground.watch("finished", {"run": course.name, "why": why})
 
     # --- evaluation on clients
@@ -181,7 +182,6 @@ class Steps:
         evaluation.state = machine.State()
         begin = machine.Begin(now, number, wanted.goal, wanted.places, wanted.cohort)
         self._driver.step(evaluation, begin, now)
-        self._driver.news.bell(evaluation, Event.OFFER)
 
     def _evaluated(self, course: Course, now: float) -> None:
         """The figures of an evaluation go into the line of its round; nobody's own are written down."""
