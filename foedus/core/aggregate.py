@@ -289,9 +289,12 @@ def _added(total: Message, vectors: Sequence[Vector], units: Sequence[int]) -> M
         for at in range(0, size, _CHUNK):
             part = slice(at, at + _CHUNK)
             block = scales[row : row + rows]
-            exact = np.concatenate([v[part] for v in vectors[row : row + rows]], dtype=np.float64)
-            exact = exact.reshape(len(block), -1)
-            exact *= block
+            if len(block) == 1:  # converted and scaled in one pass
+                exact = np.multiply(vectors[row][None, part], block, dtype=np.float64)
+            else:
+                exact = np.concatenate([v[part] for v in vectors[row : row + rows]], dtype=np.float64)
+                exact = exact.reshape(len(block), -1)
+                exact *= block
             high, low = _limbs(exact, grown["bound"] * 2.0**HIGH_BITS)
             total["high"][part] += high
             total["low"][part] += low
@@ -323,7 +326,8 @@ def _last_bits(snapped: NDArray[np.float64], snap: float) -> NDArray[np.int64]:
     """Σ over the rows of ``snapped`` [row, parameter] of the integers in the last bits, to each of which ``snap``
     has been added; integers wrap around, so that its own bits can be taken off at the end."""
     own: NDArray[np.int64] = len(snapped) * np.array([snap]).view(np.int64)
-    total: NDArray[np.int64] = snapped.view(np.int64).sum(0)
+    bits = snapped.view(np.int64)
+    total: NDArray[np.int64] = bits[0] if len(bits) == 1 else bits.sum(0)  # a sum of one would be a copy
     return total - own
 
 

@@ -150,7 +150,7 @@ def forms_of(aggregator: Aggregator, context: Context, *, dtype: str = "<f4") ->
         Form(dtype='<f4', shape=(3,))
     """
     low = -1 if np.dtype(dtype).kind != "u" else 0
-    ramp = np.linspace(low, 1, context.size, dtype=dtype)
+    ramp = np.resize(np.linspace(low, 1, min(context.size, 1 << 10), dtype=dtype), context.size)
     probes = [aggregator.encode(Update(v, 1.0), context) for v in (np.zeros_like(ramp), ramp)]
     return {n: _form(probes[0][n], probes[1][n]) for n in probes[0]}
 

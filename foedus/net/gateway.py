@@ -141,7 +141,7 @@ class Gateway:
 
     def _whole(self, message: Submit) -> memoryview:
         content = self.uploads.whole(message.upload)
-        if len(content) != message.size or blob.digest_of(content) != message.digest:
+        if len(content) != message.size or self.uploads.digest(message.upload) != message.digest:
             self.uploads.drop(message.upload)
             raise UploadRefused("other bytes came than were announced; send them again", code=Code.WRONG_DIGEST)
         return content

@@ -2,7 +2,8 @@
 
 Everything that the coordinator does takes place in one thread of its own, message after message, so that neither the
 database nor the merging of updates holds up the event loop. The loop's own work is to move bytes: uploads go piece by
-piece into bounded memory (``uploads.py``), blobs go out in pieces as fast as the other side takes them.
+piece into bounded memory (``uploads.py``), and are digested in a thread beside it; blobs go out in pieces, as fast as
+the other side takes them, and are copied for nobody.
 
 Not here: what is answered (``coordinator``), who somebody is (``identity``), the doorbell (``doorbell.py``).
 """
@@ -12,15 +13,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Send
+from starlette.types import Scope as Asked
 
 from foedus.errors import (
     Code,
@@ -38,6 +41,7 @@ from foedus.net.identity.callers import Caller, Scope
 from foedus.net.logs import logger, say
 from foedus.net.metrics import Metrics
 from foedus.net.rings import Ring
+from foedus.net.turnstile import Turnstile
 from foedus.net.uploads import Uploads
 from foedus.protocol import wire
 from foedus.protocol.messages import KINDS, Message, Problem
@@ -45,6 +49,8 @@ from foedus.protocol.messages import problem as problem_of
 
 T = TypeVar("T")
 PIECE = 1 << 16  # bytes of a blob that go out at once
+LARGE = 1 << 18  # bytes of a blob that is given to one after the other
+DIGESTED = 1 << 20  # bytes of an upload that are digested at once
 TICK = 0.1  # seconds between two looks at the clock
 LEASE = 1.0  # seconds between two renewals of the lease
 _NAMES = {kind: name for name, kind in KINDS.items()}
@@ -110,6 +116,8 @@ class Shell:
         self.ring: Callable[[Ring], Awaitable[None]] | None = None  # the doorbell, where there is one
         self._thread = ThreadPoolExecutor(1, "coordinator")
         self._lease = ThreadPoolExecutor(1, "lease")
+        self._digests = ThreadPoolExecutor(1, "digests")
+        self._ways = _Ways(Turnstile(), self.metrics.bytes_out.inc)
         self._ready = leading is None  # whether this process leads, and has read what is written
         self.closing = False
         self.after: Callable[[], None] | None = None  # done in the coordinator's thread after every tick
@@ -164,6 +172,7 @@ class Shell:
         """End the threads."""
         self._thread.shutdown()
         self._lease.shutdown()
+        self._digests.shutdown(cancel_futures=True)
 
     async def _again(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         """Do something again and again; what fails is told, and tried the next time."""
@@ -296,25 +305,21 @@ class Shell:
                 return Response(status_code=416, headers={"Content-Range": f"bytes */{end}"})
             (begin, end), status = found, 206
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
-        headers["Content-Length"] = str(end - begin)
 
-        async def pieces() -> AsyncIterator[bytes]:
-            for at in range(begin, end, PIECE):
-                piece = bytes(content[at : min(at + PIECE, end)])
-                self.metrics.bytes_out.inc(len(piece))
-                yield piece
-
-        return StreamingResponse(pieces(), status, headers, BYTES)
+        return Bytes(content[begin:end], status, headers, self._ways)
 
     async def _upload(self, request: Request, caller: Caller) -> Response:
         caller.may(Scope.TRAIN)
         upload, offset = _hex(request.path_params["upload"], 16), _number(request.query_params.get("offset", "0"))
-        uploads, now = self.core.uploads, self.clock()
+        uploads, now, digested = self.core.uploads, self.clock(), offset
         try:
             async for piece in request.stream():
                 if piece:
                     offset = uploads.write(upload, offset, piece, owner=caller.position, now=now)
                     self.metrics.bytes_in.inc(len(piece))
+                    if offset - digested >= DIGESTED:  # while more is on its way
+                        self._digests.submit(uploads.digested, upload)
+                        digested = offset
         except ProtocolError as error:
             problem = self._problem(error)
             if error.code is Code.WRONG_OFFSET:
@@ -361,6 +366,32 @@ class Shell:
 
     async def _openapi(self, _: Request) -> Response:
         return JSONResponse(openapi.document())
+
+
+class Bytes(Response):
+    """Bytes that many are sent at once: pieces are views of them, and nothing is copied for anybody."""
+
+    def __init__(self, content: memoryview, status: int, headers: Mapping[str, str], ways: _Ways) -> None:
+        self._content, self._ways = content, ways
+        super().__init__(None, status, {**headers, "Content-Length": str(len(content))}, BYTES)
+
+    async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send them, as fast as the other side takes them."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with AsyncExitStack() as stack:
+            if len(self._content) > LARGE:
+                await stack.enter_async_context(self._ways.turnstile.turn())
+            for at in range(0, len(self._content), PIECE) or (0,):
+                piece, end = self._content[at : at + PIECE], at + PIECE
+                await send({"type": "http.response.body", "body": piece, "more_body": end < len(self._content)})
+                self._ways.sent(len(piece))
+
+
+class _Ways(NamedTuple):
+    """How blobs go out: whose turn it is, and who counts the bytes."""
+
+    turnstile: Turnstile
+    sent: Callable[[int], None]
 
 
 async def _whole(request: Request, most: int) -> bytes:

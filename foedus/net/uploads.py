@@ -2,18 +2,23 @@
 
 A place is made when its size is known and there is room for all of it; who finds no room is told to come back, so that
 clients wait and not the server's memory. Bytes come in order, in pieces, and may be resumed at the offset that has been
-reached. A place that nobody writes to is given up after a while.
+reached. A place that nobody writes to is given up after a while. Their digest may be made in another thread while they
+come (:meth:`Uploads.digested`), so that little is left to be read when the last of them is here.
 
 Not here: what the bytes are (``coordinator``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import threading
+from dataclasses import dataclass, field
+from typing import Any
 
 from foedus.errors import Code, NotNow, ProtocolError, TooLarge, UploadRefused
 
 MOST = 1 << 30  # bytes of all uploads under way
+SPARE = 4  # places whose memory is kept for the next ones, as long as uploads are under way
 IDLE = 60.0  # seconds without a byte after which a place is given up
 
 
@@ -21,8 +26,11 @@ IDLE = 60.0  # seconds without a byte after which a place is given up
 class _Place:
     content: bytearray
     owner: int
-    offset: int
     touched: float
+    offset: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)  # of so many bytes:
+    digested: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Uploads:
@@ -38,8 +46,8 @@ class Uploads:
         0
         >>> uploads.write(b"a", 0, b"xy", owner=7, now=1.0), uploads.write(b"a", 2, b"z", owner=7, now=1.0)
         (2, 3)
-        >>> bytes(uploads.whole(b"a"))
-        b'xyz'
+        >>> bytes(uploads.whole(b"a")), uploads.digest(b"a") == hashlib.sha256(b"xyz").digest()
+        (b'xyz', True)
         >>> uploads.open(b"b", 8, owner=8, now=2.0)
         Traceback (most recent call last):
         foedus.errors.NotNow: 3 of 10 bytes for uploads are taken, and 8 more are wanted; come back in a moment
@@ -49,6 +57,7 @@ class Uploads:
         self._most, self.each = most, min(each, most)
         self._places: dict[bytes, _Place] = {}
         self._taken = 0
+        self._spare: list[bytearray] = []  # of places given up a moment ago: memory that need not be asked for again
 
     @property
     def taken(self) -> int:
@@ -78,7 +87,7 @@ class Uploads:
                 "a moment",
                 code=Code.OVERLOADED,
             )
-        self._places[upload] = _Place(bytearray(size), owner, 0, now)
+        self._places[upload] = _Place(self._room(size), owner, now)
         self._taken += size
         return 0
 
@@ -123,17 +132,48 @@ class Uploads:
             )
         return memoryview(place.content).toreadonly()
 
+    def digest(self, upload: bytes) -> bytes:
+        """SHA-256 of the bytes of an upload that have come.
+
+        Raises:
+            ProtocolError: there is no such place.
+        """
+        self.digested(upload)
+        found: bytes = self._found(upload).digest.digest()
+        return found
+
+    def digested(self, upload: bytes) -> None:
+        """Go on with the digest of an upload, as far as its bytes have come; in any thread. If the place was given up,
+        nothing happens."""
+        place = self._places.get(upload)
+        if place is not None:
+            with place.lock:
+                end = place.offset
+                place.digest.update(memoryview(place.content)[place.digested : end])
+                place.digested = end
+
     def drop(self, upload: bytes) -> None:
         """Give a place up, if it is there."""
         place = self._places.pop(upload, None)
         if place is not None:
             self._taken -= len(place.content)
+            self._spare = [place.content, *self._spare[: SPARE - 1]]
+
+    def _room(self, size: int) -> bytearray:
+        """Memory for a place: that of an earlier one if nobody looks at it any more."""
+        for found in self._spare:
+            if len(found) == size and _unseen(found):
+                self._spare = [other for other in self._spare if other is not found]
+                return found
+        return bytearray(size)
 
     def tidy(self, *, now: float) -> list[bytes]:
         """Give up places that nobody has written to for a while; which."""
         idle = [name for name, place in self._places.items() if now - place.touched > IDLE]
         for name in idle:
             self.drop(name)
+        if not self._places:
+            self._spare.clear()
         return idle
 
     def _owned(self, upload: bytes, owner: int) -> _Place:
@@ -148,3 +188,12 @@ class Uploads:
                 "there is no such upload of yours under way; ask for a place first", code=Code.UNKNOWN_UPLOAD
             )
         return place
+
+
+def _unseen(content: bytearray) -> bool:
+    """Whether nobody has a view of some bytes: whoever has keeps them from changing their length."""
+    try:
+        content.append(content.pop())
+    except BufferError:
+        return False
+    return True

@@ -126,7 +126,7 @@ class Taking:
         if upload is None or upload != message.upload:
             raise ProtocolError("there is no such upload under way; ask for a place first", code=Code.UNKNOWN_UPLOAD)
         content = self._uploads.whole(upload)
-        if len(content) != message.size or blob.digest_of(content) != message.digest:
+        if len(content) != message.size or self._uploads.digest(upload) != message.digest:
             self._driver.drop(course, message.key)
             raise UploadRefused("other bytes came than were announced; send them again", code=Code.WRONG_DIGEST)
         return content
