@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 @click.option("--run", default="", help="Take part in this run only.")
 @click.option("--dataset", default="", help="The name by which rules.toml offers the data.")
 @click.option("--approve", multiple=True, metavar="DIGEST", help="A task that may run; may be given several times.")
+@click.option(
+    "--silo-key", type=click.Path(path_type=Path, exists=True), help="The silos' key, if not in the owner's folder."
+)
 @click.option("--consent", default="", metavar="NAME", help="Who agrees: records consent, if there is none.")
 @click.option("--folder", type=click.Path(path_type=Path), help="The owner's folder.")
 @click.option("--check", is_flag=True, help="Only show what would be allowed, and why not.")

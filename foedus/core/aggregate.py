@@ -161,6 +161,9 @@ class Masking(NamedTuple):
     overhead: tuple[int, int]
 
 
+KeyBytes = bytes  # of a key, in whatever form its aggregator reads
+
+
 class Sealed(NamedTuple):
     """What an aggregator says of itself whose messages are encrypted, and decoded by those who have the key.
 
@@ -169,6 +172,12 @@ class Sealed(NamedTuple):
     * ``bytes(n)``: of a message for an update of n entries, about.
     * ``error``: an entry of the mean is off by this at most.
     * ``correctness``: the chance that a number comes out wrong is at most 2^−correctness.
+    * ``keyed(secret)``: the aggregator of those who have the key.
+    * ``open(sum, context) -> message``: at somebody who has it: the sum as whole numbers, which ``decode`` takes
+      without a key; raises if it is not of enough messages, each once, all of this round, and of ``context.client``'s
+      own among them where that is a client.
+    * ``opened(message, count, context) -> message``: what somebody said that a sum of so many opens to, as ``decode``
+      takes it; raises :class:`UpdateRefused` if no such sum can be.
     """
 
     silos: int
@@ -176,6 +185,9 @@ class Sealed(NamedTuple):
     bytes: Callable[[int], int]
     error: float
     correctness: float
+    keyed: Callable[[KeyBytes], Aggregator]
+    open: Callable[[Message, Context], Message]
+    opened: Callable[[Message, int, Context], Message]
 
 
 def mean(*, weighted: bool = True) -> Aggregator:

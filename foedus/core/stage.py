@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Shortcut
+from foedus.core.aggregate import Aggregator, Sealed, Shortcut
 from foedus.core.checks import check_number
 from foedus.core.coding import blocks, part, refused
 from foedus.core.values import NOTHING, Context, Message, State, Update
@@ -126,7 +126,7 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
     short = Shortcut(encode, inner.merge, links.encode_all) if links.plain and inner.shortcut else None
     return inner._replace(
         encode=encode, admit=links.admit, decode=links.decode, label=label, encode_all=short,
-        remember=links.remember if inner.remember else None, event=_event(outer, inner),
+        remember=links.remember if inner.remember else None, event=_event(outer, inner), sealed=links.sealed,
     )  # fmt: skip
 
 
@@ -290,6 +290,22 @@ class _Links(NamedTuple):
         weight = float(part(message, "weight", context, dtype="float64", shape=(1,))[0])
         update = received(self.outer, message, context, down_to=self.later)._replace(weight=weight)
         return self.inner.admit(self.inner.encode(update, own), own)
+
+    @property
+    def sealed(self) -> Sealed | None:
+        """As the aggregator's, behind these stages."""
+        own, outer = self.inner.sealed, self.outer
+        if own is None:
+            return None
+
+        def within(context: Context) -> Context:
+            return context._replace(size=lengths(outer, context)[-1])
+
+        return own._replace(
+            keyed=lambda secret: chain(*outer, own.keyed(secret)),
+            open=lambda message, context: own.open(message, within(context)),
+            opened=lambda message, count, context: own.opened(message, count, within(context)),
+        )
 
     def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
         sizes = lengths(self.outer, context)

@@ -53,7 +53,7 @@ from foedus.net.owner.withdrawal import forget
 from foedus.net.training import Training
 from foedus.net.transport import Transport
 from foedus.protocol import session
-from foedus.protocol.messages import SECURE, Accepted, Blob, CheckIn, Finished, Kind, Problem
+from foedus.protocol.messages import ENCRYPTED, SECURE, Accepted, Blob, CheckIn, Finished, Kind, Problem
 from foedus.record import files
 
 if TYPE_CHECKING:  # masks take numpy and cryptography: imported by those who need them
@@ -67,6 +67,7 @@ COOL_S = 300.0  # the training process is ended before a rest that is longer
 DATA_S = 600.0  # how long what was found out about the data holds
 DAY = "%Y-%m-%d"
 
+OPENED = "what the sum of encrypted updates opens to"  # in the ledger
 BUDGET = "privacy-budget"  # a protection that a server promises: "privacy-budget=8.0"
 
 Event = session.Event | session.Rest
@@ -111,12 +112,19 @@ class Place(NamedTuple):
         pin: its authority's fingerprint; empty where a public authority vouches for it.
         signing: whose signature orders, bundles and models must bear.
         owner: the owner's folder.
+        key: a file with the key that the silos share, for encrypted sums; ``None``: the one in the owner's folder.
     """
 
     address: str
     pin: str
     signing: PublicKey
     owner: OwnerFolder
+    key: Path | None = None
+
+    @property
+    def silo_key(self) -> Path:
+        """The file with the key that the silos share; there may be none."""
+        return self.owner.silo_key if self.key is None else self.key
 
     @property
     def folder(self) -> Path:
@@ -215,6 +223,8 @@ class Agent:
         self._made: _Made | None = None
         self._over = False  # the server said that the run is
         self._promise: Promise | None = None  # of masks, in the round at hand
+        self._sealed = 0  # where updates are encrypted in the round at hand: fewest in a sum
+        self._distrust = ""  # why a sum was refused that the server gave to be decrypted
         self._attempt = 1  # of the seat that was given last
         self._said = ""
         self.sessions: list[str] = []  # shapes, the latest last
@@ -224,6 +234,7 @@ class Agent:
 
         Raises:
             OwnerRefuses: with ``once``, if the owner's word is no.
+            SecureAggregationFailed: the server's encrypted sum is not what it must be.
             FoedusError: what only a person can mend: a full disk, damaged files.
         """
         try:
@@ -236,6 +247,11 @@ class Agent:
         event: Event | None = await self._woken(once)
         while event is not None:
             if isinstance(event, session.Rest):
+                if self._distrust:
+                    raise SecureAggregationFailed(
+                        f"{self._distrust} This client has declined and stopped: find out why before it is started "
+                        "again"
+                    )
                 if once or (self._over and not self.stay and not self.state.held):
                     return
                 await self._rest(event.until)
@@ -286,8 +302,11 @@ class Agent:
             self._say(f"not now: {'; '.join(reasons)}")
             await self._rest(self.clock.now() + LOOK_S)
         rules, examples = self._rules(), self._known.examples if self._known else None
-        demands = ((SECURE,) if rules.secure_others is not None else ()) + ((BUDGET,) if rules.budget else ())
-        self.state = replace(self.state, hello=replace(self.hello, examples=examples, protections=demands))
+        asked = {SECURE: rules.secure_others is not None, ENCRYPTED: rules.encrypted_others is not None}
+        demands = tuple(name for name, wanted in {**asked, BUDGET: rules.budget}.items() if wanted)
+        kinds = (*self.hello.kinds, *((Kind.DECRYPT,) if self.place.silo_key.exists() else ()))
+        hello = replace(self.hello, kinds=kinds, examples=examples, protections=demands)
+        self.state = replace(self.state, hello=hello)
         return session.Woke(self.clock.now(), self.draw())
 
     async def _reasons(self) -> tuple[str, ...]:
@@ -419,19 +438,83 @@ class Agent:
         await self._approved(rules, accepted.bundle, accepted.target)
         orders = await self.transport.fetch(accepted.orders)
         check_content(accepted.orders, orders)
+        if accepted.kind is Kind.DECRYPT:
+            await self._fetched_sum(accepted, orders)
+            return
         known = await self._read_data(rules, accepted.round)
         self._check([*owner_rules.data(rules, self.data.name, known.examples), *known.findings])
         kept = self._kept(accepted.run, accepted.position)
         self._fetched = _Fetched(orders, () if kept is None else (kept,))
         self._promise = await self._promised(accepted)
-        self._check(owner_rules.protections(rules, promised(accepted, self._promise)))
+        self._check(owner_rules.protections(rules, promised(accepted, self._promise, self._sealed)))
+
+    async def _fetched_sum(self, accepted: Accepted, closed: bytes) -> None:
+        """An encrypted sum, if it is of a round that this client has sent something to, and the only one of it."""
+        abouts = [self.journal.about(k) for k, held in self.state.held.items() if held.round == accepted.round]
+        if not any(about is not None and about.run == accepted.run and about.what == "update" for about in abouts):
+            raise SecureAggregationFailed(
+                f"the server asks to decrypt a sum of round {accepted.round}, and nothing of this client's is in it"
+            )
+        if (known := self._opened(accepted.run)) is not None:
+            round, digest = known
+            if accepted.round < round or (accepted.round == round and accepted.orders.digest != digest):
+                self._distrust = (
+                    f"The server asks to decrypt another sum of round {accepted.round} than the one that was decrypted "
+                    "for it: the difference of two shows single updates."
+                )
+                raise SecureAggregationFailed(self._distrust)
+        self._fetched, self._promise = _Fetched(closed, ()), None
+        assert accepted.bundle is not None
+        await self._unlocked(await self._open(accepted.bundle, accepted.target, accepted.seed))
+        self._check(owner_rules.protections(self._rules(), promised(accepted, None, self._sealed)))
+
+    def _opened(self, run: str) -> tuple[int, bytes] | None:
+        """The last round of which a sum was decrypted, and its digest."""
+        found = self.journal.fact(f"opened {run}")
+        return None if found is None else (int.from_bytes(found[:8], "big"), found[8:])
+
+    async def _unlocked(self, opened: dict[str, Any]) -> None:
+        """The key that the silos share: given to the training process if the task, as it was approved, encrypts.
+
+        Raises:
+            OwnerRefuses: there is no key here.
+        """
+        self._sealed = int(opened["sealed"])
+        if not self._sealed:
+            return
+        path = self.place.silo_key
+        if not path.exists():
+            raise OwnerRefuses(
+                f"updates are encrypted under a key that the silos share, and there is none at {path}. Put it there, "
+                "or name its file: foedus join ... --silo-key FILE"
+            )
+        from foedus.net.identity.files import read_secret
+
+        await self.training.ask({"do": "key"}, [read_secret(path)])
+
+    async def _decrypted(self, accepted: Accepted) -> bytes:
+        """What the sum opens to; remembered before it leaves, so that no other sum of this round ever does."""
+        assert self._fetched is not None
+        self._say(f"decrypting: run {accepted.run}, the sum of round {accepted.round}")
+        asked = {"position": accepted.position, "run": accepted.run, "round": accepted.round}
+        answer = await self.training.ask({"do": "decrypt", **asked}, [self._fetched.orders])
+        if answer.said["refused"]:
+            self._distrust = f"The sum of round {accepted.round} was refused: {answer.said['refused']}."
+            raise SecureAggregationFailed(self._distrust)
+        self.journal.note(f"opened {accepted.run}", accepted.round.to_bytes(8, "big") + accepted.orders.digest)
+        self._made = _Made(answer.blobs[0], None, self._about(accepted, OPENED))
+        return answer.blobs[0]
 
     async def _promised(self, accepted: Accepted) -> Promise | None:
         """What the task's own code, which the owner approved, promises of masks; not what the server says."""
         assert accepted.bundle is not None
         assert self._fetched is not None
         opened = await self._open(accepted.bundle, accepted.target, accepted.seed)
-        if accepted.kind is Kind.EVALUATE or not opened["masked"]:
+        self._sealed = 0
+        if accepted.kind is Kind.EVALUATE:
+            return None
+        await self._unlocked(opened)
+        if not opened["masked"]:
             return None
         asked = {"do": "promise", "position": accepted.position, "limit": accepted.limit}
         return _promise((await self.training.ask(asked, [self._fetched.orders, *self._fetched.kept])).said["promise"])
@@ -454,12 +537,15 @@ class Agent:
         """Train or evaluate; the bytes to send."""
         assert self._fetched is not None
         assert accepted.bundle is not None
-        await self._open(accepted.bundle, accepted.target, accepted.seed)
+        if accepted.kind is Kind.DECRYPT:
+            return await self._decrypted(accepted)
+        opened = await self._open(accepted.bundle, accepted.target, accepted.seed)
         which = {"position": accepted.position, "limit": accepted.limit}
         if accepted.kind is Kind.EVALUATE:
             answer = await self.training.ask({"do": "evaluate", **which}, [self._fetched.orders, *self._fetched.kept])
             self._made = _Made(answer.blobs[0], None, self._about(accepted, "figures of an evaluation"))
             return answer.blobs[0]
+        await self._unlocked(opened)  # in a process that may be another than a moment ago
         await self._trained(accepted)
         return await self._encode(1.0)
 
@@ -537,7 +623,7 @@ class Agent:
 
     def _about(self, accepted: Accepted, what: str) -> About:
         task = f"{accepted.bundle.digest.hex()} {accepted.target}" if accepted.bundle else accepted.target
-        told = promised(accepted, self._promise).told()
+        told = promised(accepted, self._promise, self._sealed).told()
         return About(accepted.run, accepted.attempt, accepted.position, task, what, told)
 
     async def _send(self, piece: session.Piece) -> Event:
@@ -566,7 +652,7 @@ class Agent:
         again = about._replace(what=about.what if about.sends == 0 else f"{about.what}, sent again")
         self._written(again, Leaving(held.round, held.size, held.digest))
         self.journal.leaves(key)
-        if about.sends == 0:
+        if about.sends == 0 and about.what != OPENED:
             day = datetime.fromtimestamp(self.clock.now()).strftime(DAY)
             self.journal.note("rounds", f"{day} {self._rounds(day) + 1}".encode())
 
@@ -702,12 +788,13 @@ def _promise(said: dict[str, Any]) -> Promise:
     return Found(Withstand(**said["withstand"]), said["least"], channels)
 
 
-def promised(accepted: Accepted, masks: Promise | None) -> Protections:
+def promised(accepted: Accepted, masks: Promise | None, sealed: int = 0) -> Protections:
     """What holds for an update.
 
     Args:
         accepted: what the server promises.
         masks: that it is masked is no promise of the server's, but what the client itself does.
+        sealed: nor that it is encrypted; fewest in a sum that is decrypted, 0 if it is not.
     """
     epsilon = None
     for name in accepted.protections:
@@ -715,5 +802,5 @@ def promised(accepted: Accepted, masks: Promise | None) -> Protections:
         if what == BUDGET:
             with contextlib.suppress(ValueError):
                 epsilon = abs(float(value)) if value else float("inf")
-    others = accepted.minimum if masks is None else max(accepted.minimum, masks.least)
-    return Protections(max(0, others - 1), masks is not None, epsilon)
+    others = max(accepted.minimum, sealed, 0 if masks is None else masks.least)
+    return Protections(max(0, others - 1), masks is not None, epsilon, sealed > 0)

@@ -2,8 +2,9 @@
 
 The order of requests is: ``data`` (who reads it says how many examples there are, and what the owner's checks say),
 ``open`` (a task out of a source bundle that is approved), and then, round by round, ``train`` and ``encode``,
-``evaluate``, or ``finish``. Training and encoding are apart because in buffered runs the server says how much a stale
-update counts only when it is about to be sent; between both, the result lies here, in memory.
+``evaluate``, or ``finish``; for a task that encrypts, ``key`` and ``decrypt``. Training and encoding are apart because
+in buffered runs the server says how much a stale update counts only when it is about to be sent; between both, the
+result lies here, in memory.
 
 A client is trained by the executor ``debug`` of the simulator, with a population of one at the position that the server
 knows it by: whatever is counted from (seed, round, client) is the same.
@@ -22,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights, open_trainer
+from foedus.core.aggregate import Sealed
 from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.timing import Buffered
-from foedus.errors import ConfigurationError, SecureAggregationFailed
+from foedus.errors import ConfigurationError, MalformedMessage, SecureAggregationFailed
 from foedus.net.bundle import import_bundle
 from foedus.net.owner.checks import examine
 from foedus.net.owner.rules import Checks, Finding
@@ -34,11 +36,11 @@ from foedus.net.source import imported, of_bytes, own, placed
 from foedus.protocol import blob
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import ClientFigures
-from foedus.rounds.freight import figures_blob, orders_of, update_blob
-from foedus.rounds.masks import masked_together, promise_of
-from foedus.rounds.parcel import Parcel, Terms, admitted, packed
+from foedus.rounds.freight import closed_of, figures_blob, opened_blob, orders_of, update_blob
+from foedus.rounds.masks import masked_together, promise_of, sealed_update
+from foedus.rounds.parcel import Parcel, Terms, admitted, hushed, packed
 from foedus.rounds.visits import layouts_of
-from foedus.rounds.work import Given, Job, Orders, held_out
+from foedus.rounds.work import UPDATE, Given, Job, Orders, held_out
 
 __all__ = ["Bench"]
 
@@ -92,6 +94,8 @@ class Bench:
             "data": self._data,
             "open": self._opened,
             "promise": self._promise,
+            "key": self._keyed,
+            "decrypt": self._decrypt,
             "train": self._train,
             "encode": self._encode,
             "evaluate": self._evaluate,
@@ -130,7 +134,34 @@ class Bench:
             ),  # the server says how much an update counts before it is encoded
             "personal": algorithm.method is not None and algorithm.method.personal is not None,
             "masked": _masked(job, self._open.trainer),
+            "sealed": 0 if (sealed := self._sealed()) is None else sealed.least,
         }, ()
+
+    def _sealed(self) -> Sealed | None:
+        opened = self._opened_task()
+        return sealed_update(opened.job.algorithm, buffers=_averaged(opened.job, opened.trainer))
+
+    def _keyed(self, _: Said, blobs: Blobs) -> Done:
+        """Take the key that the silos share, for a task that encrypts."""
+        opened, sealed = self._opened_task(), self._sealed()
+        if sealed is None:
+            raise ConfigurationError("this task encrypts nothing, and takes no key")
+        algorithm = replace(opened.job.algorithm, aggregator=sealed.keyed(blobs[0]))
+        self._open = opened._replace(job=replace(opened.job, algorithm=algorithm))
+        return {}, ()
+
+    def _decrypt(self, said: Said, blobs: Blobs) -> Done:
+        """What the sum of a round's encrypted updates opens to, if it is what a client can answer for."""
+        opened, sealed = self._opened_task(), self._sealed()
+        assert sealed is not None
+        terms = Terms.of(opened.job, replace(_NOBODY, round=int(said["round"])), layouts_of(opened.trainer))
+        context = terms.context(int(said["position"]), UPDATE, terms.layout(UPDATE, 0).size)
+        try:
+            message = closed_of(blob.unpack(blobs[0]), run=str(said["run"]), round=int(said["round"]))
+            found = sealed.open(message, context)
+        except (SecureAggregationFailed, MalformedMessage) as error:
+            return {"refused": str(error)}, ()
+        return {"refused": ""}, (opened_blob(found, blob.digest_of(blobs[0])),)
 
     def _promise(self, said: Said, blobs: Blobs) -> Done:
         """What the code of a task that masks promises, for these orders."""
@@ -159,7 +190,8 @@ class Bench:
         parcel = packed(terms, int(orders.cohort[0]), given.contribution, given.examples)
         kept = [] if parcel.kept is None else [blob.pack({n: np.asarray(a) for n, a in parcel.kept.items()})]
         if not parcel.masked:
-            return {"keeps": bool(kept)}, (update_blob(parcel), *kept)
+            sent = parcel if self._sealed() is None else hushed(parcel)
+            return {"keeps": bool(kept)}, (update_blob(sent), *kept)
         return {"keeps": bool(kept)}, (blob.pack(_added_up(terms, int(orders.cohort[0]), parcel)), *kept)
 
     def _evaluate(self, said: Said, blobs: Blobs) -> Done:

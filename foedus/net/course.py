@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from foedus.core.timing import Buffered
+from foedus.core.values import Message
 from foedus.net.learning import Committed, Gathering, Learning
 from foedus.net.masking import MaskedSum
 from foedus.net.store import SeatRow
 from foedus.protocol import round as machine
-from foedus.protocol.messages import SECURE, Kind, Window
+from foedus.protocol.messages import ENCRYPTED, SECURE, Kind, Window
 from foedus.protocol.pacing import come_back
 from foedus.protocol.round import At, Phase, Rules, Seat, State
 from foedus.rounds.evaluate import ClientFigures
 
 BACK_OFF = 0.2  # of the time that a round has taken: how long those wait who ask whether it is over
+TWO = 2  # clients must say the same of a sum, before it is believed
 FIRST_PERIOD = 2.0  # seconds that a round is thought to take, before one has
 EVALUATION = "/evaluation"  # what a run's evaluations are called after its name
+DECRYPTION = "/decryption"  # and the opening of its encrypted sums
 
 
 class Wanted(NamedTuple):
@@ -35,9 +38,17 @@ class Wanted(NamedTuple):
     cohort: frozenset[int] | None
 
 
+class Handed(NamedTuple):
+    """An encrypted sum that is given to be decrypted: its bytes, their digest, and how many updates are in it."""
+
+    content: bytes
+    digest: bytes
+    updates: int
+
+
 @dataclass
 class Course:
-    """One run, or the evaluations on clients that belong to one.
+    """One run, or what clients are asked beside its rounds: to evaluate its model, to decrypt a sum.
 
     Attributes:
         name: of the rows in the store.
@@ -47,6 +58,7 @@ class Course:
         gathering: what has come in the step under way.
         masked: the conversation about its masked sum, once it has begun.
         figures: what has come in an evaluation, by position.
+        handed: the sum that is being decrypted, and ``answers``: what it opens to, by the position of who says so.
         pending: a commit that could not be written yet.
         uploads: places of uploads, by key.
         stored: digests of updates that are on a disk, by key.
@@ -65,6 +77,8 @@ class Course:
     gathering: Gathering | None = None
     masked: MaskedSum | None = None
     figures: dict[int, ClientFigures] = field(default_factory=dict)
+    handed: Handed | None = None
+    answers: dict[int, Message] = field(default_factory=dict)
     pending: Committed | None = None
     uploads: dict[bytes, bytes] = field(default_factory=dict)
     stored: dict[bytes, str] = field(default_factory=dict)
@@ -99,6 +113,13 @@ class Course:
             self.gathering = Gathering(self.learning.step, seats=max(1, self.state.places))
         return self.gathering
 
+    @staticmethod
+    def decrypting(learning: Learning) -> Course:
+        """The opening of its encrypted sums: one attempt each, in which those are asked who are in the sum."""
+        deadline = learning.served.each.deadline
+        rules = Rules(minimum=TWO, window_s=deadline, deadline_s=deadline, attempts=1)
+        return Course(learning.served.name + DECRYPTION, learning, rules, Kind.DECRYPT)
+
     # --- who is asked
 
     def wanted(self) -> Wanted:
@@ -130,9 +151,17 @@ class Course:
         return self.kind is Kind.TRAIN and self.learning.masking is not None
 
     @property
+    def seals(self) -> bool:
+        """Whether updates come encrypted."""
+        return self.kind is Kind.TRAIN and self.learning.sealing is not None
+
+    @property
     def protections(self) -> tuple[str, ...]:
         """What is promised to those who take part."""
-        return (*self.learning.served.protections, *((SECURE,) if self.masks else ()))
+        own = self.learning.served.protections
+        if self.kind is not Kind.EVALUATE and self.learning.sealing is not None:
+            return (*own, ENCRYPTED)
+        return (*own, *((SECURE,) if self.masks else ()))
 
     @property
     def under_way(self) -> bool:

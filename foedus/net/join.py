@@ -53,6 +53,8 @@ class Joining:
         dataset: the name by which the rules offer the data; by default that of the object, or of the part.
         part: which client of a ``Clients`` the data is of.
         approve: digests of tasks that may run, besides those approved by hand and in the rules.
+        silo_key: a file with the key that the silos share, for encrypted sums; by default ``silo.key`` in the owner's
+            folder.
         consent: who agrees, as they call themselves: records consent for this server, if there is none.
         evaluate: also evaluate the model on what is held out, and send the figures.
         limits: what training may take of the machine.
@@ -77,6 +79,7 @@ class Joining:
     dataset: str = ""
     part: str = ""
     approve: Sequence[str] = ()
+    silo_key: Path | None = None
     consent: str = ""
     evaluate: bool = True
     limits: Limits = field(default_factory=Limits)
@@ -198,7 +201,7 @@ class Outside(NamedTuple):
 
 
 def _agent(mine: Credentials, data: Any, settings: Joining, outside: Outside) -> Agent:
-    place = Place(mine.url, mine.trust.pin, mine.trust.signing, settings.owner)
+    place = Place(mine.url, mine.trust.pin, mine.trust.signing, settings.owner, settings.silo_key)
     scratch = place.folder / "training"
     scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     kinds = (Kind.TRAIN, Kind.EVALUATE) if settings.evaluate else (Kind.TRAIN,)

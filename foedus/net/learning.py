@@ -41,8 +41,8 @@ from foedus.rounds.brought import sent_down
 from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
 from foedus.rounds.lines import described, round_line
-from foedus.rounds.masks import lengths, masked_together, promise_of
-from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, let_in, packed
+from foedus.rounds.masks import lengths, masked_together, promise_of, sealed_update
+from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, hushed, let_in, packed
 from foedus.rounds.sending import Sender
 from foedus.rounds.spending import Spending, spending
 from foedus.rounds.state import COSTS, RunState
@@ -115,6 +115,7 @@ class Learning:
         self._spending: Spending | None = spending(
             served.algorithm, served.sampler, served.budget, buffers=self._averaged_buffers
         )
+        self.sealing = sealed_update(served.algorithm, buffers=self._averaged_buffers)
         self.masking = masked_together(served.algorithm, trainer.layout, buffers=self._averaged_buffers)
         self._check_cohort()
         self._check_times()
@@ -149,6 +150,7 @@ class Learning:
                     f"{served.cohort} clients are asked in a round, and {served.algorithm.aggregator.label} hides them "
                     f"in sums of {needed} and more. Write cohort={needed}, or plan for fewer honest ones"
                 )
+            self._check_silos(math.ceil(served.cohort * served.each.over_selection - 1e-9))
             return
         most = math.ceil(served.cohort * served.each.over_selection - 1e-9)
         if not masking.least <= served.cohort <= most <= masking.withstand.clients:
@@ -156,6 +158,14 @@ class Learning:
                 f"{most} clients are asked in a round, and {served.algorithm.aggregator.label} adds up from "
                 f"{masking.least} to {masking.withstand.clients}. Write Withstand(clients={most}, ...), or another "
                 "cohort"
+            )
+
+    def _check_silos(self, most: int) -> None:
+        """Refuse more clients in a round than share a key."""
+        if self.sealing is not None and most > self.sealing.silos:
+            raise ConfigurationError(
+                f"{most} clients are asked in a round, and {self.served.algorithm.aggregator.label} is for "
+                f"{self.sealing.silos} silos. Write encrypted({most}, ...), or cohort={self.sealing.silos}"
             )
 
     def _check_times(self) -> None:
@@ -216,6 +226,8 @@ class Learning:
                 f"and gave {reprlib.repr(asked.tolist())} in round {step.round}"
             )
         found: Ints = asked[self._sizes[asked] != 0].astype(np.int64)
+        if self.sealing is not None:  # whoever enrolled beyond the number has no place in the sum
+            found = found[found < self.sealing.silos]
         return found
 
     # --- beginning, and what lies on a disk
@@ -391,6 +403,8 @@ class Learning:
             late = version in self._old and version != self.step.round
             terms = self._late_terms(version) if late else self._terms(edge)
             gathering.intakes[edge, version] = Intake(terms, seats=gathering.seats, outcome=outcome)
+        if self.sealing is not None:  # what would be told beside ciphertexts is not wanted
+            parcel = hushed(parcel)._replace(examples=self._examples(position))
         if position in gathering.counted:
             raise UpdateRefused(
                 f"the update of client {position} is counted already in round {self.step.round}",
@@ -423,6 +437,48 @@ class Learning:
         step = self.step.round
         gathering.counted = {p: Counted(step, 1.0, n) for p, n in zip(positions, examples, strict=True)}
 
+    def _examples(self, position: int) -> int:
+        """How many a client said that it has, where its update does not say; 1 if it does not say."""
+        return max(1, int(self._sizes[position])) if position < len(self._sizes) else 1
+
+    # --- sums that are encrypted
+
+    def closed(self, gathering: Gathering) -> bool:
+        """Whether there is a sum that those who have the key must decrypt before anything can be made of it."""
+        found = [outcome.message for outcome in gathering.outcomes.values() if outcome.message is not None]
+        return self.sealing is not None and any("sum" not in message for message in found)
+
+    def handed(self, gathering: Gathering) -> bytes:
+        """The encrypted sum, as bytes for those who decrypt it."""
+        message = gathering.outcomes[WHOLE].message
+        assert message is not None
+        return freight.closed_blob(message, run=self.served.name, round=self.step.round)
+
+    def opened(self, given: blob.Tensors, digest: bytes, count: int, position: int) -> Message:
+        """What a client says that a sum opens to.
+
+        Args:
+            given: what came.
+            digest: of the sum that was handed out.
+            count: how many updates are in it.
+            position: whose answer it is.
+
+        Raises:
+            UpdateRefused, MalformedMessage: it is no answer to this, or no such sum can be.
+        """
+        message, of = freight.opened_of(given)
+        if of != digest:
+            told = f"the answer of client {position} is about another sum than the one that it was given"
+            raise UpdateRefused(told, client=position, reason=Reason.REPLAY)
+        assert self.sealing is not None
+        terms = self._terms(WHOLE)
+        context = terms.context(position, UPDATE, terms.layout(UPDATE, 0).size)
+        return self.sealing.opened(message, count, context)
+
+    def open(self, gathering: Gathering, message: Message) -> None:
+        """Put what a sum opens to in its place."""
+        gathering.outcomes[WHOLE].message = message
+
     def _late_terms(self, version: int) -> Terms:
         weights, down, told = self._old[version]
         return Terms.of(self.job, Orders(version, weights, NOBODY, down=down, told=told), self._layouts)
@@ -433,7 +489,9 @@ class Learning:
         algorithm = self.served.algorithm
         sides = {} if algorithm.method is None else algorithm.method.sides
         rules = [algorithm.aggregator, algorithm.buffers, *sides.values()]
-        return all(rule.merge is add for rule in rules) and not isinstance(algorithm.timing, Hierarchical)
+        return all(rule.merge is add or rule.sealed is not None for rule in rules) and not isinstance(
+            algorithm.timing, Hierarchical
+        )
 
     def partial(self, gathering: Gathering) -> bytes:
         """A sum under way, as bytes; to be written only if enough are in it."""

@@ -105,7 +105,8 @@ def fewest(rule: Aggregator) -> int:
         8
     """
     shares = rule.event.shares if isinstance(rule.event, SharedGaussian | SharedSkellam) else 0
-    return shares if rule.masking is None else max(shares, rule.masking.least)
+    hiding = rule.masking or rule.sealed
+    return shares if hiding is None else max(shares, hiding.least)
 
 
 def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggregator]]:

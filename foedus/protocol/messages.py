@@ -37,6 +37,7 @@ class Long(NamedTuple):
 
 
 SECURE = "secure-aggregation"  # a protection: updates are seen in masked sums only
+ENCRYPTED = "encrypted-sums"  # a protection: updates are encrypted under a key that clients share
 WHOLE = 2**53  # whole numbers up to here survive any reader, JavaScript's too
 
 Name = Annotated[str, Long(0, 128)]  # of a run, an algorithm's protection, a package
@@ -60,6 +61,7 @@ class Kind(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
+    DECRYPT = "decrypt"  # the sum of a round's encrypted updates, of which its own is one
 
 
 class Why(StrEnum):
@@ -133,7 +135,7 @@ class CheckIn:
     """
 
     run: Name = ""
-    kinds: Annotated[tuple[Kind, ...], Long(1, 2)] = (Kind.TRAIN,)
+    kinds: Annotated[tuple[Kind, ...], Long(1, 3)] = (Kind.TRAIN,)
     examples: Count | None = None
     software: Versions = field(default_factory=dict)
     protections: Names = ()

@@ -169,7 +169,7 @@ class State:
         cohort: who may be seated; ``None``: whoever comes first.
         window_ends, deadline: on the server's clock; in FAILED, ``deadline`` is when the next attempt begins.
         reason: why it failed, or is over.
-        opening: masks have been asked for: there is no other attempt of this round.
+        opening: the sum may have been opened: there is no other attempt of this round.
         seats: by key, of this round (of all its attempts), and those that flow.
     """
 
@@ -242,8 +242,8 @@ class Received(NamedTuple):
 
 
 class Opening(NamedTuple):
-    """Masks are about to be asked for: from now on a round that fails ends without a model, since clients that answer
-    take part in no other attempt of it."""
+    """The sum is about to be opened, masks are asked for or it is given to be decrypted: from now on a round that fails
+    ends without a model, since no client helps to open another sum of it, which would show the difference."""
 
     now: float
 
@@ -525,8 +525,8 @@ def _received(state: State, event: Received, rules: Rules) -> Stepped:
 
 
 def _opening(state: State, event: Opening, rules: Rules) -> Stepped:
-    """Written down before anybody is asked: it must be known after a restart, too."""
-    return replace(state, opening=True), (Save(),)
+    """Written down before anybody is asked, with who is in the sum: it must be known after a restart, too."""
+    return replace(state, opening=True), (Save(tuple(state.at(At.RECEIVED))),)
 
 
 def _summed(state: State, event: Summed, rules: Rules) -> Stepped:
@@ -621,7 +621,7 @@ def _failed(state: State, event: Failed, rules: Rules) -> Stepped:
 
 
 def _retried(state: State, event: Tick, rules: Rules) -> Stepped:
-    """The next attempt of the same round, with fresh keys; none where masks had been asked for."""
+    """The next attempt of the same round, with fresh keys; none where the sum may have been opened."""
     if event.now < state.deadline or state.opening:
         return state, ()
     after = replace(
@@ -713,6 +713,7 @@ TABLE: tuple[Row, ...] = (
     Row(_A, Came,      (_A,),      _soon),
     Row(_A, Started,   (_A,),      _shut),
     Row(_A, Tick,      (_A,),      _aggregating),
+    Row(_A, Opening,   (_A,),      _opening),
     Row(_A, Committed, (_I,),      _committed),
     Row(_A, Failed,    (_F, _O),   _failed),
     Row(_A, Restarted, (_S, _T, _A), _restarted),

@@ -117,6 +117,51 @@ def figures_of(given: Tensors) -> ClientFigures:
     return ClientFigures(_whole(told, "examples"), _figures(told, "figures"), personal)
 
 
+# --- encrypted sums -------------------------------------------------------------------------------------------
+
+
+def closed_blob(message: Message, *, run: str, round: int) -> bytes:
+    """An encrypted sum, as those are given it who decrypt it."""
+    return blob.pack(dict(message), {"kind": "closed-sum", "run": run, "round": str(round)})
+
+
+def closed_of(given: Tensors, *, run: str, round: int) -> Message:
+    """The encrypted sum of a blob that came.
+
+    Raises:
+        MalformedMessage: it is none, or one of another run or round.
+    """
+    told = _of_kind(given, "closed-sum")
+    if (told.get("run"), told.get("round")) != (run, str(round)):
+        raise MalformedMessage(f"this is no sum of round {round} of the run {run!r}")
+    return dict(given.arrays)
+
+
+def opened_blob(message: Message, of: bytes) -> bytes:
+    """What a sum opens to; ``of``: the digest of the sum as it was given.
+
+    Example:
+        >>> opened = {"sum": np.arange(2), "weight": np.ones(1, np.int64)}
+        >>> opened_of(blob.unpack(opened_blob(opened, bytes(32))))[0]["sum"].tolist()
+        [0, 1]
+    """
+    return blob.pack({name: message[name] for name in ("sum", "weight")}, {"kind": "opened-sum", "of": of.hex()})
+
+
+def opened_of(given: Tensors) -> tuple[Message, bytes]:
+    """What a blob says that a sum opens to, and the digest of which sum; its shape is for the aggregator to check.
+
+    Raises:
+        MalformedMessage: it says nothing of the kind.
+    """
+    told = _of_kind(given, "opened-sum")
+    try:
+        of = bytes.fromhex(told.get("of", ""))
+    except ValueError:
+        raise MalformedMessage("no answer about a sum: it does not say which") from None
+    return dict(given.arrays), of
+
+
 # --- orders ---------------------------------------------------------------------------------------------------
 
 

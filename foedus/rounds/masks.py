@@ -1,4 +1,4 @@
-"""Which channels of an algorithm are masked, and what may not travel beside them.
+"""Which channels of an algorithm are masked or encrypted, and what may not travel beside them.
 
 All that is masked in a round is added up in one conversation, under the same masks: the server learns every channel's
 sum over the same clients, or none. Every channel has numbers and bits of its own.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foedus.core.aggregate import Aggregator, Masking
+from foedus.core.aggregate import Aggregator, Masking, Sealed
 from foedus.core.compose import Algorithm
 from foedus.core.values import Update
 from foedus.errors import IncompatibleStages
@@ -90,11 +90,6 @@ def masked_together(algorithm: Algorithm, layout: Layout, *, buffers: bool) -> T
         IncompatibleStages: something would travel in the plain, or nobody knows how long it is before training, or
             updates come at their own time.
     """
-    if algorithm.aggregator.sealed is not None:
-        raise IncompatibleStages(
-            f"{algorithm.aggregator.label} is decrypted by those who share its key, and a server between machines does "
-            "not ask them to yet. Take masked(...), which needs no common key; encrypted sums run in fd.simulate"
-        )
     found = maskings(algorithm, buffers=buffers)
     if not found:
         return None
@@ -112,10 +107,34 @@ def masked_together(algorithm: Algorithm, layout: Layout, *, buffers: bool) -> T
     return together(found)
 
 
+def sealed_update(algorithm: Algorithm, *, buffers: bool) -> Sealed | None:
+    """How the update is encrypted, where it is all that travels, as it must be between machines; ``None``: it is not.
+
+    Args:
+        algorithm, buffers: as for :func:`masked_together`.
+
+    Raises:
+        IncompatibleStages: something else would travel, or updates come at their own time.
+    """
+    rules = dict(channels(algorithm, buffers=buffers))
+    if all(rule.sealed is None for rule in rules.values()):
+        return None
+    others = [name for name in rules if name != UPDATE]
+    if others or algorithm.aggregator.sealed is None:
+        raise IncompatibleStages(
+            f"between machines {algorithm.aggregator.label} hides the update, and nothing else may travel; this "
+            f"algorithm sends {', '.join(map(repr, others)) or 'it in the plain'}, too. Take a method without channels "
+            "of its own (fedavg, FedProx, server optimisers) and Task(..., average_buffers=False); or masked(...) for "
+            "every channel, which needs no common key"
+        )
+    _check_timing(algorithm)
+    return algorithm.aggregator.sealed
+
+
 def _check_timing(algorithm: Algorithm) -> None:
     if algorithm.timing is not None:
         raise IncompatibleStages(
-            f"between machines a masked sum is made by all who take part in a round together, and "
+            f"between machines a hidden sum is made by all who take part in a round together, and "
             f"{algorithm.timing.label} parts them: one server would open the sums of all edges, and learn more than it "
             "does from a single one. Leave out timing=: with one round each, edges change no bit of the result"
         )

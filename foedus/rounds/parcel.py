@@ -22,7 +22,7 @@ from foedus.core.compose import Algorithm
 from foedus.core.gate import Form, Gate, check_replay, forms_of
 from foedus.core.method import Contribution, Travels, Vectors, travelling
 from foedus.core.values import NOTHING, Context, Message, Secret, State, Update
-from foedus.errors import FoedusError, Reason, SumOverflow, UpdateRefused
+from foedus.errors import FoedusError, Reason, SecureAggregationFailed, SumOverflow, UpdateRefused
 from foedus.rounds.work import (
     BUFFERS,
     ENCODING,
@@ -151,6 +151,11 @@ def packed(terms: Terms, client: int, brought: Contribution, examples: int, *, s
     )
 
 
+def hushed(parcel: Parcel) -> Parcel:
+    """A parcel that is encrypted, without the figures that would say in the open what its ciphertexts hide."""
+    return parcel._replace(weight=1.0, examples=1, steps=0, loss=math.nan, report={})
+
+
 def masked_among(algorithm: Algorithm, channels: Iterable[str]) -> frozenset[str]:
     """The channels whose messages are added up under masks."""
     return frozenset(c for c in channels if algorithm.aggregator_of(c).masking is not None)
@@ -274,7 +279,11 @@ class Intake:
         for channel, message in parcel.messages.items():
             self._check_channel(channel, message, parcel, context)
         messages = self._admitted(client, parcel)
-        let_in(self._terms, self.outcome, client, parcel._replace(kept=None), messages)
+        try:
+            let_in(self._terms, self.outcome, client, parcel._replace(kept=None), messages)
+        except SecureAggregationFailed as error:  # ciphertexts that do not go together; the sum is as it was
+            told = f"the update of client {client} does not add up with the others: {error}"
+            raise UpdateRefused(told, client=client, reason=Reason.SHAPE) from error
         self.counted.add(client)
         self._listed(client, parcel)
 
@@ -303,11 +312,14 @@ class Intake:
     def _check_channel(self, channel: str, message: Message, parcel: Parcel, context: Context) -> None:
         carried = parcel.vectors[channel]
         self._check_carried(channel, carried, context)
-        own = self._terms.context(context.client, channel, carried.size)
+        own, rule = (
+            self._terms.context(context.client, channel, carried.size),
+            self._terms.job.algorithm.aggregator_of(channel),
+        )
+        if rule.sealed is not None:  # without the key nobody knows what it would look like: `admit` takes it apart
+            return
         if (channel, carried) not in self._expected:
-            self._expected[channel, carried] = _Expected.of(
-                self._terms.job.algorithm.aggregator_of(channel), own, carried
-            )
+            self._expected[channel, carried] = _Expected.of(rule, own, carried)
         expected = self._expected[channel, carried]
         self._gate.check_message(message, expected.forms, own)
         expected.check_weight(message, parcel.weight, own)

@@ -195,8 +195,17 @@ class _Encrypted(NamedTuple):
         return Aggregator(
             init=lambda layout: {}, encode=self.encode, admit=self.admit, merge=self.merge, decode=self.decode,
             additive=True, label=self.label,
-            sealed=Sealed(self.silos, self.least, self._cost, self.grid.step, -_chance(self.silos, self.scale_bits)),
+            sealed=Sealed(
+                self.silos, self.least, self._cost, self.grid.step, -_chance(self.silos, self.scale_bits), self.keyed,
+                self.open, self.opened,
+            ),
         )  # fmt: skip
+
+    def keyed(self, secret: bytes) -> Aggregator:
+        """The same at a silo, which has the key."""
+        if not _context(bytes(secret)).has_secret_key():
+            raise ConfigurationError("this key has no secret in it, and decrypts nothing; silo_key() makes a whole one")
+        return self._replace(key=SiloKey(secret)).aggregator()
 
     def _cost(self, size: int) -> int:
         """Bytes of a message for an update of so many entries, about."""
@@ -242,6 +251,8 @@ class _Encrypted(NamedTuple):
 
     def admit(self, message: Message, context: Context) -> Message:
         """Ciphertexts are taken apart and written anew, so that whatever else was in the bytes is gone."""
+        if not 0 <= context.client < self.silos:
+            raise refused(f"is none of the {self.silos} silos that {self.label} is for", context)
         count = self._ciphertexts(context.size)
         lengths = part(message, "lengths", context, dtype="int64", shape=(count,))
         if (lengths < 1).any() or (lengths > LONGEST).any():
@@ -270,7 +281,10 @@ class _Encrypted(NamedTuple):
                 f"messages of {len(b['lengths'])} and {len(a['lengths'])} ciphertexts do not add up"
             )
         if a["key"].tobytes() != b["key"].tobytes():
-            raise SecureAggregationFailed("two silos encrypted under different keys, whose sum nobody can decrypt")
+            raise SecureAggregationFailed(
+                "they are encrypted under different keys, and nobody could decrypt the sum. All silos must have one "
+                "and the same"
+            )
         count = a["count"] + b["count"]
         if count[0] > self.silos:
             raise SumOverflow(f"{int(count[0])} messages are to be added up, and {self.label} has {self.silos} silos")
@@ -279,13 +293,15 @@ class _Encrypted(NamedTuple):
 
     # --- at the silos
 
-    def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
+    def open(self, message: Message, context: Context) -> Message:
+        """The sum as whole numbers, once it is found to be what it is said to be."""
         own = _context(bytes(self._known()))
+        _check_form(message)
         if message["key"].tobytes() != self._known().id:
             raise SecureAggregationFailed("the sum is encrypted under another key than this silo's")
         numbers = np.concatenate([_decrypted(own, raw) for raw in _parted(message["values"], message["lengths"])])
         whole = np.rint(numbers)
-        if np.abs(numbers - whole).max(initial=0.0) > 0.25:
+        if not np.abs(numbers - whole).max(initial=0.0) <= 0.25:
             raise SecureAggregationFailed(
                 "the decrypted sum is not made of whole numbers: ciphertexts were changed on the way, or added to "
                 "something else. Nothing of it is used"
@@ -294,7 +310,8 @@ class _Encrypted(NamedTuple):
         if len(whole) != self._ciphertexts(size) * SLOTS:
             raise SecureAggregationFailed(f"the decrypted sum holds {len(whole)} numbers where an update has {size}")
         self._check_marks(whole[size + 1 : end].reshape(2, self.silos), message, context)
-        return whole[:size] * (self.grid.step / whole[size]), state
+        found = whole[: size + 1].astype(np.int64)
+        return {"sum": found[:size], "weight": found[size:], "count": message["count"]}
 
     def _check_marks(self, marks: NDArray[np.float64], message: Message, context: Context) -> None:
         """Whether the sum is of enough silos, each once, all of this round, as the server says."""
@@ -310,6 +327,28 @@ class _Encrypted(NamedTuple):
                 f"{count} silos are in the sum, said to be {int(message['count'][0])}, and {self.label} shows no sum "
                 f"of fewer than {self.least}"
             )
+        if 0 <= context.client < self.silos and not there[context.client]:
+            raise SecureAggregationFailed(
+                f"the update of client {context.client}, who is asked to decrypt the sum, is not in it"
+            )
+
+    # --- anywhere again
+
+    def opened(self, message: Message, count: int, context: Context) -> Message:
+        """What a silo says that a sum opens to, if so many updates can add up to it."""
+        weight = part(message, "weight", context, dtype="int64", shape=(1,))
+        whole = part(message, "sum", context, dtype="int64", shape=(context.size,))
+        if not count <= int(weight[0]) <= count * (self.most or 1):
+            raise refused(f"says that {count} updates weigh {int(weight[0])} together", context, Reason.WEIGHT)
+        most = self.grid.half * int(weight[0])
+        if whole.size and not (-most <= int(whole.min()) and int(whole.max()) <= most):
+            raise refused("says that a sum opens to numbers that none can have", context, Reason.RANGE)
+        return {"sum": whole.copy(), "weight": weight.copy(), "count": np.array([count], np.int64)}
+
+    def decode(self, state: State, message: Message, context: Context) -> tuple[Vector, State]:
+        """The mean; of a sum in the open as it is, of an encrypted one by the key."""
+        found = message if "sum" in message else self.open(message, context)
+        return found["sum"] * (self.grid.step / int(found["weight"][0])), state
 
 
 # --- TenSEAL ------------------------------------------------------------------------------------------------
@@ -323,6 +362,18 @@ def _library() -> Any:
     except ImportError:
         raise MissingExtra("tenseal", "he", "encrypted sums") from None
     return tenseal
+
+
+def _check_form(message: Message) -> None:
+    """Refuse what is no sum, whoever sent it."""
+    forms = {"values": ("uint8", None), "lengths": ("int64", None), "key": ("uint8", ID), "count": ("int64", 1)}
+    for name, (dtype, length) in forms.items():
+        array = message.get(name)
+        if array is None or array.dtype != dtype or array.ndim != 1 or (length is not None and len(array) != length):
+            raise SecureAggregationFailed(f"this is no encrypted sum: its {name} are not what they must be")
+    lengths = message["lengths"]
+    if (lengths < 1).any() or (lengths > 2 * LONGEST).any() or int(lengths.sum()) != len(message["values"]):
+        raise SecureAggregationFailed("this is no encrypted sum: its ciphertexts are of impossible lengths")
 
 
 @lru_cache(maxsize=8)

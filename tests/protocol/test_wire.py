@@ -99,7 +99,7 @@ def test_types_and_bounds_are_held(fields: Any, told: str) -> None:
         ("ask", {"keys": [KEY] * 1001}, "ask.keys: its length is 1001"),
         ("ask", {"keys": {}}, "should be an array"),
         ("check-in", {"kinds": []}, "check-in.kinds: its length is 0"),
-        ("check-in", {"kinds": ["dance"]}, "it is 'dance', and may be train, evaluate"),
+        ("check-in", {"kinds": ["dance"]}, "it is 'dance', and may be train, evaluate, decrypt"),
         ("check-in", {"software": {"a": 1}}, "check-in.software: it is of type int"),
         ("check-in", {"software": [1]}, "should be a map"),
         ("check-in", {"examples": 2**60}, "goes from 0 to"),

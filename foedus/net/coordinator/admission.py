@@ -104,6 +104,10 @@ class Admission:
             return later(window, "there is nothing to train on")
         if course.kind not in message.kinds:
             return later(window, f"this run asks for {course.kind}")
+        if (sealing := course.learning.sealing) is not None and caller.position >= sealing.silos:
+            return later(window, f"this run is for {sealing.silos} silos, and so many have enrolled before this one")
+        if course.kind is Kind.DECRYPT and course.handed is None:
+            return later(window, "there is nothing to decrypt")
         masked = course.masked
         if masked is not None and masked.slot(caller.position) is None:  # a place that became free is no slot
             return later(window, "this round lets nobody else in")
@@ -138,6 +142,8 @@ class Admission:
         learning = course.learning
         if course.kind is Kind.EVALUATE:
             return learning.model()
+        if course.handed is not None:
+            return course.handed.content
         if course.rules.flowing and seat.round != learning.step.round:
             return learning.late_orders(seat.round)
         return learning.orders_for(seat.position)

@@ -127,6 +127,7 @@ class Driver:
     def forget(self, course: Course) -> None:
         """The sum is gone, and with it what was written of it."""
         course.gathering, course.figures, course.pending, course.masked = None, {}, None, None
+        course.handed, course.answers = None, {}
         for key in [key for key in course.uploads if course.state.seats.get(key, _NOBODY).at not in machine.OPEN]:
             self.drop(course, key)
         for key in [key for key in course.stored if course.state.seats.get(key, _NOBODY).at not in machine.ENGAGED]:

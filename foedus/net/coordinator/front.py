@@ -15,6 +15,7 @@ from foedus.net.coordinator.recovery import Parts, Recovery
 from foedus.net.coordinator.safe import Safe
 from foedus.net.coordinator.steps import METRICS, TIMINGS, Steps
 from foedus.net.coordinator.taking import Taking
+from foedus.net.coordinator.unsealing import Unsealing
 from foedus.net.course import EVALUATION, Course
 from foedus.net.learning import Learning
 from foedus.net.rings import Ring
@@ -44,11 +45,12 @@ class Coordinator:
 
     def __init__(self, ground: Ground, learnings: Sequence[Learning]) -> None:
         self._ground, self.learnings, self.uploads = ground, learnings, ground.uploads
-        self._driver = Driver(ground, lambda course, now: self._steps.made(course, now))
+        self._driver = Driver(ground, self._made)
         self._steps, self._safe, self._giving = Steps(self._driver), Safe(self._driver), Giving(self._driver)
         self._admission = Admission(self._driver, self._giving, learnings)
         self._taking = Taking(self._driver, self._safe)
-        self._masks = Masks(self._driver, self._taking, self._steps.commit)
+        self._masks = Masks(self._driver, self._taking)
+        self._unsealing = Unsealing(self._driver, self._safe, self._steps.made)
         parts = Parts(self._driver, self._giving, self._admission, self._safe, self._taking)
         self._recovery = Recovery(parts, learnings)
 
@@ -71,6 +73,18 @@ class Coordinator:
             CheckpointError: what is written is of another run, or damaged.
         """
         self._recovery.load(now)
+        for course in self.courses():
+            if course.state.opening and course.state.phase is Phase.AGGREGATING:
+                self._unsealing.ask(course, now)
+
+    def _made(self, course: Course, now: float) -> None:
+        """What was waited for is all there."""
+        if course.kind is Kind.DECRYPT:
+            self._unsealing.answered(course, now)
+        elif course.gathering is not None and course.learning.closed(course.gathering):
+            self._unsealing.ask(course, now)
+        else:
+            self._steps.made(course, now)
 
     # --- messages
 
@@ -152,8 +166,12 @@ class Coordinator:
         self._taking.collect(course, now)
         if course.under_way:
             self._driver.step(course, machine.Tick(now), now)
-        if course.masks:
+        if course.state.phase is Phase.FAILED and course.state.opening:
+            self._steps.lost(course, now)
+        elif course.masks:
             self._masks.go_on(course, now)
+        elif course.kind is Kind.DECRYPT:
+            self._unsealing.go_on(course, now)
         self._safe.keep_sum(course, now)
 
     def _idle(self, course: Course, now: float) -> None:

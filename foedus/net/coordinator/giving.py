@@ -1,6 +1,6 @@
 """What clients may fetch: orders, models, bundles, and each its own turns of a masked sum.
 
-Not here: sums and updates; they are given to nobody.
+Not here: sums and updates; they are given to nobody, but encrypted sums to those who decrypt them.
 """
 
 from __future__ import annotations

@@ -5,15 +5,12 @@ Not here: the conversation itself (``net/masking.py``), which is a pure machine 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 from foedus.errors import FoedusError
 from foedus.net.coordinator.driver import Driver, later
 from foedus.net.coordinator.ground import Who
 from foedus.net.coordinator.taking import Taking
 from foedus.net.course import Course
-from foedus.net.learning import WHOLE, Gathering
+from foedus.net.learning import WHOLE
 from foedus.net.masking import Limits, MaskedSum
 from foedus.protocol import blob
 from foedus.protocol import round as machine
@@ -28,11 +25,10 @@ class Masks:
     Args:
         driver: of the runs.
         taking: for what was uploaded.
-        commit: makes of a step what is to be made.
     """
 
-    def __init__(self, driver: Driver, taking: Taking, commit: Callable[[Course, float], None]) -> None:
-        self._driver, self._ground, self._taking, self._commit = driver, driver.ground, taking, commit
+    def __init__(self, driver: Driver, taking: Taking) -> None:
+        self._driver, self._ground, self._taking = driver, driver.ground, taking
 
     def confer(self, caller: Who, message: Confer, now: float) -> Message:
         """A client's part in a masked sum, and its next turn."""
@@ -62,16 +58,10 @@ class Masks:
 
     def go_on(self, course: Course, now: float) -> None:
         """A masked sum begins when nobody else is let in; it goes on, or is over."""
-        state = course.state
-        if state.phase is Phase.FAILED and state.opening:  # whoever has answered takes part in no other attempt
-            self._ground.watch("masked sum lost", {"run": course.name, "round": state.round, "reason": state.reason})
-            course.gathering = Gathering(course.learning.step, opened=True)
-            course.state = replace(state, phase=Phase.AGGREGATING, opening=False)
-            self._commit(course, now)
-        elif course.masked is not None:
+        if course.masked is not None:
             course.masked.tick(now)
             self.opened(course, now)
-        elif state.phase is Phase.TRAINING:
+        elif course.state.phase is Phase.TRAINING:
             self._begin(course, now)
 
     def _begin(self, course: Course, now: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -67,10 +67,9 @@ class Recovery:
         self._giving.forget()
         self._admission.look(now, at_once=True)
         for learning in self._learnings:
-            for course in (Course.training(learning), Course.evaluating(learning)):
-                if course.kind is Kind.TRAIN or learning.served.evaluation.clients:
-                    self._driver.courses[course.name] = course
-                    self._load(course, now)
+            for course in _courses(learning):
+                self._driver.courses[course.name] = course
+                self._load(course, now)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -94,6 +93,8 @@ class Recovery:
         if course.kind is Kind.TRAIN and row.checkpoint:
             learning.restore(self._ground.blobs.get(row.checkpoint))
         course.checkpoint, course.key = row.checkpoint, row.key
+        if course.kind is Kind.DECRYPT and not self._driver.courses[learning.served.name].state.opening:
+            return  # the sum that was being opened is committed, or lost
         course.state = course.read(row.state, seats)
         if course.kind is Kind.TRAIN and learning.state is not None:  # what the process before knew of late updates
             learning.remember(course.versions())
@@ -105,6 +106,11 @@ class Recovery:
         course.begun_at = now
         between = (Phase.IDLE, Phase.OVER)
         masked = course.masks and state.phase not in between  # what was in memory is gone, and cannot be gone on with
+        if course.seals and state.opening and state.phase is Phase.AGGREGATING:
+            if self._safe.sum_of(course, row) == state.received:  # those in it go on being asked to open it
+                self._ground.watch("resumed", {"run": course.name, "round": state.round, "summed": len(state.received)})
+                return
+            course.gathering, masked = None, True
         if masked or self._between(course, row) != (state.round, state.part):  # the round begins anew
             course.learning.again()
             again = machine.State(
@@ -141,6 +147,15 @@ class Recovery:
                 continue
             self._driver.ahead(course, machine.Started(now, key, scale_of(seat)), now)
             self._driver.ahead(course, machine.Received(now, key), now)
+
+
+def _courses(learning: Learning) -> Iterator[Course]:
+    """A run, and what clients are asked beside its rounds."""
+    yield Course.training(learning)
+    if learning.served.evaluation.clients:
+        yield Course.evaluating(learning)
+    if learning.sealing is not None:
+        yield Course.decrypting(learning)
 
 
 def _check_same(learning: Learning, row: RunRow) -> None:

@@ -90,6 +90,14 @@ class Steps:
             course.state = replace(course.state, deadline=now + course.every)
         self._ground.watch("begun", {"run": course.name, "round": step.round, "wanted": wanted.goal})
 
+    def lost(self, course: Course, now: float) -> None:
+        """A sum that may have been seen is lost: the round ends without a model, for there is no other of it."""
+        state = course.state
+        self._ground.watch("sum lost", {"run": course.name, "round": state.round, "reason": state.reason})
+        course.gathering = Gathering(course.learning.step, opened=True)
+        course.state = replace(state, phase=Phase.AGGREGATING, opening=False)
+        self.commit(course, now)
+
     def hurry(self, course: Course, now: float) -> None:
         """Where the clock decides when a step ends: it goes on to the next tick of it if nothing has come."""
         state = course.state

@@ -141,6 +141,11 @@ class Taking:
         if course.kind is Kind.EVALUATE:
             course.figures[seat.position] = figures_of(given)
             return None
+        if course.kind is Kind.DECRYPT:
+            if (handed := course.handed) is None:
+                raise NotNow("the sum is not at hand")
+            course.answers[seat.position] = course.learning.opened(given, handed.digest, handed.updates, seat.position)
+            return None
         parcel = parcel_of(given)
         course.learning.take(course.gathered(), seat.position, parcel, version=seat.round, scale=scale_of(seat))
         return parcel

@@ -5,6 +5,7 @@
 | ``rules.toml`` | what is allowed; written with comments when there is none (``rules.py``) |
 | ``consent.jsonl`` | who agreed to what (``consent.py``) |
 | ``ledger.jsonl`` | what left (``ledger.py``) |
+| ``silo.key`` | the key of encrypted sums that this owner shares with others |
 | ``approvals.json``, ``bundles/`` | tasks that were approved or denied, and their source (``approvals.py``) |
 | ``servers/NAME/`` | of one server: credentials, what waits to be sent, what is kept between rounds, models |
 
@@ -62,6 +63,11 @@ class OwnerFolder:
     def rules_file(self) -> Path:
         """The owner's rules."""
         return self.path / "rules.toml"
+
+    @property
+    def silo_key(self) -> Path:
+        """The key of encrypted sums, unless another file is named."""
+        return self.path / "silo.key"
 
     @property
     def bundles(self) -> Path:

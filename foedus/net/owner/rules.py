@@ -69,6 +69,7 @@ finite = true                    # no missing or infinite numbers
 [protections]                    # what a server must promise before anything is sent
 least_others = 2                 # an update is summed with at least so many others' before anybody looks at it
 # secure_others = 100            # only under secure aggregation, with at least so many others
+# encrypted_others = 2           # only under encrypted sums, with at least so many others
 # budget = true                  # never without a privacy budget
 # most_epsilon = 8.0             # and never with a greater one
 
@@ -107,16 +108,19 @@ class Protections:
         others: with how many other updates it is summed at least, before anybody sees a sum.
         secure: whether the server itself cannot see the single update, because it is masked.
         epsilon: the privacy budget of the whole run; ``None`` without one.
+        encrypted: whether the server cannot see it because it is encrypted, under a key that other clients have, too.
     """
 
     others: int = 0
     secure: bool = False
     epsilon: float | None = None
+    encrypted: bool = False
 
     def told(self) -> tuple[str, ...]:
         """In plain words, for the ledger."""
         found = [f"summed with at least {self.others} others before anybody sees a sum"] if self.others else []
         found += ["under secure aggregation"] if self.secure else []
+        found += ["encrypted, under a key that the silos share"] if self.encrypted else []
         found += [] if self.epsilon is None else [f"within a privacy budget of ε = {self.epsilon:g}"]
         return tuple(found) or ("none",)
 
@@ -146,6 +150,7 @@ class Rules:
     checks: Checks = field(default_factory=Checks)
     least_others: int = 2
     secure_others: int | None = None
+    encrypted_others: int | None = None
     budget: bool = False
     most_epsilon: float | None = None
     upload_megabytes: float | None = None
@@ -280,6 +285,11 @@ def protections(rules: Rules, given: Protections) -> list[Finding]:
         said = f"with at least {given.others} others" if given.secure else "not offered"
         told = f"secure aggregation is {said}; wanted: with at least {rules.secure_others}"
         found.append(Finding("protections.secure_others", enough, told))
+    if rules.encrypted_others is not None:
+        enough = given.encrypted and given.others >= rules.encrypted_others
+        said = f"with at least {given.others} others" if given.encrypted else "not offered"
+        told = f"an encrypted sum is {said}; wanted: with at least {rules.encrypted_others}"
+        found.append(Finding("protections.encrypted_others", enough, told))
     if rules.budget or rules.most_epsilon is not None:
         said = "none" if given.epsilon is None else f"ε = {given.epsilon:g}"
         found.append(Finding("protections.budget", given.epsilon is not None, f"the run's privacy budget is {said}"))
@@ -460,6 +470,7 @@ _KEYS: Mapping[str, Mapping[str, _Key]] = {
     "protections": {
         "least_others": _Key("least_others", _count, "a whole number of at least 0"),
         "secure_others": _Key("secure_others", _count, "a whole number of at least 0"),
+        "encrypted_others": _Key("encrypted_others", _count, "a whole number of at least 0"),
         "budget": _Key("budget", _bool, "true or false"),
         "most_epsilon": _Key("most_epsilon", _positive, "a number of at least 0"),
     },

@@ -88,6 +88,12 @@ RULES: dict[str, tuple[str, Ask, Ask, str]] = {
         promised(others=2),
         "at least 2 others",
     ),
+    "protections.encrypted_others": (
+        "[protections]\nencrypted_others = 3",
+        promised(others=3, encrypted=True),
+        promised(others=500, secure=True),
+        "an encrypted sum is not offered",
+    ),
     "protections.secure_others": (
         "[protections]\nsecure_others = 100",
         promised(others=100, secure=True),
