@@ -22,7 +22,6 @@ from foedus.net.coordinator.safe import Safe
 from foedus.net.course import DECRYPTION, TWO, Course, Handed
 from foedus.protocol import blob
 from foedus.protocol import round as machine
-from foedus.protocol.messages import Event
 from foedus.protocol.round import Phase
 
 
@@ -59,7 +58,6 @@ class Unsealing:
         gathering = course.gathered()
         content = course.learning.handed(gathering)
         decryption.handed = Handed(content, blob.digest_of(content), len(gathering.counted))
-        self._driver.news.bell(decryption, Event.OFFER)
 
     def _begin(self, course: Course, decryption: Course, now: float) -> None:
         members = course.state.received
@@ -84,7 +82,6 @@ class Unsealing:
             decryption.state = replace(
                 state, phase=Phase.SELECTING, goal=len(found) + 1, places=max(state.places, len(found) + 1)
             )
-            self._driver.news.bell(decryption, Event.OFFER)
             return
         told = "those in the sum say different things of what it opens to"
         self._driver.step(decryption, machine.Failed(now, told), now)
@@ -118,7 +115,6 @@ class Unsealing:
         places = min(len(state.cohort), TWO + silent)
         if places > state.places:
             decryption.state = replace(state, places=places, phase=Phase.SELECTING)
-            self._driver.news.bell(decryption, Event.OFFER)
 
 
 def _same(a: Message, b: Message) -> bool:
