@@ -9,8 +9,8 @@
 One core, one client's update: *encode* is what the client does, *merge* what the server does with each message (admit
 it and add it to the sum), *decode* what it does once a round. GB/s are those of the plain float32 update (4·d bytes),
 beside the speed at which this machine copies memory in the same run (bytes read + bytes written). Best of several
-tries: other programs only ever make things slower. `round` trains W1 (see README.md) with several aggregators in turn;
-`privacy` trains it with and without noise, again and again in turn, and says what each part of the noise costs.
+tries: other programs only ever make things slower. `round` trains W1 (see README.md) with several aggregators, again
+and again in turn; `privacy` with and without noise, and says what each part of the noise costs.
 """
 
 from __future__ import annotations
@@ -213,15 +213,24 @@ def memory() -> Figures:
 # --- a round ------------------------------------------------------------------------------------------------
 
 
-def rounds() -> Iterator[Figures]:
-    """The median of W1's rounds with several aggregators, and what each costs above the plain mean."""
-    plain = 0.0
-    print("\nW1, median seconds a round")
-    for label, rule in aggregators():
-        seconds = median_round(rule, fd.Gate(max_norm=100.0) if label == GATED else fd.Gate())
-        plain = plain or seconds
-        print(f"{label:44} {seconds:8.4f}  {100 * (seconds / plain - 1):+6.1f} %", flush=True)
-        yield {"aggregator": label, "seconds": seconds, "over_plain": seconds / plain - 1}
+def rounds(turns: int) -> Iterator[Figures]:
+    """What aggregators cost in W1."""
+    yield from compared(aggregators(), turns)
+
+
+def compared(rules: list[tuple[str, Any]], turns: int) -> Iterator[Figures]:
+    """Medians of W1's rounds with several aggregators, as ratios to the first one's rounds of the same turn."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in rules}
+    for _ in range(turns):
+        for name, rule in rules:
+            found[name].append(round_costs(rule, fd.Gate(max_norm=100.0) if name == GATED else fd.Gate()))
+    plain = np.array(found[rules[0][0]])
+    print(f"\nW1, {turns} turns; medians, above the plain rounds of the same turn: seconds by the clock, of processors")
+    for name, rows in found.items():
+        clock, cpu = (np.median(np.array(rows) / plain, 0) - 1).tolist()
+        told = f"{np.median(rows, 0)[0]:8.4f} {100 * clock:+6.1f} %   {np.median(rows, 0)[1]:8.4f} {100 * cpu:+6.1f} %"
+        print(f"{name:40} {told}", flush=True)
+        yield {"aggregator": name, "seconds": rows, "clock_over_plain": clock, "cpu_over_plain": cpu}
 
 
 def aggregators() -> list[tuple[str, Any]]:
@@ -237,23 +246,12 @@ def aggregators() -> list[tuple[str, Any]]:
     ]
 
 
-def privacy(turns: int = 7) -> Iterator[Figures]:
-    """What noise costs in W1: ratios of rounds that took turns with plain ones, and milliseconds of each part."""
+def privacy(turns: int) -> Iterator[Figures]:
+    """What noise costs in W1, and milliseconds of each part."""
     for name, ms in itemised():
         print(f"{name:60} {ms:8.3f} ms", flush=True)
         yield {"part": name, "ms": ms}
-    rules = [("mean()", fd.mean()), *private_rules()]
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in rules}
-    for _ in range(turns):
-        for name, rule in rules:
-            found[name].append(round_costs(rule))
-    plain = np.array(found["mean()"])
-    print(f"\nW1, {turns} turns; medians, above the plain rounds of the same turn: seconds by the clock, of processors")
-    for name, rows in found.items():
-        clock, cpu = (np.median(np.array(rows) / plain, 0) - 1).tolist()
-        told = f"{np.median(rows, 0)[0]:8.4f} {100 * clock:+6.1f} %   {np.median(rows, 0)[1]:8.4f} {100 * cpu:+6.1f} %"
-        print(f"{name:40} {told}", flush=True)
-        yield {"aggregator": name, "seconds": rows, "clock_over_plain": clock, "cpu_over_plain": cpu}
+    yield from compared([("mean()", fd.mean()), *private_rules()], turns)
 
 
 def private_rules() -> list[tuple[str, Any]]:
@@ -308,14 +306,9 @@ class Ends:
     def close(self) -> None: ...
 
 
-def median_round(rule: Any, gate: fd.Gate) -> float:
-    """Seconds, over the rounds after the first few."""
-    return statistics.median(np.diff(trained(rule, gate).at[SKIP:]).tolist())
-
-
-def round_costs(rule: Any) -> tuple[float, float]:
+def round_costs(rule: Any, gate: fd.Gate) -> tuple[float, float]:
     """Seconds of a round by the clock, and of all processors together, which others that use them change less."""
-    ends = trained(rule, fd.Gate())
+    ends = trained(rule, gate)
     return tuple(statistics.median(np.diff(each[SKIP:]).tolist()) for each in (ends.at, ends.cpu))
 
 
@@ -345,6 +338,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="parts of stages' names, separated by commas")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="numbers of parameters")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--turns", type=int, default=7, help="how often `round` and `privacy` try each aggregator")
     parser.add_argument("--json", type=Path, help="keep the figures here")
     options = parser.parse_args()
     if any(os.environ.get(name) != "1" for name in THREADS):  # numpy reads them when it is loaded: begin anew
@@ -362,9 +356,9 @@ def main() -> None:
     if "memory" in parts:
         found["memory_mb"] = memory()
     if "round" in parts:
-        found["rounds"] = list(rounds())
+        found["rounds"] = list(rounds(options.turns))
     if "privacy" in parts:
-        found["privacy"] = list(privacy())
+        found["privacy"] = list(privacy(options.turns))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

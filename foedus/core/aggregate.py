@@ -348,7 +348,11 @@ def _bound(values: Float[Vector, " parameter"], units: int) -> float:
     peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     if not math.isfinite(peak):
         raise SumOverflow("an update that is not finite cannot enter a sum")
-    peak *= units * 2.0**-WEIGHT_BITS
+    return _power_above(peak * units * 2.0**-WEIGHT_BITS)
+
+
+def _power_above(peak: float) -> float:
+    """The power of two that is at least a peak."""
     return 2.0 ** math.ceil(math.log2(max(peak, 2.0**-10))) if peak < math.inf else math.inf
 
 
@@ -381,6 +385,36 @@ def _check(bound: float, count: int, weight: int) -> None:
 def unlift(total: Message) -> Float64[NDArray[np.float64], " parameter"]:
     """The limbs' value as float64 [parameter]."""
     return total["high"] * 2.0**-HIGH_BITS + total["low"] * 2.0 ** -(HIGH_BITS + LOW_BITS)
+
+
+def summed(steps: NDArray[Any], step: float, peaks: Sequence[float]) -> Message:
+    """What merging updates of weight 1 gives, from their sum, where that is known exactly.
+
+    Args:
+        steps: the sum [parameter] in steps, whole numbers.
+        step: their size, a power of two and at least 2⁻²⁰.
+        peaks: the largest magnitude in each update.
+
+    Raises:
+        SumOverflow: the sum could leave the range.
+
+    Example:
+        >>> m, c = mean(weighted=False), Context(seed=0, round=1, client=0)
+        >>> parts = [m.encode(Update(np.array([x, 1.0]), 1), c) for x in (0.5, 3.0)]
+        >>> one, other = summed(np.array([7.0, 4.0]), 0.5, [1.0, 3.0]), m.merge(*parts)
+        >>> all((one[name] == other[name]).all() for name in other)
+        True
+    """
+    count, unit = len(peaks), 1 << WEIGHT_BITS
+    bound = math.fsum(_power_above(peak) for peak in peaks)
+    _check(bound, count, count * unit)
+    return {
+        "high": steps.astype(np.int64) * int(step * 2.0**HIGH_BITS),
+        "low": np.zeros(len(steps), np.int64),
+        "weight": np.array([count * unit]),
+        "count": np.array([count]),
+        "bound": np.array([bound]),
+    }
 
 
 def message_bytes(message: Message) -> int:

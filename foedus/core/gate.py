@@ -72,6 +72,16 @@ class Gate:
         """Whether it looks at more of a single update than can be seen behind a mask."""
         return self.max_norm is not None or self.max_weight is not None
 
+    def lets(self, norm: float, weight: float) -> bool:
+        """Whether a finite update of that norm and weight passes; who does not is told why by :meth:`check`.
+
+        Example:
+            >>> Gate(max_norm=10.0).lets(5.0, 1), Gate(max_norm=10.0).lets(50.0, 1)
+            (True, False)
+        """
+        light = weight > 0 and (self.max_weight is None or weight <= self.max_weight)
+        return light and (self.max_norm is None or norm <= self.max_norm)
+
     def check(self, update: Update, context: Context, *, counted: Collection[int] = ()) -> None:
         """Check one client's update.
 

@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from foedus.core.aggregate import Aggregator
 from foedus.core.checks import check_number, check_whole
 from foedus.core.coding import dither, draws, part
+from foedus.core.lengths import about, squared
 from foedus.core.rotation import padded, turned, turned_back
 from foedus.core.stage import Kind, Stage
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, NothingToAggregate, SumOverflow
 from foedus.privacy.events import SharedGaussian, SharedSkellam
-from foedus.privacy.mechanisms import square_of, squared_norm
+from foedus.privacy.mechanisms import square_of
 from foedus.privacy.noise import discrete_gaussian, skellam
 from foedus.tree import Layout, Vector
 
@@ -132,7 +133,7 @@ class Shares(NamedTuple):
         vector = update.vector
         step, reach = self.step(len(vector)), self.clip / self.step(len(vector))
         if self.rotated:
-            if not math.isfinite(squared_norm(vector)):
+            if not math.isfinite(about(vector)):
                 raise SumOverflow("an update that is not finite cannot be clipped")
             vector = turned(vector, draws(context, "rotate", own=False))
         whole = rounded(vector, context, factor=1 / step, room=self.room(len(update.vector), step), reach=reach)
@@ -162,11 +163,11 @@ def rounded(
     Raises:
         SumOverflow: an entry is not finite.
     """
-    squared = squared_norm(vector) * factor * factor
-    if not math.isfinite(squared):
+    found = squared(vector) * factor * factor
+    if not math.isfinite(found):
         raise SumOverflow("an update that is not finite cannot be clipped")
-    if squared > room**2:
-        factor *= room / math.sqrt(squared)
+    if found > room**2:
+        factor *= room / math.sqrt(found)
     draw, most = draws(context, "rounding", own=True), square_of(reach)
     for _ in range(_TRIES):
         whole = np.empty(len(vector), np.int64)
@@ -174,7 +175,7 @@ def rounded(
             steps = vector[at : at + _BLOCK] * np.float64(factor)
             steps += dither(draw, len(steps))
             np.copyto(whole[at : at + _BLOCK], np.floor(steps, out=steps), casting="unsafe")
-        if squared_norm(whole.astype(np.float64)) <= most:
+        if squared(whole.astype(np.float64)) <= most:
             return whole
     raise SumOverflow("an update cannot be rounded within its bound")  # a probability below 2⁻¹²⁰⁰
 

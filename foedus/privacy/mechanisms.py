@@ -7,8 +7,9 @@ takes far more noise for the same ε.
 
 What makes a bound hold, in all three: entries become whole multiples of a grid (a power of two, far finer than the
 noise), scaled so that the norm on the grid is at most the bound, exactly; sums are exact; the noise is a discrete
-Gaussian on the same grid, added to integers (``noise.py``). A sum is divided by the *planned* number of clients: how
-many really came is data, and neither the noise nor ε depends on it.
+Gaussian on the same grid, added to whole numbers (``noise.py``), which may lie in floats as long as these hold every
+sum exactly. A sum is divided by the *planned* number of clients: how many really came is data, and neither the noise
+nor ε depends on it.
 
 Not here: what it is worth (``accounting.py``), which combinations keep it (``claims.py``).
 """
@@ -16,26 +17,26 @@ Not here: what it is worth (``accounting.py``), which combinations keep it (``cl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Shortcut, lift, mean, unlift
+from foedus.core.aggregate import HIGH_BITS, LOW_BITS, Aggregator, Shortcut, fold, lift, mean, summed
 from foedus.core.checks import check_number
+from foedus.core.lengths import BLOCK, CLOSE, about, of_block, squared, within
 from foedus.core.stage import Stage, same
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
+from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
 from foedus.privacy.events import Gaussian, LocalGaussian
-from foedus.privacy.noise import discrete_gaussian
+from foedus.privacy.noise import add_discrete_gaussian
 from foedus.tree import Vector
 
 _STEPS = 512  # the noise's standard deviation in steps of the grid, at least
 _FINE = 64  # a typical entry in steps of the grid, at least
 _LEAST = 2.0**-56  # the finest grid that exact sums hold with room to spare
 _EXACT = 2.0**52  # whole numbers below it are exact in float64
-_BLOCK = 1 << 14  # entries that pass through all steps before the next: they stay in the processor's cache
 _FARTHEST = 20  # standard deviations that no noise exceeds: 13 for each of its parts
 
 
@@ -87,52 +88,49 @@ def on_grid(vector: Vector, norm: float, step: float) -> NDArray[np.float64]:
 
 
 def steps_of(
-    vector: Vector, reach: float, factor: float, *, unit: float = 1.0, dtype: Any = np.float64,
-    room: NDArray[Any] | None = None,
+    vector: Vector, reach: float, factor: float, *, dtype: Any = np.float64, room: NDArray[Any] | None = None,
 ) -> NDArray[Any]:  # fmt: skip
-    """Whole numbers near ``factor`` · vector [entry], scaled so that their norm is at most ``reach``, exactly; times
-    ``unit``, a power of two. Written into ``room``, if it is given and fits.
+    """Whole numbers near ``factor`` · vector [entry], scaled so that their norm is at most ``reach``, exactly.
+
+    Args:
+        vector: of any length.
+        reach: the bound, in steps.
+        factor: steps in a unit.
+        dtype: of the result; float32 must hold whole numbers up to the reach.
+        room: for the result, if it fits.
 
     Raises:
         SumOverflow: a value is not finite.
     """
-    most, squared = square_of(reach), squared_norm(vector) * factor * factor
-    if not math.isfinite(squared):
+    most, found = square_of(reach), about(vector) * factor * factor
+    if not math.isfinite(found):
         raise SumOverflow("an update that is not finite cannot be clipped")
     spare = 1 / max(math.sqrt(most), 2.0)  # by about so much the rounding of single entries may lengthen an update
-    if squared > most:
-        left = max(most - len(vector) / 12, most / 4)  # rounding adds 1/12 to the square of an entry, on average
-        factor *= math.sqrt(left / squared) * (1 - spare)
     fits = room is not None and room.shape == vector.shape and room.dtype == dtype
     out = room if room is not None and fits else np.empty(len(vector), dtype)
-    while (squared := _rounded(vector, factor, unit, out)) > most:
-        factor *= math.sqrt(most / squared) * (1 - spare)
+    if found > most:
+        left = max(most - len(vector) / 12, most / 4)  # rounding adds 1/12 to the square of an entry, on average
+        factor *= math.sqrt(left / found * _room(out)) * (1 - spare)
+    while (found := _rounded(vector, factor, out) / _room(out)) > most:
+        factor *= math.sqrt(most / found) * (1 - spare)
         spare = min(2 * spare, 0.5)
     return out
 
 
-def _rounded(vector: Vector, factor: float, unit: float, out: NDArray[Any]) -> float:
-    """out = unit · round(factor · vector), in blocks that stay in the cache; the squared norm of the whole numbers."""
-    scratch, parts = np.empty((2, _BLOCK)), []
-    for at in range(0, len(vector), _BLOCK):
-        block = vector[at : at + _BLOCK]
-        steps, squares = scratch[:, : len(block)]
-        np.multiply(block, factor, out=steps)
-        np.rint(steps, out=steps)
-        parts.append(float(np.square(steps, out=squares).sum()))
-        np.multiply(steps, unit, out=out[at : at + _BLOCK], casting="same_kind")
+def _room(whole: NDArray[Any]) -> float:
+    """What share of a bound on squares may be used up: sums of squares in float32 may be too small by the rest."""
+    return 1 - 2 * CLOSE if whole.dtype == np.float32 else 1.0
+
+
+def _rounded(vector: Vector, factor: float, out: NDArray[Any]) -> float:
+    """out = round(factor · vector), in blocks that stay in the cache; the squared norm of the whole numbers: exactly
+    below 2⁵³ if they are float64, about if they are float32."""
+    scratch, parts, factor = np.empty(min(BLOCK, len(vector)), out.dtype), [], out.dtype.type(factor)
+    for at in range(0, len(vector), BLOCK):
+        steps = out[at : at + BLOCK]
+        np.multiply(vector[at : at + BLOCK], factor, out=steps, casting="same_kind")
+        parts.append(of_block(np.rint(steps, out=steps), scratch))
     return math.fsum(parts)
-
-
-def squared_norm(vector: Vector) -> float:
-    """The squared norm in float64, not finite if an entry is not; the same for any number of threads, which BLAS's own
-    is not."""
-    scratch, parts = np.empty(_BLOCK), []
-    with np.errstate(over="ignore", invalid="ignore"):
-        for at in range(0, len(vector), _BLOCK):
-            block = vector[at : at + _BLOCK]
-            parts.append(float(np.multiply(block, block, out=scratch[: len(block)], dtype=np.float64).sum()))
-        return float(np.sum(parts)) if not all(map(math.isfinite, parts)) else math.fsum(parts)
 
 
 def square_of(length: float) -> int:
@@ -151,28 +149,43 @@ class _Bound(NamedTuple):
     def step(self, size: int) -> float:
         return grid(self.norm, self.noise_multiplier, size)
 
-    def clipped(self, vector: Vector) -> NDArray[np.float64]:
-        """The vector [entry] clipped and put on the grid, in steps."""
-        return on_grid(vector, self.norm, self.step(len(vector)))
+    def clipped(
+        self, vector: Vector, *, scale: float = 1.0, more: float = 0.0, room: NDArray[Any] | None = None
+    ) -> NDArray[Any]:  # fmt: skip
+        """``scale`` · vector [entry], clipped and put on the grid, in steps; in the vector's own dtype if that holds
+        numbers up to the bound and ``more``."""
+        step = self.step(len(vector))
+        reach = self.norm / step
+        dtype = _dtype(vector, reach + more / step)
+        return steps_of(vector, reach, scale / step, dtype=dtype, room=room)
 
-    def noisy(self, steps: NDArray[np.float64], purpose: str, context: Context) -> NDArray[np.float64]:
-        """Whole steps [entry] with noise, back in the units of the norm; overwrites the steps."""
+    def noisy(self, steps: NDArray[Any], purpose: str, context: Context, *, unit: float = 1.0) -> NDArray[Any]:
+        """Whole steps [entry] with noise, in the units of the norm, times ``unit``; overwrites the steps."""
         step = self.step(len(steps))
-        if (largest := max(float(steps.max(initial=0.0)), -float(steps.min(initial=0.0)))) >= _EXACT:
+        if (largest := _peak(steps)) >= _EXACT:
             raise SumOverflow(
                 f"a sum of {largest:.3g} steps of {step:g} is no longer exact. Let fewer clients take part at once"
             )
-        whole = steps.astype(np.int64)  # whole numbers already
-        whole += discrete_gaussian(context, purpose, whole, sigma=self.noise_multiplier * self.norm / step)
-        return np.multiply(whole, step, out=steps)
+        add_discrete_gaussian(steps, context, purpose, sigma=self.noise_multiplier * self.norm / step)
+        steps *= step * unit
+        return steps
+
+    def steps(self, message: Message, entries: slice = slice(None)) -> NDArray[np.float64]:
+        """A sum of multiples of the grid, in whole steps [entry]."""
+        high, low = (message[name][entries] for name in ("high", "low"))
+        step = self.step(len(high))
+        steps = high * (2.0**-HIGH_BITS / step)
+        if low.any():
+            steps += low * (2.0 ** -(HIGH_BITS + LOW_BITS) / step)
+        return np.asarray(steps)
 
     def check(self, vector: NDArray[Any], context: Context) -> None:
         """Refuse what arrived if it is not on the grid, or longer than the bound: no client of ours sent it."""
         steps = vector.astype(np.float64) / self.step(len(vector))
-        squared = squared_norm(steps)
-        if not math.isfinite(squared):
+        found = squared(steps)
+        if not math.isfinite(found):
             reason, told = Reason.NOT_FINITE, "has values that are not finite"
-        elif squared > square_of(self.norm / self.step(len(vector))):
+        elif found > square_of(self.norm / self.step(len(vector))):
             reason, told = Reason.NORM, f"is longer than the bound {self.norm:g} that clients are to keep"
         elif (steps != np.rint(steps)).any():
             reason, told = Reason.RANGE, f"is not on the grid of {self.step(len(vector)):g} that clients are to keep"
@@ -181,10 +194,50 @@ class _Bound(NamedTuple):
         raise UpdateRefused(f"the update of client {context.client} {told}", client=context.client, reason=reason)
 
 
+def _peak(vector: NDArray[Any]) -> float:
+    """The largest magnitude."""
+    return max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
+
+
+class _Total:
+    """The sum of clipped updates, in steps: one after the other through the same memory, since pages that are fresh for
+    every client cost more than the sums."""
+
+    def __init__(self, bound: _Bound, vectors: Sequence[Vector]) -> None:
+        first, self._step = vectors[0], bound.step(len(vectors[0]))
+        most = len(vectors) * bound.norm / self._step
+        self._total = np.zeros(len(first), _dtype(first, most))
+        self._peaks: list[float] = []
+        self.room = np.empty_like(first)
+        # Otherwise steps are no whole units of the high limb, or too many: each update is split by itself.
+        self.exact = 1 <= self._step * 2.0**HIGH_BITS < 2.0**40 and most < _EXACT
+
+    def add(self, steps: NDArray[Any], *, beside: float = 0.0) -> None:
+        """One client's steps [entry]; ``beside`` is the magnitude of what else it sends."""
+        if steps.shape != self._total.shape:
+            raise ConfigurationError(f"updates of {len(steps)} and {len(self._total)} entries do not add up")
+        self._total += steps
+        self._peaks.append(max(_peak(steps) * self._step, beside))
+
+    def message(self, *beside: float) -> Message:
+        """The sum, with what else is added up behind it, to the bits of merging messages one by one."""
+        values = np.append(self._total, np.array(beside) / self._step) if beside else self._total
+        return summed(values, self._step, self._peaks)
+
+
+def _one_by_one(rule: Aggregator, encode: _Encode, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+    """The sum of updates as messages."""
+    total = fold(rule, [encode(u, c) for u, c in zip(updates, contexts, strict=True)])
+    assert total is not None
+    return lift(total)
+
+
+_Encode = Callable[[Update, Context], Message]
+
+
 def _dtype(vector: Vector, most: float) -> np.dtype[Any]:
-    """The vector's own dtype, if it holds whole numbers up to ``most``; otherwise float64."""
-    own = vector.dtype
-    return own if own.kind == "f" and most < 2.0 ** (np.finfo(own).nmant + 1) else np.dtype(np.float64)
+    """float32, if it is the vector's own and holds whole numbers up to ``most``; otherwise float64."""
+    return np.dtype(np.float32 if vector.dtype == np.float32 and most < 2.0**24 else np.float64)
 
 
 # --- noise on the server ------------------------------------------------------------------------------------
@@ -229,35 +282,29 @@ def central(
     grid(bound.norm, bound.noise_multiplier, 1)
     added = mean(weighted=False)
 
-    def steps(update: Update, context: Context, room: NDArray[Any] | None = None) -> Update:
+    def clipped(update: Update, context: Context, room: NDArray[Any] | None = None) -> NDArray[Any]:
         vector = update.vector if most is None else _lighter(update, most, context)
-        step = bound.step(len(vector))
-        reach = bound.norm / step
-        clipped = steps_of(vector, reach, 1 / step, unit=step, dtype=_dtype(vector, reach), room=room)
-        return update._replace(vector=clipped, weight=1.0)
+        return bound.clipped(vector, room=room)
 
     def encode(update: Update, context: Context) -> Message:
-        return added.encode(steps(update, context), context)
+        steps = clipped(update, context)
+        steps *= bound.step(len(steps))
+        return added.encode(Update(steps, 1.0), context)
 
     def admit(message: Message, context: Context) -> Message:
         bound.check(message["values"], context)
         return message
 
     def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
-        # One after the other through the same memory: pages that are fresh for every client cost more than the sums.
-        room, total = np.empty_like(updates[0].vector), None
+        total = _Total(bound, [u.vector for u in updates])
+        if not total.exact:
+            return _one_by_one(added, encode, updates, contexts)
         for update, context in zip(updates, contexts, strict=True):
-            message = added.encode(steps(update, context, room), context)
-            total = lift(message) if total is None else added.merge(total, message)
-        assert total is not None
-        return total
+            total.add(clipped(update, context, total.room))
+        return total.message()
 
     def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
-        total = unlift(lift(message))
-        total /= bound.step(len(total))
-        noisy = bound.noisy(total, "central", context)
-        noisy /= cohort
-        return noisy, state
+        return bound.noisy(bound.steps(lift(message)), "central", context, unit=1 / cohort), state
 
     weights = "" if most is None else f", most={most}"
     return added._replace(
@@ -333,12 +380,25 @@ def adaptive(
     follow = _Clipping(quantile, rate, cohort)
     added = mean(weighted=False)
 
+    def clipped(update: Update, context: Context, room: NDArray[Any] | None = None) -> tuple[NDArray[Any], float]:
+        norm = _told(context)
+        inside = 0.5 if within(update.vector, norm) else -0.5
+        return own.clipped(update.vector, scale=1 / norm, room=room), inside
+
     def encode(update: Update, context: Context) -> Message:
-        norm, vector = _told(context), update.vector
-        inside = 0.5 if squared_norm(vector) <= norm**2 else -0.5
-        step = own.step(len(vector))
-        steps = steps_of(vector, 1 / step, 1 / (norm * step), unit=step, dtype=_dtype(vector, 1 / step))
+        steps, inside = clipped(update, context)
+        steps *= own.step(len(steps))
         return added.encode(Update(np.append(steps, steps.dtype.type(inside)), 1.0), context)
+
+    def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+        total, bits = _Total(own, [u.vector for u in updates]), 0.0
+        if not total.exact:
+            return _one_by_one(added, encode, updates, contexts)
+        for update, context in zip(updates, contexts, strict=True):
+            steps, inside = clipped(update, context, total.room)
+            total.add(steps, beside=0.5)
+            bits += inside
+        return total.message(bits)
 
     def admit(message: Message, context: Context) -> Message:
         values = message["values"]
@@ -352,15 +412,16 @@ def adaptive(
         return message
 
     def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
-        total, norm = unlift(lift(message)), float(state["clip"][0])
-        noisy = own.noisy(total[:-1] / own.step(len(total) - 1), "adaptive", context)
-        surplus = bit.noisy(total[-1:] / bit.step(1), "adaptive bit", context)
-        return noisy * (norm / cohort), {"clip": np.array([follow.next(norm, float(surplus[0]))])}
+        total, norm = lift(message), float(state["clip"][0])
+        surplus = bit.noisy(bit.steps(total, slice(-1, None)), "adaptive bit", context)
+        noisy = own.noisy(own.steps(total, slice(-1)), "adaptive", context, unit=norm / cohort)
+        return noisy, {"clip": np.array([follow.next(norm, float(surplus[0]))])}
 
     label = f"adaptive(noise_multiplier={noise_multiplier}, cohort={cohort}, start={start}, quantile={quantile}"
     return added._replace(
         init=lambda layout: {"clip": np.array([float(start)])}, encode=encode, admit=admit, decode=decode,
-        tell=lambda state: {"clip": state["clip"]}, event=Gaussian(float(noise_multiplier)), encode_all=None,
+        tell=lambda state: {"clip": state["clip"]}, event=Gaussian(float(noise_multiplier)),
+        encode_all=Shortcut(encode, added.merge, encode_all),
         label=f"{label}, rate={rate}, bit_noise={sigma})",
     )  # fmt: skip
 
@@ -426,9 +487,8 @@ def local(*, clip: float, noise_multiplier: float) -> Stage:
     grid(bound.norm, bound.noise_multiplier, 1)
 
     def encode(update: Update, context: Context) -> Update:
-        noisy = bound.noisy(bound.clipped(update.vector), "local", context)
-        most = bound.norm * (1 + _FARTHEST * bound.noise_multiplier) / bound.step(len(noisy))
-        return update._replace(vector=noisy.astype(_dtype(update.vector, most)), weight=1.0)
+        steps = bound.clipped(update.vector, more=_FARTHEST * bound.noise_multiplier * bound.norm)
+        return update._replace(vector=bound.noisy(steps, "local", context), weight=1.0)
 
     label = f"local(clip={clip}, noise_multiplier={noise_multiplier})"
     return Stage(encode, same, label, event=LocalGaussian(bound.noise_multiplier))

@@ -4,17 +4,20 @@ point in between, and where the words come from.
 **Why whole numbers.** Floating-point Gaussian noise betrays what it was added to: its last bits tell sums apart that
 should look alike (Mironov 2012, "On significance of the least significant bits for differential privacy"). Here
 updates are whole multiples of a grid, the noise is a discrete Gaussian on that grid (Canonne, Kamath & Steinke 2020,
-"The discrete Gaussian for differential privacy"), and they are added as integers; what is divided or scaled
+"The discrete Gaussian for differential privacy"), and they are added exactly; what is divided or scaled
 afterwards is nobody's secret any more. For whole shifts the moments of a discrete Gaussian are those of the continuous
 one (theorem 4 there; the sums over a lattice do not change when it is shifted by itself, so this holds for the moments
 of Poisson-sampled noise of whole orders, too), which is what lets accountants treat it as one.
 
-**How it is drawn.** By a table of the distribution function in 127 bits, cut off where what lies beyond has a
-probability under 10⁻³⁷ (13 standard deviations of a Gaussian), looked up with 31 bits and, where these do not decide
-(about once in 10⁵ draws), 96 more. Gaussian standard deviations above 1024 are put together of smaller ones, x + 128·y,
-which is the discrete Gaussian itself to exp(−2π²·16) ≈ 10⁻¹³⁷ (Micciancio & Walter 2017, "Gaussian sampling over the
-integers", corollary 4.1). A Skellam number is the difference of two independent Poisson numbers of half the variance
-each; sums of them are Skellam again, which sums of discrete Gaussians are only nearly.
+**How it is drawn.** Of 2¹⁶ slots of the same probability, every number is given as many as go into its own, so that 16
+random bits and one look-up are a draw; for what is left over, 1 to 5 % of all draws, a second draw is made from the
+distribution that the slots leave: by a table of its distribution function in 127 bits, cut off where what lies beyond
+has a probability under 10⁻³⁷ (13 standard deviations of a Gaussian), looked up with 31 bits and, where these do not
+decide (about once in 10⁵ draws), 96 more. The two together are the distribution itself, to those 127 bits (Marsaglia
+1963, "Generating discrete random variables in a computer"). Gaussian standard deviations above 1024 are put together of
+smaller ones, x + 128·y, which is the discrete Gaussian itself to exp(−2π²·16) ≈ 10⁻¹³⁷ (Micciancio & Walter 2017,
+"Gaussian sampling over the integers", corollary 4.1). A Skellam number is the difference of two independent Poisson
+numbers of half the variance each; sums of them are Skellam again, which sums of discrete Gaussians are only nearly.
 
 **Where words come from.** A ``Secret`` of a context (``core/values.py``): :func:`system` by default, :func:`keyed` for
 a party that must be able to repeat itself after a restart, :func:`known_to_all_who_know_the_seed` for simulations.
@@ -29,6 +32,7 @@ import hashlib
 import math
 import secrets
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -55,7 +59,8 @@ _BITS = 127  # of the table's thresholds
 _FIRST = 31  # of these in the first word, whose last bit is the sign
 _REST = _BITS - _FIRST
 _GUARD = 64  # bits more while the table is made
-_AT_ONCE = 1 << 14  # draws: what is needed for them stays in the processor's cache
+_AT_ONCE = 1 << 15  # draws: what is needed for them stays in the processor's cache
+_SLOTS = 1 << 16  # of the same probability, most of which stand for one number
 _GUIDE = 16  # first bits by which a place in the table is found
 
 
@@ -127,8 +132,8 @@ def known_to_all_who_know_the_seed(context: Context, purpose: str, about: NDArra
         True
     """
     path = ("privacy", context.round, context.client, context.channel, purpose)
-    raw = np.random.SFC64(key(context.seed, *path)).random_raw(count)  # some times as fast as hashing counters
-    return np.asarray(raw, np.uint64)
+    bits = np.random.SFC64(key(context.seed, *path))  # some times as fast as hashing counters
+    return np.random.Generator(bits).integers(0, 2**64, count, np.uint64)  # its raw words; other threads may go on
 
 
 def source(context: Context) -> Secret:
@@ -156,16 +161,27 @@ def discrete_gaussian(
         >>> round(float(draws.std()), 1)
         3.0
     """
-    check_number("sigma", sigma, above=True)
-    if not 0.5 <= sigma < 2.0**45:
-        raise ConfigurationError(f"a discrete Gaussian's sigma lies in 0.5 … 2⁴⁵, not {sigma}")
-    parts = _parts(sigma)
-    found = _draws(_Wanted(context, f"{purpose}/0", about), _gaussian(parts[0][0]))
-    for level, (part, stride) in enumerate(parts[1:], 1):
-        more = _draws(_Wanted(context, f"{purpose}/{level}", about), _gaussian(part))
-        more *= stride
-        found += more
+    found = np.zeros(len(about), np.int64)
+    _add(found, context, purpose, about, _levels(sigma))
     return found
+
+
+def add_discrete_gaussian(whole: NDArray[Any], context: Context, purpose: str, *, sigma: float) -> None:
+    """Add a draw of :func:`discrete_gaussian` to every entry, in place.
+
+    Args:
+        whole: whole numbers [entry], as integers or as floats that hold them and their sums with the noise exactly;
+            what the noise is to protect.
+        context, purpose, sigma: as there.
+
+    Example:
+        >>> context, steps = Context(0, 1, 0, secret=known_to_all_who_know_the_seed), np.arange(4, dtype=np.float32)
+        >>> noise = discrete_gaussian(context, "example", steps, sigma=3.0)
+        >>> add_discrete_gaussian(steps, context, "example", sigma=3.0)
+        >>> bool((steps == np.arange(4) + noise).all())
+        True
+    """
+    _add(whole, context, purpose, whole, _levels(sigma))
 
 
 def skellam(
@@ -186,18 +202,40 @@ def skellam(
     check_number("variance", variance, above=True)
     if not 0.25 <= variance <= _WIDEST**2:
         raise ConfigurationError(f"a Skellam number's variance lies in 1/4 … 2²⁰, not {variance}")
-    return _draws(_Wanted(context, purpose, about), _skellam(float(variance)))
+    found = np.zeros(len(about), np.int64)
+    _add(found, context, purpose, about, [_Level(_skellam, float(variance), 1)])
+    return found
+
+
+def _levels(sigma: float) -> list[_Level]:
+    """What a discrete Gaussian is put together of."""
+    check_number("sigma", sigma, above=True)
+    if not 0.5 <= sigma < 2.0**45:
+        raise ConfigurationError(f"a discrete Gaussian's sigma lies in 0.5 … 2⁴⁵, not {sigma}")
+    return [_Level(_gaussian, part, stride) for part, stride in _parts(sigma)]
 
 
 def _parts(sigma: float) -> list[tuple[float, int]]:
-    """Standard deviations that a table can hold, and their strides: σ² = Σ (stride · part)²."""
+    """Standard deviations that a table can hold, and their strides: σ² = Σ (stride · part)².
+
+    Each part is the narrowest that leaves no trace: 1/part² + 1/rest² = 1/(4 · 128)², by which both are 16 times what
+    the square of the stride asks for. Narrow ones leave less to be drawn twice.
+    """
     parts, stride = [], 1
     while sigma > _WIDEST:
-        part = min(_WIDEST, sigma / math.sqrt(2))
+        part = sigma * math.sqrt((1 - math.sqrt(max(1 - (_WIDEST / sigma) ** 2, 0.0))) / 2)
         parts.append((part, stride))
         sigma = math.sqrt(sigma**2 - part**2) / _STRIDE
         stride *= _STRIDE
     return [*parts, (sigma, stride)]
+
+
+class _Level(NamedTuple):
+    """Numbers of one law, times a stride."""
+
+    law: Callable[[float], _Law]
+    width: float
+    stride: int
 
 
 class _Wanted(NamedTuple):
@@ -208,29 +246,72 @@ class _Wanted(NamedTuple):
     about: NDArray[Any]
 
     def words(self, count: int, more: str = "") -> Words:
-        return source(self.context)(self.context, self.purpose + more, self.about, count)
+        return source(self.context)(self.context, self.purpose + more, self.about, count).astype("<u8", copy=False)
 
 
-def _draws(wanted: _Wanted, table: _Table) -> NDArray[np.int64]:
-    """Draws by one table, two from a word: the first 31 of 32 bits find the magnitude, the last one is the sign."""
-    count = len(wanted.about)
-    halves = wanted.words(-(-count // 2)).astype("<u8", copy=False).view("<u4")[:count]
-    found = np.empty(count, np.int64)
-    undecided: list[int] = []
-    for at in range(0, count, _AT_ONCE):
-        words = halves[at : at + _AT_ONCE]
-        first = words >> np.uint32(1)
-        below = table.below(first)
-        undecided += (at + np.flatnonzero((below > 0) & (table.first.take(below - 1) == first))).tolist()
-        sign = -(words & np.uint32(1)).astype(np.int64)  # 0 or −1: (x ^ sign) − sign is x or −x
-        below ^= sign
-        np.subtract(below, sign, out=found[at : at + _AT_ONCE])
-    if undecided:  # the first 31 bits are those of a threshold
-        more = wanted.words(2 * len(undecided), "/second").reshape(-1, 2).tolist()
-        for i, (a, b) in zip(undecided, more, strict=True):
-            magnitude = table.find(int(halves[i]) >> 1, (a << 64 | b) >> 128 - _REST)
-            found[i] = -magnitude if halves[i] & 1 else magnitude
-    return found
+class _Drawn(NamedTuple):
+    """Draws of one level: words of 16 bits [entry], the places of those that stand for no number, and theirs."""
+
+    words: NDArray[np.uint16]
+    places: NDArray[np.int64]
+    rest: NDArray[np.int64]
+
+    @staticmethod
+    def of(wanted: _Wanted, law: _Law) -> _Drawn:
+        count = len(wanted.about)
+        words = wanted.words(-(-count // 4)).view("<u2")[:count]
+        places = np.flatnonzero(words >= law.decided)
+        return _Drawn(words, places, law.rest.draws(wanted, len(places)))
+
+    def add_to(self, total: NDArray[Any], level: _Level) -> None:
+        values = _values(level.law, level.width, level.stride, total.dtype.str)
+        scratch = np.empty(min(len(total), _AT_ONCE), total.dtype)
+        for at in range(0, len(total), _AT_ONCE):
+            some = total[at : at + _AT_ONCE]
+            # "wrap" only because it needs no check: no word of 16 bits is beyond the table.
+            some += values.take(self.words[at : at + _AT_ONCE], out=scratch[: len(some)], mode="wrap")
+        total[self.places] += (self.rest * level.stride).astype(total.dtype)
+
+
+def _add(
+    total: NDArray[Any], context: Context, purpose: str, about: NDArray[Any], levels: list[_Level]
+) -> None:  # fmt: skip
+    """total += draws of all levels. All words are drawn before anything is added: ``about`` may be the total."""
+    drawn = [_Drawn.of(_Wanted(context, f"{purpose}/{i}", about), at.law(at.width)) for i, at in enumerate(levels)]
+    for found, level in zip(drawn, levels, strict=True):
+        found.add_to(total, level)
+
+
+class _Law(NamedTuple):
+    """A symmetric distribution over the whole numbers, as 2¹⁶ slots of the same probability.
+
+    Attributes:
+        values: int64 [65536]: the numbers that the first slots stand for, beginning with 0; and 0 for the others.
+        decided: how many slots stand for a number.
+        rest: what a draw is distributed like that hits one of the others.
+    """
+
+    values: NDArray[np.int64]
+    decided: int
+    rest: _Table
+
+    @staticmethod
+    def of(masses: list[int]) -> _Law:
+        """From what the magnitudes 0, 1, 2, ... are worth, on one side."""
+        total = masses[0] + 2 * sum(masses[1:])
+        shares = [divmod(mass * _SLOTS, total) for mass in masses]
+        slots = np.array([whole for whole, _ in shares])
+        both = np.stack([slots, slots], 1).ravel()[1:]  # 0, 1, −1, 2, −2, ...
+        numbers = np.arange(1, len(both) + 1) // 2 * np.where(np.arange(len(both)) % 2, 1, -1)
+        values, decided = np.zeros(_SLOTS, np.int64), int(both.sum())
+        values[:decided] = np.repeat(numbers, both)
+        return _Law(values, decided, _tabled([left for _, left in shares]))
+
+
+@lru_cache(maxsize=16)
+def _values(law: Callable[[float], _Law], width: float, stride: int, dtype: str) -> NDArray[Any]:
+    """A law's values times a stride, as they are added."""
+    return (law(width).values * stride).astype(dtype)
 
 
 class _Table(NamedTuple):
@@ -256,10 +337,25 @@ class _Table(NamedTuple):
         """The magnitude that 31 and 96 random bits stand for."""
         return bisect_right(self.thresholds, (first << _REST) | rest)
 
+    def draws(self, wanted: _Wanted, count: int) -> NDArray[np.int64]:
+        """So many draws [draw], two from a word: 31 of 32 bits find the magnitude, the last one is the sign."""
+        if not count:
+            return np.empty(0, np.int64)
+        words = wanted.words(-(-count // 2), "/rest").view("<u4")[:count]
+        first = words >> np.uint32(1)
+        found = self.below(first)
+        undecided = np.flatnonzero((found > 0) & (self.first.take(found - 1) == first))
+        if len(undecided):  # the first 31 bits are those of a threshold
+            more = wanted.words(2 * len(undecided), "/second").reshape(-1, 2).tolist()
+            for i, (a, b) in zip(undecided.tolist(), more, strict=True):
+                found[i] = self.find(int(first[i]), (a << 64 | b) >> 128 - _REST)
+        sign = -(words & np.uint32(1)).astype(np.int64)  # 0 or −1: (x ^ sign) − sign is x or −x
+        return (found ^ sign) - sign
+
 
 @lru_cache(maxsize=64)
-def _gaussian(sigma: float) -> _Table:
-    """The table of |x| for a discrete Gaussian."""
+def _gaussian(sigma: float) -> _Law:
+    """The law of a discrete Gaussian."""
     one = 1 << (_BITS + _GUARD)
     with localcontext() as exact:
         exact.prec = 80
@@ -270,12 +366,12 @@ def _gaussian(sigma: float) -> _Table:
         mass = mass * step // one
         step = step * square // one
         masses.append(mass)
-    return _tabled(masses)
+    return _Law.of(masses)
 
 
 @lru_cache(maxsize=64)
-def _skellam(variance: float) -> _Table:
-    """The table of |x| for a Skellam number: P(n) ∝ Iₙ(variance), the modified Bessel functions, by their recurrence
+def _skellam(variance: float) -> _Law:
+    """The law of a Skellam number: P(n) ∝ Iₙ(variance), the modified Bessel functions, by their recurrence
     Iₙ₋₁ = Iₙ₊₁ + (2n / variance) Iₙ, which all terms being positive is stable downwards (Miller's algorithm)."""
     last = _reach(variance)
     top, bottom = variance.as_integer_ratio()
@@ -287,7 +383,7 @@ def _skellam(variance: float) -> _Table:
         if here.bit_length() > 4096:
             scale = here.bit_length() - 1024
             above, here, masses = above >> scale, here >> scale, [m >> scale for m in masses]
-    return _tabled(masses[::-1])
+    return _Law.of(masses[::-1])
 
 
 def _reach(variance: float) -> int:

@@ -8,8 +8,10 @@ Not here: how clients trained (the executors), parcels from other machines (``pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +147,7 @@ class Collector:
         out.examples += [int(n) for n in results.examples]
         out.steps += [int(n) for n in results.steps]
         out.losses += [float(x) for x in results.losses]
-        sent = message_bytes(aggregator.encode(updates[0], contexts[0]))
+        sent = _bytes_of(aggregator, updates[0], contexts[0])
         out.sent += [sent + masking_bytes(self._job.algorithm, [UPDATE])[0]] * len(clients)
         out.senders += len(clients)
 
@@ -153,17 +155,20 @@ class Collector:
         """Whether every update is one to be added, and there is nothing beside it."""
         if self._orders.single or self._orders.apart or aggregator.shortcut is None or aggregator.remember is not None:
             return False
-        if self._job.algorithm.gate.needs_single:
-            return False
         if not len(results.vectors) or results.buffers[0].size:
             return False
         size = self._terms.layout(UPDATE, 0).size
         if any(v.shape != (size,) or v.dtype.kind != "f" for v in results.vectors) or min(results.examples) < 1:
             return False  # a look at each of them tells who is refused, and why
         pairs = zip(results.vectors, results.examples, strict=True)
+        return all(self._ordinary(v, float(n)) for v, n in pairs)
+
+    def _ordinary(self, vector: Vector, weight: float) -> bool:
+        """Whether an update passes the gate, and is far from leaving the range of exact sums."""
         # The length bounds every entry, and a product is the fastest way to it; false for NaN, too.
         with np.errstate(over="ignore", invalid="ignore"):
-            return all(float(v.dot(v)) * float(n) ** 2 < ORDINARY**2 for v, n in pairs)
+            squared = float(vector.dot(vector))
+        return squared * weight**2 < ORDINARY**2 and self._job.algorithm.gate.lets(math.sqrt(squared), weight)
 
     def _once(self, clients: Sequence[int]) -> bool:
         """Whether none of them is counted already, nor comes twice."""
@@ -195,6 +200,18 @@ class Collector:
             elif brought.update is None:
                 Gate().check_weight(weight, context)
                 check_replay(context, self._counted)
+
+
+# Bytes of one message, by what encodes it and what it is made of: encoding one more would cost noise, for its length.
+_BYTES: WeakKeyDictionary[Callable[..., Message], dict[tuple[int, str], int]] = WeakKeyDictionary()
+
+
+def _bytes_of(aggregator: Aggregator, update: Update, context: Context) -> int:
+    """Bytes of a message of an aggregator that has a shortcut: its messages are all alike."""
+    known, like = _BYTES.setdefault(aggregator.encode, {}), (len(update.vector), update.vector.dtype.str)
+    if like not in known:
+        known[like] = message_bytes(aggregator.encode(update, context))
+    return known[like]
 
 
 def _check_finite(values: Vector, context: Context, what: str, layout: Layout | None = None) -> None:

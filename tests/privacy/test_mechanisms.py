@@ -174,15 +174,32 @@ def test_nobody_gets_noise_too() -> None:
         assert (one != other).any()
 
 
-def test_shortcuts_are_the_same_bits() -> None:
-    rule = central(clip=1.0, noise_multiplier=1.0, cohort=4, most=10)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        central(clip=1.0, noise_multiplier=1.0, cohort=4, most=10),
+        central(clip=1.0, noise_multiplier=1.0, cohort=4),
+        central(clip=1e-4, noise_multiplier=0.5, cohort=4),  # a finer grid than the first limb
+        central(clip=1e14, noise_multiplier=1.0, cohort=4),
+        adaptive(noise_multiplier=1.0, cohort=40),
+        chain(local(clip=1.0, noise_multiplier=1.0), mean()),
+        chain(fd.rotate(), central(clip=1.0, noise_multiplier=1.0, cohort=4)),
+    ],
+    ids=lambda value: value.label if isinstance(value, Aggregator) else "",
+)
+def test_shortcuts_are_the_same_bits(rule: Aggregator, dtype: str) -> None:
     assert rule.shortcut is not None
-    updates = [Update(v, w) for v, w in zip(np.random.default_rng(0).normal(size=(6, 9)), range(6), strict=True)]
+    vectors = (np.random.default_rng(0).normal(size=(6, 9)) * [[1], [1], [9], [0.01], [0], [1e-6]]).astype(dtype)
+    updates = [Update(v, w) for v, w in zip(vectors, range(6), strict=True)]
     contexts = [context(9, i) for i in range(6)]
     slow = fold(rule, [lift(rule.encode(u, c)) for u, c in zip(updates, contexts, strict=True)])
     fast = rule.shortcut(updates, contexts)
     assert slow is not None
-    assert all((slow[name] == fast[name]).all() for name in slow)
+    assert slow.keys() == fast.keys()
+    for name in slow:
+        assert slow[name].dtype == fast[name].dtype
+        assert (slow[name] == fast[name]).all()
 
 
 def test_resent_local_updates_are_the_same_bytes_and_others_are_not() -> None:

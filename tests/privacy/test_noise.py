@@ -16,10 +16,12 @@ from foedus.core.values import Context
 from foedus.errors import ConfigurationError
 from foedus.privacy.noise import (
     _gaussian,
+    _Law,
     _parts,
     _reach,
     _skellam,
     _Table,
+    add_discrete_gaussian,
     discrete_gaussian,
     keyed,
     known_to_all_who_know_the_seed,
@@ -78,16 +80,56 @@ def test_the_table_of_skellam_is_the_difference_of_two_poissons(variance: float)
         assert apart(weights, _skellam(variance)) < Decimal("1e-35")
 
 
-def apart(weights: list[Decimal], table: _Table) -> Decimal:
-    """Σ |p − q| / 2 of a table and of what magnitudes are worth on one side."""
+def apart(weights: list[Decimal], law: _Law) -> Decimal:
+    """Σ |p − q| / 2 of a law, slots and rest together, and of what magnitudes are worth on one side."""
     total = weights[0] + 2 * sum(weights[1:])
     wanted = [weights[0] / total] + [2 * w / total for w in weights[1:]]
-    got = [Decimal(b - a) / (1 << 127) for a, b in itertools.pairwise([0, *table.thresholds, 1 << 127])]
+    left = Decimal(len(law.values) - law.decided) / len(law.values)
+    got = [left * (b - a) / (1 << 127) for a, b in itertools.pairwise([0, *law.rest.thresholds, 1 << 127])]
+    for magnitude, slots in enumerate(np.bincount(np.abs(law.values[: law.decided])).tolist()):
+        got[magnitude] += Decimal(slots) / len(law.values)
     got += [Decimal(0)] * (len(wanted) - len(got))
     return sum((abs(a - b) for a, b in zip(wanted, got, strict=True)), Decimal(0)) / 2
 
 
-@pytest.mark.parametrize("table", [_gaussian(0.5), _gaussian(3.0), _gaussian(200.0), _skellam(0.25), _skellam(1e4)])
+LAWS = [_gaussian(0.5), _gaussian(3.0), _gaussian(200.0), _skellam(0.25), _skellam(1e4)]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_as_many_slots_are_positive_as_negative_and_most_decide(law: _Law) -> None:
+    assert len(law.values) == 2**16
+    assert law.values[0] == 0, "a source of zeros gives no noise"
+    found, counts = np.unique(law.values[: law.decided], return_counts=True)
+    assert (found == -found[::-1]).all()
+    assert (counts == counts[::-1]).all()
+    assert not law.values[law.decided :].any()
+    assert 0.94 * 2**16 < law.decided < 2**16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+def test_noise_that_is_added_in_place_is_that_which_is_drawn(dtype: str) -> None:
+    whole = np.random.default_rng(0).integers(-1000, 1000, 70_001).astype(dtype)
+    noise = discrete_gaussian(COUNTED, "test", whole, sigma=30_000.0)
+    found = whole.copy()
+    add_discrete_gaussian(found, COUNTED, "test", sigma=30_000.0)
+    assert found.dtype == whole.dtype
+    assert (found.astype(np.int64) == whole.astype(np.int64) + noise).all()
+
+
+def test_a_keyed_sources_words_depend_on_what_is_protected_before_any_noise() -> None:
+    """Also those of the second part of wide noise, which is added to what the first has changed already."""
+    seen = []
+
+    def watched(context: Context, purpose: str, about: NDArray[np.float64], count: int) -> NDArray[np.uint64]:
+        seen.append(about.tolist())
+        return keyed(b"k" * 32)(context, purpose, about, count)
+
+    add_discrete_gaussian(np.arange(5.0), COUNTED._replace(secret=watched), "test", sigma=1e9)
+    assert len(seen) >= 3
+    assert all(about == list(range(5)) for about in seen)
+
+
+@pytest.mark.parametrize("table", [law.rest for law in LAWS])
 def test_the_guide_finds_what_a_binary_search_does(table: _Table) -> None:
     """At, just below and just above every threshold, at the ends, and at random."""
     near = (table.first[:-1, None].astype(object) + np.array([-1, 0, 1])).ravel()
@@ -101,6 +143,7 @@ def test_large_ones_are_put_together_without_a_trace(sigma: float) -> None:
     """x + 128 y has the probabilities of one discrete Gaussian, to rounding."""
     (small, one), (large, stride) = _parts(sigma)
     assert (one, stride) == (1, 128)
+    assert 1 / (small**-2 + (128 * large) ** -2) >= 0.9999 * 16 * 128**2, "what corollary 4.1 asks for, to 10⁻¹³⁷"
     assert math.hypot(small, 128 * large) == pytest.approx(sigma, rel=1e-14)
     x = np.arange(-20, 21) * (int(sigma) // 7)
     y = np.arange(-math.ceil(12 * large), math.ceil(12 * large) + 1)
@@ -156,11 +199,15 @@ def test_large_draws_are_normal_and_independent(sigma: float) -> None:
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def test_where_the_first_bits_do_not_decide_the_others_do(offset: int) -> None:
     """A threshold hit to the last of 127 bits: one below it is still the smaller magnitude."""
-    table = _gaussian(3.0)
+    table = _gaussian(3.0).rest
     for magnitude, threshold in enumerate(table.thresholds[:8]):
         value = threshold + offset
         half, rest = value >> 96 << 1, (value & (2**96 - 1)) << 32
-        words = {"test/0": [half << 32 | half], "test/0/second": [rest >> 64, rest & (2**64 - 1)] * 2}
+        words = {
+            "test/0": [2**64 - 1],  # slots that stand for no number
+            "test/0/rest": [half << 32 | half],
+            "test/0/second": [rest >> 64, rest & (2**64 - 1)] * 2,
+        }
 
         def crafted(context: Context, purpose: str, about: NDArray[np.float64], count: int) -> NDArray[np.uint64]:
             found = np.array(words[purpose], np.uint64)  # noqa: B023  # called before the loop goes on

@@ -28,7 +28,8 @@ NOTHING = np.empty(0, np.float32)
 
 
 def job(**changes: object) -> Job:
-    algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=changes.pop("aggregator", None))  # type: ignore[arg-type]
+    given = {name: changes.pop(name) for name in ("aggregator", "gate") if name in changes}
+    algorithm = fd.fedavg(fd.local_sgd(0.1), **given)  # type: ignore[arg-type]
     return Job(fd.Task(logistic(5, 2), **changes), algorithm, CLIENTS, seed=0)  # type: ignore[arg-type]
 
 
@@ -59,7 +60,7 @@ def collected(this: Job, given: list[np.ndarray], slots: list[int], *, at_once: 
 
 
 def same(a: Outcome, b: Outcome) -> bool:
-    told = ("clients", "examples", "steps", "losses", "refused")
+    told = ("clients", "examples", "steps", "losses", "refused", "sent", "senders")
     if (a.message is None) != (b.message is None) or any(getattr(a, n) != getattr(b, n) for n in told):
         return False
     if a.message is None or b.message is None:
@@ -82,11 +83,21 @@ def test_a_users_own_encode_is_called_for_every_update(rule: fd.Aggregator, seed
 
 
 @given(st.integers(0, 2**32))
+@pytest.mark.parametrize("gate", [fd.Gate(), fd.Gate(max_norm=10.0), fd.Gate(max_weight=4.0)], ids=lambda g: g.label)
 @pytest.mark.parametrize(
-    "rule", [fd.mean(), fd.mean(weighted=False), fd.chain(fd.clip(1.0), fd.mean())], ids=lambda r: r.label
+    "rule",
+    [
+        fd.mean(),
+        fd.mean(weighted=False),
+        fd.chain(fd.clip(1.0), fd.mean()),
+        fd.privacy.central(clip=1.0, noise_multiplier=1.0, cohort=7),
+        fd.chain(fd.privacy.local(clip=1.0, noise_multiplier=1.0), fd.mean()),
+    ],
+    ids=lambda r: r.label,
 )
-def test_how_a_cohort_is_cut_changes_nothing(rule: fd.Aggregator, seed: int) -> None:
-    this, given_ = job(aggregator=rule), updates(seed)
+def test_how_a_cohort_is_cut_changes_nothing(rule: fd.Aggregator, gate: fd.Gate, seed: int) -> None:
+    """Nor does whether a gate looks at updates one by one or at all at once."""
+    this, given_ = job(aggregator=rule, gate=gate), updates(seed)
     rng = np.random.default_rng(seed)
     whole = union(this, [collected(this, given_, list(range(7)))])
     cut = np.split(rng.permutation(7), np.sort(rng.integers(0, 8, 3)))
