@@ -122,6 +122,8 @@ class Shortcut(NamedTuple):
 
     * ``encode``, ``merge``: the functions of the aggregator that it stands for.
     * ``function(updates, contexts) -> message``: what encoding each and merging the messages gives, bit for bit.
+    * ``plain``: whether that is the exact sum of what it is given, by weight, and nothing else: a stage that gives
+      multiples of a grid may then add them up itself (``core/totals.py``).
 
     Example:
         >>> m = mean()
@@ -133,6 +135,7 @@ class Shortcut(NamedTuple):
     encode: Callable[[Update, Context], Message]
     merge: Callable[[Message, Message], Message]
     function: Callable[[Sequence[Update], Sequence[Context]], Message]
+    plain: bool = False
 
     def __call__(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
         return self.function(updates, contexts)
@@ -218,7 +221,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
 
     def encode(update: Update, context: Context) -> Message:
         weight = units(update, context)
-        _check(_bound(update.vector, weight), 1, weight)
+        check_sum(_bound(update.vector, weight), 1, weight)
         return {"values": update.vector, "weight": np.array([weight], np.int64)}
 
     def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
@@ -231,7 +234,7 @@ def mean(*, weighted: bool = True) -> Aggregator:
         return unlift(total) / weight, state
 
     label = "mean()" if weighted else "mean(weighted=False)"
-    short = Shortcut(encode, add, encode_all)
+    short = Shortcut(encode, add, encode_all, plain=True)
     return Aggregator(lambda layout: {}, encode, add, decode, additive=True, label=label, encode_all=short)
 
 
@@ -267,7 +270,7 @@ def add(a: Message, b: Message) -> Message:
     total = lift(a)
     if "high" not in b:
         return _add_values(total, b)
-    _check(*((total[name][0] + b[name][0]).item() for name in ("bound", "count", "weight")))
+    check_sum(*((total[name][0] + b[name][0]).item() for name in ("bound", "count", "weight")))
     for name in total:
         total[name] += b[name]
     return total
@@ -294,7 +297,7 @@ def _added(total: Message, vectors: Sequence[Vector], units: Sequence[int]) -> M
         "count": len(vectors),
         "weight": sum(units),
     }
-    _check(*(total[name][0].item() + more for name, more in grown.items()))
+    check_sum(*(total[name][0].item() + more for name, more in grown.items()))
     scales = np.array(units, np.float64)[:, None] * 2.0 ** (HIGH_BITS - WEIGHT_BITS)
     rows = max(1, 4 * _CHUNK // max(min(size, _CHUNK), 1))
     for row in range(0, len(vectors), rows):
@@ -348,11 +351,16 @@ def _bound(values: Float[Vector, " parameter"], units: int) -> float:
     peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     if not math.isfinite(peak):
         raise SumOverflow("an update that is not finite cannot enter a sum")
-    return _power_above(peak * units * 2.0**-WEIGHT_BITS)
+    return bound_of(peak * units * 2.0**-WEIGHT_BITS)
 
 
-def _power_above(peak: float) -> float:
-    """The power of two that is at least a peak."""
+def bound_of(peak: float) -> float:
+    """The power of two that is at least a peak, or 2⁻¹⁰.
+
+    Example:
+        >>> bound_of(3.0)
+        4.0
+    """
     return 2.0 ** math.ceil(math.log2(max(peak, 2.0**-10))) if peak < math.inf else math.inf
 
 
@@ -373,7 +381,20 @@ def reach(message: Message) -> tuple[float, int]:
     return _bound(message["values"], weight), weight
 
 
-def _check(bound: float, count: int, weight: int) -> None:
+def check_sum(bound: float, count: int, weight: int) -> None:
+    """Refuse a sum that could leave the range.
+
+    Args:
+        bound: no entry exceeds it.
+        count: of updates in it.
+        weight: of all of them, in units of 2⁻²⁰.
+
+    Raises:
+        SumOverflow: it could.
+
+    Example:
+        >>> check_sum(2.0**30, 100, 100 << 20)
+    """
     if bound * 2.0**HIGH_BITS >= _LIMIT or count >= 2**22 or weight >= _LIMIT:
         raise SumOverflow(
             f"the sum of {count} weighted update{'s' * (count > 1)} could reach {bound:.3g}, with weights of "
@@ -385,36 +406,6 @@ def _check(bound: float, count: int, weight: int) -> None:
 def unlift(total: Message) -> Float64[NDArray[np.float64], " parameter"]:
     """The limbs' value as float64 [parameter]."""
     return total["high"] * 2.0**-HIGH_BITS + total["low"] * 2.0 ** -(HIGH_BITS + LOW_BITS)
-
-
-def summed(steps: NDArray[Any], step: float, peaks: Sequence[float]) -> Message:
-    """What merging updates of weight 1 gives, from their sum, where that is known exactly.
-
-    Args:
-        steps: the sum [parameter] in steps, whole numbers.
-        step: their size, a power of two and at least 2⁻²⁰.
-        peaks: the largest magnitude in each update.
-
-    Raises:
-        SumOverflow: the sum could leave the range.
-
-    Example:
-        >>> m, c = mean(weighted=False), Context(seed=0, round=1, client=0)
-        >>> parts = [m.encode(Update(np.array([x, 1.0]), 1), c) for x in (0.5, 3.0)]
-        >>> one, other = summed(np.array([7.0, 4.0]), 0.5, [1.0, 3.0]), m.merge(*parts)
-        >>> all((one[name] == other[name]).all() for name in other)
-        True
-    """
-    count, unit = len(peaks), 1 << WEIGHT_BITS
-    bound = math.fsum(_power_above(peak) for peak in peaks)
-    _check(bound, count, count * unit)
-    return {
-        "high": steps.astype(np.int64) * int(step * 2.0**HIGH_BITS),
-        "low": np.zeros(len(steps), np.int64),
-        "weight": np.array([count * unit]),
-        "count": np.array([count]),
-        "bound": np.array([bound]),
-    }
 
 
 def message_bytes(message: Message) -> int:

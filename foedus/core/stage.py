@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Sealed, Shortcut
+from foedus.core.aggregate import Aggregator, Sealed, Shortcut, fold, lift
 from foedus.core.checks import check_number
 from foedus.core.coding import blocks, part, refused
 from foedus.core.lengths import squared, within
+from foedus.core.totals import Grid
 from foedus.core.values import NOTHING, Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, Reason, SumOverflow
 from foedus.tree import Layout, Vector
@@ -61,6 +62,8 @@ class Stage(NamedTuple):
     * ``scatters``: after it the vector does not.
     * ``event``: what ``foedus.privacy`` accounts for one encoding; ``None``: no privacy is claimed.
     * ``room``: if it gives whole numbers, of how many clients the sum keeps that promise; ``None``: of any number.
+    * ``grid``: if what it gives are whole multiples of a step, with the weight 1: which; see
+      :class:`~foedus.core.totals.Grid`.
     * ``inside(context)``: if given, the :class:`Subspace` whose updates come back from ``decode`` as they were, so that
       clients can train within it (``structured``).
 
@@ -88,6 +91,7 @@ class Stage(NamedTuple):
     event: object | None = None
     inside: Callable[[Context], Subspace] | None = None
     room: int | None = None
+    grid: Grid | None = None
 
 
 class Subspace(NamedTuple):
@@ -275,8 +279,19 @@ class _Links(NamedTuple):
 
     def encode_all(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
         assert self.inner.shortcut is not None
-        pairs = [self.through(u, c) for u, c in zip(updates, contexts, strict=True)]
-        return self.inner.shortcut([u for u, _ in pairs], [c for _, c in pairs])
+        grid = self.outer[-1].grid if self.inner.shortcut.plain else None
+        before = self if grid is None else self._replace(outer=self.outer[:-1])
+        pairs = [before.through(u, c) for u, c in zip(updates, contexts, strict=True)]
+        vectors, own = [u for u, _ in pairs], [c for _, c in pairs]
+        if grid is None:
+            return self.inner.shortcut(vectors, own)
+        found = grid.total(vectors, own)
+        return self._replace(outer=self.outer[-1:]).one_by_one(vectors, own) if found is None else found
+
+    def one_by_one(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
+        total = fold(self.inner, [self.encode(u, c) for u, c in zip(updates, contexts, strict=True)])
+        assert total is not None
+        return lift(total)
 
     def remember(self, update: Update, message: Message, context: Context) -> State:
         assert self.inner.remember is not None

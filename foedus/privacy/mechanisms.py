@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import HIGH_BITS, LOW_BITS, Aggregator, Shortcut, fold, lift, mean, summed
+from foedus.core.aggregate import HIGH_BITS, LOW_BITS, Aggregator, Shortcut, fold, lift, mean
 from foedus.core.checks import check_number
 from foedus.core.lengths import BLOCK, CLOSE, about, of_block, squared, within
 from foedus.core.stage import Stage, same
+from foedus.core.totals import EXACT, Grid, Total, peak, whole_dtype
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
 from foedus.privacy.events import Gaussian, LocalGaussian
@@ -36,7 +37,6 @@ from foedus.tree import Vector
 _STEPS = 512  # the noise's standard deviation in steps of the grid, at least
 _FINE = 64  # a typical entry in steps of the grid, at least
 _LEAST = 2.0**-56  # the finest grid that exact sums hold with room to spare
-_EXACT = 2.0**52  # whole numbers below it are exact in float64
 _FARTHEST = 20  # standard deviations that no noise exceeds: 13 for each of its parts
 
 
@@ -149,26 +149,33 @@ class _Bound(NamedTuple):
     def step(self, size: int) -> float:
         return grid(self.norm, self.noise_multiplier, size)
 
+    def reach(self, size: int) -> float:
+        """The bound in steps."""
+        return self.norm / self.step(size)
+
     def clipped(
-        self, vector: Vector, *, scale: float = 1.0, more: float = 0.0, room: NDArray[Any] | None = None
+        self, vector: Vector, farthest: float = 1.0, *, scale: float = 1.0, room: NDArray[Any] | None = None
     ) -> NDArray[Any]:  # fmt: skip
-        """``scale`` · vector [entry], clipped and put on the grid, in steps; in the vector's own dtype if that holds
-        numbers up to the bound and ``more``."""
-        step = self.step(len(vector))
-        reach = self.norm / step
-        dtype = _dtype(vector, reach + more / step)
-        return steps_of(vector, reach, scale / step, dtype=dtype, room=room)
+        """``scale`` · vector [entry], clipped and put on the grid, in steps: floats that hold whole numbers up to the
+        bound times ``farthest``."""
+        step, reach = self.step(len(vector)), self.reach(len(vector))
+        return steps_of(vector, reach, scale / step, dtype=whole_dtype(vector, reach * farthest), room=room)
+
+    def noised(self, steps: NDArray[Any], purpose: str, context: Context) -> NDArray[Any]:
+        """Whole steps [entry] with noise, in the same memory."""
+        if (largest := peak(steps)) >= EXACT:
+            raise SumOverflow(
+                f"a sum of {largest:.3g} steps of {self.step(len(steps)):g} is no longer exact. Let fewer clients take "
+                "part at once"
+            )
+        add_discrete_gaussian(steps, context, purpose, sigma=self.noise_multiplier * self.reach(len(steps)))
+        return steps
 
     def noisy(self, steps: NDArray[Any], purpose: str, context: Context, *, unit: float = 1.0) -> NDArray[Any]:
         """Whole steps [entry] with noise, in the units of the norm, times ``unit``; overwrites the steps."""
-        step = self.step(len(steps))
-        if (largest := _peak(steps)) >= _EXACT:
-            raise SumOverflow(
-                f"a sum of {largest:.3g} steps of {step:g} is no longer exact. Let fewer clients take part at once"
-            )
-        add_discrete_gaussian(steps, context, purpose, sigma=self.noise_multiplier * self.norm / step)
-        steps *= step * unit
-        return steps
+        noised = self.noised(steps, purpose, context)
+        noised *= self.step(len(steps)) * unit
+        return noised
 
     def steps(self, message: Message, entries: slice = slice(None)) -> NDArray[np.float64]:
         """A sum of multiples of the grid, in whole steps [entry]."""
@@ -194,37 +201,6 @@ class _Bound(NamedTuple):
         raise UpdateRefused(f"the update of client {context.client} {told}", client=context.client, reason=reason)
 
 
-def _peak(vector: NDArray[Any]) -> float:
-    """The largest magnitude."""
-    return max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
-
-
-class _Total:
-    """The sum of clipped updates, in steps: one after the other through the same memory, since pages that are fresh for
-    every client cost more than the sums."""
-
-    def __init__(self, bound: _Bound, vectors: Sequence[Vector]) -> None:
-        first, self._step = vectors[0], bound.step(len(vectors[0]))
-        most = len(vectors) * bound.norm / self._step
-        self._total = np.zeros(len(first), _dtype(first, most))
-        self._peaks: list[float] = []
-        self.room = np.empty_like(first)
-        # Otherwise steps are no whole units of the high limb, or too many: each update is split by itself.
-        self.exact = 1 <= self._step * 2.0**HIGH_BITS < 2.0**40 and most < _EXACT
-
-    def add(self, steps: NDArray[Any], *, beside: float = 0.0) -> None:
-        """One client's steps [entry]; ``beside`` is the magnitude of what else it sends."""
-        if steps.shape != self._total.shape:
-            raise ConfigurationError(f"updates of {len(steps)} and {len(self._total)} entries do not add up")
-        self._total += steps
-        self._peaks.append(max(_peak(steps) * self._step, beside))
-
-    def message(self, *beside: float) -> Message:
-        """The sum, with what else is added up behind it, to the bits of merging messages one by one."""
-        values = np.append(self._total, np.array(beside) / self._step) if beside else self._total
-        return summed(values, self._step, self._peaks)
-
-
 def _one_by_one(rule: Aggregator, encode: _Encode, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
     """The sum of updates as messages."""
     total = fold(rule, [encode(u, c) for u, c in zip(updates, contexts, strict=True)])
@@ -233,11 +209,6 @@ def _one_by_one(rule: Aggregator, encode: _Encode, updates: Sequence[Update], co
 
 
 _Encode = Callable[[Update, Context], Message]
-
-
-def _dtype(vector: Vector, most: float) -> np.dtype[Any]:
-    """float32, if it is the vector's own and holds whole numbers up to ``most``; otherwise float64."""
-    return np.dtype(np.float32 if vector.dtype == np.float32 and most < 2.0**24 else np.float64)
 
 
 # --- noise on the server ------------------------------------------------------------------------------------
@@ -296,12 +267,8 @@ def central(
         return message
 
     def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
-        total = _Total(bound, [u.vector for u in updates])
-        if not total.exact:
-            return _one_by_one(added, encode, updates, contexts)
-        for update, context in zip(updates, contexts, strict=True):
-            total.add(clipped(update, context, total.room))
-        return total.message()
+        total = Grid(bound.step, bound.reach, clipped).total(updates, contexts)
+        return _one_by_one(added, encode, updates, contexts) if total is None else total
 
     def decode(state: State, message: Message, context: Context) -> tuple[Vector, State]:
         return bound.noisy(bound.steps(lift(message)), "central", context, unit=1 / cohort), state
@@ -391,14 +358,13 @@ def adaptive(
         return added.encode(Update(np.append(steps, steps.dtype.type(inside)), 1.0), context)
 
     def encode_all(updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
-        total, bits = _Total(own, [u.vector for u in updates]), 0.0
+        size = len(updates[0].vector)
+        total = Total(own.step(size), own.reach(size), [u.vector for u in updates], beside=1)
         if not total.exact:
             return _one_by_one(added, encode, updates, contexts)
         for update, context in zip(updates, contexts, strict=True):
-            steps, inside = clipped(update, context, total.room)
-            total.add(steps, beside=0.5)
-            bits += inside
-        return total.message(bits)
+            total.add(*clipped(update, context, total.room))
+        return total.message()
 
     def admit(message: Message, context: Context) -> Message:
         values = message["values"]
@@ -486,12 +452,19 @@ def local(*, clip: float, noise_multiplier: float) -> Stage:
     bound = _Bound(float(clip), float(noise_multiplier))
     grid(bound.norm, bound.noise_multiplier, 1)
 
+    farthest = 1 + _FARTHEST * bound.noise_multiplier  # times the bound: no entry is beyond
+
+    def noised(update: Update, context: Context, room: NDArray[Any] | None = None) -> NDArray[Any]:
+        return bound.noised(bound.clipped(update.vector, farthest, room=room), "local", context)
+
     def encode(update: Update, context: Context) -> Update:
-        steps = bound.clipped(update.vector, more=_FARTHEST * bound.noise_multiplier * bound.norm)
-        return update._replace(vector=bound.noisy(steps, "local", context), weight=1.0)
+        steps = noised(update, context)
+        steps *= bound.step(len(steps))
+        return update._replace(vector=steps, weight=1.0)
 
     label = f"local(clip={clip}, noise_multiplier={noise_multiplier})"
-    return Stage(encode, same, label, event=LocalGaussian(bound.noise_multiplier))
+    grid_of = Grid(bound.step, lambda size: farthest * bound.reach(size), noised)
+    return Stage(encode, same, label, event=LocalGaussian(bound.noise_multiplier), grid=grid_of)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
