@@ -1,9 +1,9 @@
 """Euclidean norms of updates: fast, and the same for any number of threads, which BLAS's own are not.
 
 Most often all that matters is on which side of a bound a norm lies, or a norm to a few digits. Then float32 is squared
-and added up as it is, half of the work of float64, in columns of at most 64 additions each, whose rounding errors have a
-bound whatever the order (Higham 2002, "Accuracy and stability of numerical algorithms", section 4.2); float64
-decides what is too close for that.
+and added up as it is, half of the work of float64, in columns of at most 64 additions each, whose rounding errors have
+a bound whatever the order (Higham 2002, "Accuracy and stability of numerical algorithms", section 4.2); float64 decides
+what is too close for that.
 
 Not here: clipping (``core/stage.py``, ``privacy/mechanisms.py``).
 """

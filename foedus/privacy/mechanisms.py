@@ -29,7 +29,7 @@ from foedus.core.lengths import BLOCK, CLOSE, about, of_block, squared, within
 from foedus.core.stage import Stage, same
 from foedus.core.totals import EXACT, Grid, Total, peak, whole_dtype
 from foedus.core.values import Context, Message, State, Update
-from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
+from foedus.errors import IncompatibleStages, NoGuarantee, Reason, SumOverflow, UpdateRefused
 from foedus.privacy.events import Gaussian, LocalGaussian
 from foedus.privacy.noise import add_discrete_gaussian
 from foedus.tree import Vector
