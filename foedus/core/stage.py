@@ -402,7 +402,7 @@ def clip(norm: float) -> Stage:
     """Scale an update down so that its Euclidean norm is at most ``norm``; a shorter one stays as it is.
 
     Never above, not even by rounding and in whatever order the norm is summed: a scaled update is shorter than
-    ``norm`` by two units in the last place of its dtype or four in 10¹², and one that is as long as ``norm`` to twelve
+    ``norm`` by two units in the last place of its dtype or one in 10¹², and one that is as long as ``norm`` to twelve
     digits is scaled, too, since what is promised about privacy is promised about the bound.
 
     Raises:
@@ -432,7 +432,7 @@ def _shortened(vector: Vector, length: float, norm: float) -> Vector:
     """The vector [parameter] of that length, scaled to at most ``norm``: what rounding may add is taken off first."""
     kind = np.finfo(vector.dtype)
     # Rounding takes three quarters of it: half for the factor, a quarter for products. In float64, sums round by more.
-    factor, spare = min(norm / length, 1.0), max(2 * float(kind.eps), 4 * (1 - _NEARLY))
+    factor, spare = min(norm / length, 1.0), max(2 * float(kind.eps), 1.25 * (1 - _NEARLY))
     scaled = vector * vector.dtype.type(factor * (1 - spare))
     if norm > 2.0**30 * float(kind.tiny) * math.sqrt(len(vector)):
         return scaled
