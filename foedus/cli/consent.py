@@ -23,9 +23,9 @@ def command() -> None:
 @_FOLDER
 def show(folder: Path | None) -> None:
     """All records, the latest last, in the words that were agreed to."""
-    from foedus.cli.owner import owner_folder
+    from foedus.cli.owner import folder_in_use
 
-    records = owner_folder(folder).consents().records()
+    records = folder_in_use(folder).consents().records()
     for record in records:
         what = "given" if record.given else "withdrawn"
         click.echo(f"{record.when}  {what} by {record.who}, {record.server}, {record.task or 'every task'}")
@@ -61,11 +61,11 @@ def withdraw(server: str, who: str | None, task: str, folder: Path | None) -> No
 
     What waits to be sent is deleted at once, whether or not an agent is running.
     """
-    from foedus.cli.owner import owner_folder, whoever
+    from foedus.cli.owner import folder_in_use, whoever
     from foedus.net.owner.consent import plain
     from foedus.net.owner.withdrawal import forget
 
-    by, owner = whoever() if who is None else who, owner_folder(folder)
+    by, owner = whoever() if who is None else who, folder_in_use(folder)
     record = owner.consents().withdraw(plain(server), who=by, when=time.time(), task=task)
     deleted = forget(owner, plain(server), task)
     click.echo(record.words.rstrip())

@@ -19,9 +19,9 @@ def command() -> None:
 @click.option("--last", type=click.IntRange(1), help="Only the last so many.")
 def show(folder: Path | None, last: int | None) -> None:
     """A table of what left: when, to whom, for which task, how many bytes, under which protections."""
-    from foedus.cli.owner import owner_folder
+    from foedus.cli.owner import folder_in_use
 
-    ledger = owner_folder(folder).ledger()
+    ledger = folder_in_use(folder).ledger()
     entries = list(ledger.entries())
     for entry in entries[-last:] if last else entries:
         d = entry.departure
@@ -38,9 +38,9 @@ def show(folder: Path | None, last: int | None) -> None:
 @click.option("--head", help="A head that `foedus ledger show` told earlier, and that was noted down elsewhere.")
 def verify(folder: Path | None, head: str | None) -> None:
     """Check that no line was changed, moved, taken out or cut off."""
-    from foedus.cli.owner import owner_folder
+    from foedus.cli.owner import folder_in_use
 
-    ledger = owner_folder(folder).ledger()
+    ledger = folder_in_use(folder).ledger()
     found = ledger.verify(head)
     click.echo(f"whole: {ledger.count} lines, each follows the one before it")
     click.echo(f"head: {found}")

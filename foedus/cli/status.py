@@ -37,6 +37,11 @@ def command(folder: Path, database: str | None, log: bool) -> None:
         click.echo("no round has begun yet")
         return
     show(table(found))
+    if any(run["declined"] for run in found):
+        click.echo(
+            "clients declined: their owners' rules say no, or training failed there. Why is in the server's log "
+            "(declined); often the rules want an update summed with more others: foedus serve --minimum 3, or more"
+        )
 
 
 def _pin(authority: Path) -> str:

@@ -78,10 +78,10 @@ def deny(digest: str, who: str | None, folder: Path | None) -> None:
 
 
 def _approvals(folder: Path | None) -> Approvals:
-    from foedus.cli.owner import owner_folder
+    from foedus.cli.owner import folder_in_use
     from foedus.net.owner.approvals import Approvals
 
-    return Approvals(owner_folder(folder).path)
+    return Approvals(folder_in_use(folder).path)
 
 
 def _decide(digest: str, decision: str, who: str | None, folder: Path | None) -> None:

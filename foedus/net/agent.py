@@ -221,6 +221,7 @@ class Agent:
         self._known: _Known | None = None
         self._fetched: _Fetched | None = None
         self._made: _Made | None = None
+        self._empty = False  # all but the data may work, and there is none
         self._over = False  # the server said that the run is
         self._promise: Promise | None = None  # of masks, in the round at hand
         self._sealed = 0  # where updates are encrypted in the round at hand: fewest in a sum
@@ -285,8 +286,10 @@ class Agent:
             told = f"there is no consent for {place.address}; to give it: foedus consent give {place.address}"
         found = [Finding("consent", agreed, told), *owner_rules.server(rules, place.address, place.pin)]
         found += owner_rules.moment(rules, self._situation(rules))
+        self._empty = False
         if all(each.passes for each in found):  # the data is not even looked at before
             known = await self._examined(rules)
+            self._empty = known.examples == 0
             found += [*owner_rules.data(rules, self.data.name, known.examples), *known.findings]
         return found
 
@@ -297,6 +300,7 @@ class Agent:
     async def _woken(self, once: bool) -> session.Woke:
         """Wait until the owner's word is yes."""
         while reasons := await self._reasons():
+            await self._nothing()
             if once:
                 raise OwnerRefuses(*reasons)
             self._say(f"not now: {'; '.join(reasons)}")
@@ -308,6 +312,15 @@ class Agent:
         hello = replace(self.hello, kinds=kinds, examples=examples, protections=demands)
         self.state = replace(self.state, hello=hello)
         return session.Woke(self.clock.now(), self.draw())
+
+    async def _nothing(self) -> None:
+        """Where all but the data may work, and there is none: tell the server so, once; no round waits for it then."""
+        if not self._empty or self.state.hello.examples == 0:
+            return
+        hello = replace(self.state.hello, examples=0)
+        with contextlib.suppress(Unreachable, ProtocolError, NotTrusted):  # it is told again
+            await self.transport.ask(replace(hello, pending=()))
+            self.state = replace(self.state, hello=hello)
 
     async def _reasons(self) -> tuple[str, ...]:
         if not self.place.owner.consents().holds(self.place.address) and self.state.held:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 import ssl
@@ -47,6 +48,7 @@ from foedus.net.leader import Leader, OwnFolder
 from foedus.net.learning import Learning
 from foedus.net.logs import say
 from foedus.net.metrics import Metrics
+from foedus.net.owner import rules as owner_rules
 from foedus.net.recording import Recording
 from foedus.net.served import Keeping, Served
 from foedus.net.serving import Serving
@@ -184,6 +186,8 @@ class Server:
         self._told_at: float | None = None
         self._reloaded, self._renewed = 0.0, now
         self.stopped = threading.Event()
+        for warned in self.warnings():
+            say("few contributors", level=logging.WARNING, told=warned)
         self.uvicorn: uvicorn.Server = Ear(configuration(self.shell, settings, self.context))
 
     @property
@@ -260,9 +264,21 @@ class Server:
         """What is printed when it listens."""
         address = self.address()
         lines = [f"serving at {address.url}; clients join with\n\n    {address.join} --data MODULE:OBJECT\n"]
+        lines += [f"{warned}\n" for warned in self.warnings()]
         # an owner who knows the source need not look at it again
         lines += [f"the task they are asked to approve: {digest}\n" for digest in address.tasks]
         return "\n".join(lines)
+
+    def warnings(self) -> list[str]:
+        """What is likely not as it was meant."""
+        usual = owner_rules.Rules().least_others
+        few = [run.served for run in self.coordinator.learnings if run.served.minimum <= usual]
+        return [
+            f"{run.name}: updates may be summed with {run.minimum - 1} others only, and owners' rules, as they come, "
+            f"decline fewer than {usual}. Write --minimum {usual + 1}, or have the owners write least_others = "
+            f"{run.minimum - 1}"
+            for run in few
+        ]
 
     @property
     def port(self) -> int:

@@ -44,8 +44,8 @@ class Rounds:
     """How rounds come about.
 
     Attributes:
-        minimum: fewer contributors than this are never summed up and shown; a round with fewer fails. Masks and
-            shares of noise have a minimum of their own, which counts if it is more.
+        minimum: fewer contributors than this are never summed up and shown; a round with fewer fails. Masks,
+            shares of noise, and rules such as Krum have a minimum of their own, which counts if it is more.
         over_selection: so many times the cohort's number are let in, since some will not come back.
         window: seconds in which clients are let in, from the round's beginning.
         deadline: seconds until uploads are no longer taken.
@@ -133,6 +133,12 @@ class Served:
                 "between machines who is at hand takes part, and the server sees who: sampling cannot be counted. "
                 "Leave out hidden=True"
             )
+        rule = self.algorithm.aggregator
+        if self.cohort is not None and not isinstance(self.cohort, Sampler) and self.cohort < rule.least:
+            raise ConfigurationError(
+                f"{rule.label} needs at least {rule.least} updates, and cohort={self.cohort} takes {self.cohort} "
+                f"clients. Write cohort={rule.least} or more, or a rule that needs fewer"
+            )
         timing = self.algorithm.timing
         if isinstance(timing, Buffered) and isinstance(self.cohort, Sampler):
             raise ConfigurationError(
@@ -148,8 +154,10 @@ class Served:
 
     @property
     def minimum(self) -> int:
-        """Fewest contributors to a round: what ``each`` says, or what masks and shares of noise need if it is more."""
-        return max(self.each.minimum, fewest(self.algorithm.aggregator))
+        """Fewest contributors to a round: what ``each`` says, or what masks, shares of noise, and rules that compare
+        updates need if it is more."""
+        rule = self.algorithm.aggregator
+        return max(self.each.minimum, fewest(rule), rule.least)
 
     @property
     def first(self) -> int:

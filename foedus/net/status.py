@@ -31,7 +31,8 @@ def runs(url: str) -> list[dict[str, Any]]:
         here = [s.state for s in seats[row.name] if (s.round, s.attempt) == (state.round, state.attempt)]
         told.append({
             "run": row.name, "phase": str(state.phase), "round": state.round, "attempt": state.attempt,
-            "seated": len(here), "counted": here.count(str(At.COUNTED)), "clients": clients, "why": state.reason,
+            "seated": len(here), "counted": here.count(str(At.COUNTED)), "declined": here.count(str(At.DECLINED)),
+            "clients": clients, "why": state.reason,
         })  # fmt: skip
     return told
 

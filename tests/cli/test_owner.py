@@ -22,6 +22,7 @@ def owner(tmp_path: Path) -> OwnerFolder:
 
 def test_a_ledger_is_shown_and_verified(owner: OwnerFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = ["--folder", str(owner.path)]
+    owner.rules()
     assert run(["ledger", "show", *folder]) == 0
     assert "0 in all, 0 bytes" in capsys.readouterr().out
     for i in (1, 2):
@@ -41,8 +42,30 @@ def test_a_ledger_is_shown_and_verified(owner: OwnerFolder, capsys: pytest.Captu
     assert "does not follow" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ledger", "verify"], ["ledger", "show"], ["tasks", "list"], ["tasks", "approve", "ab" * 8],
+        ["consent", "show"], ["consent", "withdraw", URL],
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_mistyped_is_told_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], there: bool
+) -> None:
+    folder = tmp_path / "mistyped"
+    if there:
+        folder.mkdir()
+    assert run([*words, "--folder", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert str(folder) in told.replace("\n", "")
+    assert ("is no owner's folder" if there else "is not there") in told
+    assert [path for path in tmp_path.rglob("*") if path != folder] == []
+
+
 def test_consent_is_given_shown_and_withdrawn(owner: OwnerFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = ["--folder", str(owner.path), "--who", "Dr Weiss"]
+    owner.rules()
     assert run(["consent", "show", *folder[:2]]) == 0
     assert "nothing is trained without" in capsys.readouterr().out
     assert run(["consent", "give", URL + "/", *folder, "--data", "heart"]) == 0

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from foedus.errors import NotTrusted, OwnerRefuses, TrainingError, WorkerDied
-from foedus.net.agent import Agent
+from foedus.net.agent import Agent, Data
 from foedus.net.bundle import Bundle
 from foedus.net.identity.keys import SigningKey
 from foedus.net.served import Rounds
+from foedus.net.source import own, to_bytes
 from foedus.protocol.blob import unpack
 
-from .agents import DATA, FEDAVG, URL, Server, client, owner, simulated
+from .agents import DATA, FEDAVG, URL, Server, client, closing, owner, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]  # each starts processes
 
@@ -156,6 +157,28 @@ async def until(each: Any, holds: Any, *, most: int = 60) -> None:
         await each.agent.work(once=True)
         await each.agent.clock.rest(5.0)
     raise AssertionError(each.said)
+
+
+async def test_who_has_nothing_left_to_train_on_says_so_once(tmp_path: Path) -> None:
+    """The rules decline to train on nothing; the server would wait for the client until the window's end."""
+    server = Server(tmp_path)
+    x, y = DATA[2]
+    each = client(server, 2, data=Data("data", read=lambda: to_bytes(own((x[:0], y[:0])))))
+    said: list[Any] = []
+    plain = each.agent.transport.ask
+
+    async def ask(message: Any) -> Any:
+        said.append(message)
+        return await plain(message)
+
+    each.agent.transport.ask = ask  # type: ignore[method-assign]
+    async with closing(each):
+        for _ in range(2):
+            with pytest.raises(OwnerRefuses, match=r"data\.least"):
+                await each.agent.work(once=True)
+    assert [message.examples for message in said] == [0]
+    with server.store.begin() as rows:
+        assert [each.examples for each in rows.clients()] == [9, 10, 0]
 
 
 async def test_rules_hold_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,14 @@ import pytest
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.core.aggregate import lift
-from foedus.errors import CheckpointError, ProtocolError, StorageError, UploadRefused
+from foedus.errors import CheckpointError, ConfigurationError, ProtocolError, StorageError, UploadRefused
 from foedus.net.blobs import open_blobs
 from foedus.net.coordinator import Coordinator, Ground
+from foedus.net.coordinator.steps import Steps
+from foedus.net.course import Course
 from foedus.net.learning import Learning
 from foedus.net.sealing import Vault
+from foedus.net.served import Served
 from foedus.net.store import check_log, open_store
 from foedus.protocol import blob
 from foedus.protocol.messages import (
@@ -25,6 +28,7 @@ from foedus.protocol.messages import (
     CheckIn,
     Decline,
     Finished,
+    Kind,
     Later,
     Place,
     Received,
@@ -283,6 +287,60 @@ def test_clients_evaluate_and_only_the_spread_is_written_down(tmp_path: Path, na
             assert (kind in found) == (kind in line)
             for metric, values in line.get(kind, {}).items():
                 assert found[kind][metric] == pytest.approx(values, rel=1e-12)
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_process_died_before_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = {"evaluation": fd.Evaluation(clients=True, every=2), "rounds": 3}
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how=how)
+
+    def dies(_: Steps, course: Course, number: int, *more: Any) -> None:
+        if number == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "_evaluate", dies)
+        with pytest.raises(Killed):  # a round is committed, and nobody was asked yet
+            federation.run()
+    assert ["clients" in line for line in federation.lines()] == [False, False]
+    federation.restarted(seed=1)
+    federation.run()
+    assert ["clients" in line for line in federation.lines()] == [False, True, True]
+
+
+def test_who_has_nothing_to_train_on_any_more_is_not_waited_for() -> None:
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 2, "each": fd.Rounds(minimum=2)})
+    federation.tick()
+    assert sorted(federation.learning.cohort(federation.learning.step)) == [0, 1, 3, 4]
+    told = federation.ask(3, CheckIn(kinds=(Kind.TRAIN,), examples=0))
+    assert isinstance(told, Later)
+    assert told.reason == "there is nothing to train on"
+    for position in (0, 1, 4):
+        federation.visit(position)
+    assert federation.lines()[0]["trained"] == 3, "in the first window, without waiting for its end"
+
+
+def test_who_declines_is_told_of() -> None:
+    federation = Federation(plain_trainee(fd.fedavg(OWN)))
+    federation.tick()
+    seat = federation.check_in(0)
+    federation.ask(0, Decline(key=seat.key, reason="rules"))
+    federation.ask(0, Decline(key=seat.key, reason="rules"))
+    told = [told for event, told in federation.events if event == "declined"]
+    assert told == [{"run": "run", "position": 0, "reason": "rules"}]
+
+
+def test_a_rule_that_needs_so_many_is_given_so_many_or_refused() -> None:
+    how: dict[str, Any] = {"name": "run", "task": fd.Task(fd.logistic(2, 2)), "rounds": 1}
+    krum = fd.fedavg(OWN, aggregator=fd.krum(1))
+    assert Served(**how, algorithm=krum).minimum == 5
+    assert Served(**how, algorithm=krum, each=fd.Rounds(minimum=6)).minimum == 6
+    with pytest.raises(ConfigurationError, match="needs at least 5 updates, and cohort=4"):
+        Served(**how, algorithm=krum, cohort=4)
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def test_what_anybody_may_see(tmp_path: Path) -> None:
     trainee = trainee_of("adam")
     with serving(tmp_path / "server", trainee, settings={"insecure_loopback": True}) as server:
         url = f"http://localhost:{server.port}"
+        assert "Write --minimum 3, or have the owners write least_others = 0" in server.told()
         assert httpx.get(f"{url}/health").json() == {"status": "ok", "leading": True}
         assert httpx.get(f"{url}/leading").status_code == 200
         assert b"foedus_leading 1.0" in httpx.get(f"{url}/metrics").content

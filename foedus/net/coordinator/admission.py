@@ -101,6 +101,7 @@ class Admission:
         if course.state.phase is Phase.OVER and course.kind is Kind.TRAIN:
             return self._finished(course, caller)
         if self._examples.get(caller.position) == 0:
+            self._not_waited_for(course, caller, now)
             return later(window, "there is nothing to train on")
         if course.kind not in message.kinds:
             return later(window, f"this run asks for {course.kind}")
@@ -122,6 +123,14 @@ class Admission:
                 case machine.Over():
                     return self._finished(course, caller) if course.kind is Kind.TRAIN else later(window, "")
         return later(window, "come back in a moment")
+
+    def _not_waited_for(self, course: Course, caller: Who, now: float) -> None:
+        """Who has nothing to train on any more, and was wanted in the round under way, is not waited for."""
+        if course.state.phase is not Phase.SELECTING or course.rules.flowing or course.masks:
+            return
+        for action in self._driver.step(course, machine.Came(now, caller.position, self._ground.secret(16)), now):
+            if isinstance(action, machine.Seated):
+                self._driver.step(course, machine.Declined(now, action.seat.key), now)
 
     def _accepted(self, course: Course, seat: Seat, held: bytes | None, now: float) -> Accepted:
         served, state = course.learning.served, course.state

@@ -128,6 +128,9 @@ class Coordinator:
         if open_still:
             self._masks.left(course, caller.position, now)
         driver.news.session(seat.key, "!", course, ends=True)
+        if open_still:
+            told = {"run": course.name, "position": caller.position, "reason": message.reason}
+            self._ground.watch("declined", told)
         return later(driver.window(course, now), "")
 
     def blob(self, caller: Who, digest: bytes) -> bytes:

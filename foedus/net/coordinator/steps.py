@@ -53,6 +53,8 @@ class Steps:
         learning = course.learning
         served = learning.served
         evaluation = self._driver.courses.get(course.name + EVALUATION)
+        if evaluation is not None and learning.state is not None and evaluation.state.round < learning.state.round:
+            self._evaluate(course, learning.state.round, True, now)  # an earlier process died before it could ask
         if evaluation is not None and evaluation.under_way:
             return
         if why := learning.over:

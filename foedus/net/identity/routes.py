@@ -22,7 +22,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -92,6 +92,8 @@ def routes(access: Access, *, clock: Clock, rate: Rate, aside: Aside) -> list[Ro
                 return await answer(request)
             except FoedusError as error:
                 return refusal(error)
+            except ClientDisconnect:  # nobody is there to be answered
+                return Response(status_code=400)
 
         return answered
 

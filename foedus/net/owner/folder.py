@@ -74,6 +74,12 @@ class OwnerFolder:
         """Source bundles that were fetched, by digest."""
         return self.path / "bundles"
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything of an owner's lies in it."""
+        own = ("rules.toml", "consent.jsonl", "ledger.jsonl", "approvals.json", "bundles", "servers")
+        return any((self.path / name).exists() for name in own)
+
     def rules(self) -> rules.Rules:
         """The rules; a file with the template is written if there is none."""
         if not self.rules_file.exists():

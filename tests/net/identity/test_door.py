@@ -461,6 +461,16 @@ def test_a_connection_on_which_nothing_is_asked_stays_open(tmp_path: Path) -> No
                 time.sleep(0.5)
 
 
+def test_who_goes_in_the_middle_of_a_request_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    with opened(tmp_path, plain=True) as door:
+        with socket.create_connection(("127.0.0.1", int(door.url.rpartition(":")[2]))) as gone:
+            gone.sendall(asked)
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(f"{door.url}/v1/authority")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 @pytest.mark.slow
 def test_an_answer_that_nobody_reads_is_given_up() -> None:
     ended = threading.Event()
