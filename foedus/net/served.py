@@ -134,9 +134,10 @@ class Served:
                 "Leave out hidden=True"
             )
         rule = self.algorithm.aggregator
-        if self.cohort is not None and not isinstance(self.cohort, Sampler) and self.cohort < rule.least:
+        asked = None if isinstance(self.cohort, Sampler) else self.cohort
+        if asked is not None and fewest(rule) <= asked < rule.least:  # masks and shares say themselves what they need
             raise ConfigurationError(
-                f"{rule.label} needs at least {rule.least} updates, and cohort={self.cohort} takes {self.cohort} "
+                f"{rule.label} needs at least {rule.least} updates, and cohort={asked} takes {asked} "
                 f"clients. Write cohort={rule.least} or more, or a rule that needs fewer"
             )
         timing = self.algorithm.timing
