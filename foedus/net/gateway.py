@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from foedus.errors import Code, FoedusError, MalformedMessage, NotNow, ProtocolError, UploadRefused
+from foedus.errors import Code, FoedusError, MalformedMessage, NotNow, ProtocolError, TooLarge, UploadRefused
 from foedus.net import api
 from foedus.net.brokers.broker import Broker
 from foedus.net.brokers.receipts import Receipt
@@ -136,8 +136,13 @@ class Gateway:
         answer = self._passed_on(caller, asked, now)
         if not isinstance(answer, Place) or not message.size:
             return answer
+        if message.size > answer.most:
+            raise TooLarge(
+                f"an upload of {message.size} bytes is announced, and {answer.most} are more than anybody needs here",
+                fatal=True,
+            )
         offset = self.uploads.open(answer.upload, message.size, owner=caller.position, now=now)
-        return Place(upload=answer.upload, offset=offset, scale=answer.scale, most=self.uploads.each)
+        return Place(upload=answer.upload, offset=offset, scale=answer.scale, most=min(answer.most, self.uploads.each))
 
     def _whole(self, message: Submit) -> memoryview:
         content = self.uploads.whole(message.upload)

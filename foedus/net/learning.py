@@ -36,7 +36,7 @@ from foedus.protocol import blob
 from foedus.protocol.messages import Blob
 from foedus.protocol.secagg.messages import Promise
 from foedus.record.checkpoint import Checkpoint
-from foedus.rounds import evaluate, freight, identity, start
+from foedus.rounds import evaluate, freight, identity, sizes, start
 from foedus.rounds.brought import sent_down
 from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
@@ -129,6 +129,7 @@ class Learning:
         self._sizes: Ints = NOBODY
         self._job: Job | None = None
         self._identity: str | None = None
+        self._upload_bytes: int | None = None
         self._model: tuple[RunState, bytes] | None = None
         self._begins: dict[int, Terms] = {}  # of the present step, by edge
         self._made: dict[int, bytes] = {}  # orders of the present step, by edge
@@ -327,6 +328,13 @@ class Learning:
             terms = self._terms(edge)
             self._made[edge] = freight.orders_blob(terms.orders, terms.travels, run=self.served.name)
         return self._made[edge]
+
+    @property
+    def upload_bytes(self) -> int:
+        """The most bytes that one upload of the run may take."""
+        if self._upload_bytes is None:
+            self._upload_bytes = sizes.upload_bytes(self._terms(WHOLE))
+        return self._upload_bytes
 
     def late_orders(self, version: int) -> bytes:
         """The orders of an earlier round, whose updates are still awaited."""

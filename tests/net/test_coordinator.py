@@ -12,7 +12,7 @@ import pytest
 import foedus as fd
 from foedus.backends import open_trainer
 from foedus.core.aggregate import lift
-from foedus.errors import CheckpointError, ConfigurationError, ProtocolError, StorageError, UploadRefused
+from foedus.errors import CheckpointError, ConfigurationError, ProtocolError, StorageError, TooLarge, UploadRefused
 from foedus.net.blobs import open_blobs
 from foedus.net.coordinator import Coordinator, Ground
 from foedus.net.coordinator.steps import Steps
@@ -499,3 +499,20 @@ def test_whoever_declines_gives_the_memory_of_an_upload_back() -> None:
     assert isinstance(federation.ask(0, StartUpload(key=told.key, size=1000)), Place)
     federation.ask(0, Decline(key=told.key, reason="training"))
     assert federation.coordinator.uploads.taken == 0
+
+
+def test_nobody_is_given_more_memory_than_the_model_needs() -> None:
+    """Who could announce as much as there is would have all of it, and nobody else could send for a minute."""
+    federation = Federation(plain_trainee(fd.fedavg(OWN)))
+    federation.tick()
+    accepted = federation.check_in(0)
+    assert isinstance(accepted, Accepted)
+    with pytest.raises(TooLarge, match="more than anybody needs") as refused:
+        federation.ask(0, StartUpload(key=accepted.key, size=1 << 29, digest=bytes(32)))
+    assert refused.value.fatal
+    assert federation.coordinator.uploads.taken == 0
+    content = federation.trained(0, accepted)
+    place = federation.ask(0, StartUpload(key=accepted.key, size=len(content), digest=blob.digest_of(content)))
+    assert isinstance(place, Place)
+    assert len(content) < place.most < 3 * len(content) + (1 << 21), "what is told is what is let in"
+    assert isinstance(federation.send(0, accepted.key, content, place=place), Received)

@@ -9,7 +9,7 @@ Not here: bytes on their way (``net/uploads.py``), the gate and sums themselves 
 
 from __future__ import annotations
 
-from foedus.errors import Code, NotNow, ProtocolError, UpdateRefused, UploadRefused
+from foedus.errors import Code, NotNow, ProtocolError, TooLarge, UpdateRefused, UploadRefused
 from foedus.net.coordinator.driver import Driver
 from foedus.net.coordinator.ground import Who
 from foedus.net.coordinator.safe import Safe, scale_of
@@ -36,6 +36,7 @@ from foedus.protocol.messages import (
 from foedus.protocol.round import At, Phase, Seat
 from foedus.rounds.freight import figures_of, parcel_of
 from foedus.rounds.parcel import Parcel
+from foedus.rounds.sizes import BESIDE
 from foedus.rounds.work import Refusal
 
 
@@ -70,10 +71,32 @@ class Taking:
         return self._place(course, found, message, now)
 
     def _place(self, course: Course, seat: Seat, message: StartUpload, now: float) -> Place:
-        """Room for an upload."""
+        """Room for an upload.
+
+        Raises:
+            TooLarge: nobody needs so much for this model.
+            NotNow: there is no room at the moment.
+        """
+        most = self._most(course)
+        if message.size > most:
+            raise TooLarge(
+                f"an upload of {message.size} bytes is announced, and {most} are more than anybody needs for what "
+                f"{course.learning.served.name!r} asks for",
+                fatal=True,
+            )
         upload = course.uploads.setdefault(seat.key, self._ground.secret(16))
         offset = self._uploads.open(upload, message.size, owner=seat.position, now=now) if message.size else 0
-        return Place(upload=upload, offset=offset, scale=scale_of(seat), most=self._uploads.each)
+        return Place(upload=upload, offset=offset, scale=scale_of(seat), most=most)
+
+    def _most(self, course: Course) -> int:
+        """Bytes of one upload: what the model needs, and an eighth of the memory where a method sends channels of its
+        own, whose lengths only it knows."""
+        if course.kind is Kind.EVALUATE:
+            return min(self._uploads.each, BESIDE)
+        needed, method = course.learning.upload_bytes, course.learning.served.algorithm.method
+        if method is not None and method.sides:
+            needed = max(needed, self._uploads.each // 8)
+        return min(self._uploads.each, needed)
 
     def _may_send(self, course: Course, seat: Seat, now: float, scale: float = 1.0) -> Seat | Closed | Received:
         """The seat if its upload may go on; or what is said instead."""
