@@ -3,6 +3,7 @@ what nobody should send."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("tenseal")
 
 import foedus as fd
+from foedus.core.aggregate import fold
 from foedus.errors import ConfigurationError, IncompatibleStages, SecureAggregationFailed
 from foedus.net.blobs import open_blobs
 from foedus.net.sealing import Vault
@@ -31,7 +33,7 @@ from foedus.protocol.messages import (
     Received,
     Refused,
 )
-from foedus.rounds.freight import closed_of, opened_blob
+from foedus.rounds.freight import closed_of, opened_blob, parcel_of
 from foedus.rounds.masks import sealed_update
 from foedus.rounds.parcel import Terms
 from foedus.rounds.visits import layouts_of
@@ -64,6 +66,7 @@ class Silos(Federation):
 
     lies: dict[int, Callable[[Opened], Opened]] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)  # the last that each has sent
+    sent_down: dict[int, bytes] = field(default_factory=dict)  # the orders of every round
 
     @property
     def served(self) -> Served:
@@ -95,6 +98,7 @@ class Silos(Federation):
             message = self.lies.get(position, lambda opened: opened)(self.opened(position, found))
             self.answers[position] = opened_blob(message, found.orders.digest)
             return self.send(position, found.key, self.answers[position])
+        self.sent_down[found.round] = self.coordinator.blob(self.caller(position), found.orders.digest)
         content = self.trained(position, found)
         self.held[position] = found.key, content
         return self.send(position, found.key, content)
@@ -375,3 +379,61 @@ def test_figures_beside_an_update_are_not_believed_nor_kept() -> None:
     assert np.isnan(outcome.losses).all()
     assert outcome.steps == [0] * COUNT
     assert outcome.examples == silos.trainee.clients.sizes.tolist()
+
+
+def recomputed(silos: Silos) -> Any:
+    """The model by definition: in every round the mean of what those hold who are counted in it."""
+    own, aggregator = trainee(), rule(KEY)
+    vector = own.trainer.initial().vector
+    for number, content in sorted(silos.sent_down.items()):
+        orders = own.orders(content, 0)
+        np.testing.assert_array_equal(orders.start.vector, vector)
+        with silos.store.begin() as rows:
+            counted = sorted(rows.counted("run", number))
+        if not counted:
+            continue
+        terms = Terms.of(own.job, orders, layouts_of(own.trainer))
+        contexts = [terms.context(position, UPDATE, len(vector)) for position in counted]
+        parcels = [parcel_of(blob.unpack(own.update(content, position))) for position in counted]
+        pairs = zip(parcels, contexts, strict=True)
+        total = fold(aggregator, [aggregator.admit(dict(each.messages[UPDATE]), context) for each, context in pairs])
+        update, _ = aggregator.decode({}, total, contexts[0]._replace(client=-1))
+        vector, _ = own.algorithm.server.step(own.algorithm.server.init(vector), vector, update, number)
+    return vector
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_a_round_has_one_sum_and_the_right_one(seed: int, tmp_path: Path) -> None:
+    """Silos come in any order, some keep silent, decline or lie, and the server dies, with and without its memory: no
+    two sums of a round are ever given out, every round ends, and the model is that of those who are counted."""
+    rng = random.Random(seed)
+    silos = restartable(tmp_path, memory=Vault(bytes(32)))
+    liar, given = rng.randrange(COUNT), dict[int, set[bytes]]()
+    for _ in range(40):
+        silos.tick(rng.choice([0.01, 0.5, 6.0, 11.0]))
+        draw, position = rng.random(), rng.randrange(COUNT)
+        if draw < 0.15:
+            if rng.random() < 0.2:
+                silos.ground["memory"] = Vault(rng.randbytes(32))  # the machine was started anew
+            silos.restarted(seed=rng.randrange(1, 1000))
+        elif isinstance(found := silos.ask_in(position), Accepted) and found.kind is Kind.DECRYPT:
+            given.setdefault(found.round, set()).add(found.orders.digest)
+            if draw < 0.25:
+                silos.ask(position, Decline(key=found.key, reason="rules"))
+            elif draw < 0.9:
+                silos.lies = {liar: lambda opened: opened | {"sum": opened["sum"] + 1}} if draw < 0.5 else {}
+                silos.visit(position)
+        elif isinstance(found, Accepted):
+            silos.visit(position)
+            silos.again(position)
+    silos.lies = {}
+    silos.run()
+    assert all(len(digests) == 1 for digests in given.values())
+    trained = [line["trained"] for line in silos.lines()]
+    assert len(trained) == 2
+    assert set(trained) <= {0, 3, COUNT}
+    assert len(silos.told("sum lost")) == trained.count(0)
+    state = silos.learning.state
+    assert state is not None
+    np.testing.assert_array_equal(state.weights.vector, recomputed(silos))
