@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from foedus.errors import Code, SecureAggregationFailed, Unreachable
+from foedus.errors import Code, ProtocolError, SecureAggregationFailed, Unreachable
 from foedus.net.identity.signed import check_content
 from foedus.net.transport import Transport
 from foedus.protocol.blob import digest_of
@@ -190,6 +190,8 @@ class _Talk:
     async def _taken(self, turn: Turn) -> None:
         """The server's next turn, and the answer to it."""
         content = await self._body(turn)
+        if content is None:
+            return
         self.turn, self.answer, self.upload = turn.turn, b"", None
         if self.client is None:
             if turn.turn != 1:  # an earlier process of this client began; what it knew died with it
@@ -203,15 +205,20 @@ class _Talk:
             self.client, actions = machine.step(self.client, Numbers(await self.work))
             self._carried_out(actions)
 
-    async def _body(self, turn: Turn) -> bytes:
-        while True:
-            try:
-                content = await self.ways.transport.fetch(turn.body)
-            except Unreachable:
-                await self._backed_off()
-                continue
-            check_content(turn.body, content)
-            return content
+    async def _body(self, turn: Turn) -> bytes | None:
+        """The body of a turn; ``None`` if it is not to be had: then the turn is asked for again, since the sum may have
+        come without this client's answer meanwhile."""
+        try:
+            content = await self.ways.transport.fetch(turn.body)
+        except Unreachable:
+            await self._backed_off()
+            return None
+        except ProtocolError as error:
+            if error.code is not Code.UNKNOWN_BLOB:
+                raise
+            return None
+        check_content(turn.body, content)
+        return content
 
     def _begun(self, content: bytes) -> tuple[machine.Action, ...]:
         """The first turn: join, if the terms are those that were promised, of this round and this model."""

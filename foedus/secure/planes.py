@@ -6,7 +6,7 @@ array; of a narrower one, a byte holds what belongs to entries that lie far apar
 first part of the vector, the next bits the second), so that packing is shifts of whole arrays, at memory's speed.
 
 Sums are taken plane by plane and put together once, at the end: a server adds a client's packed vector in the time
-that copying it takes (:class:`Tally`).
+that copying it takes (:class:`Tally`), in integers no wider than the plane's own.
 
 Not here: codes of quantisers (``core/stage.py``), what the numbers stand for (``secure/fixed_point.py``).
 """
@@ -14,12 +14,12 @@ Not here: codes of quantisers (``core/stage.py``), what the numbers stand for (`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.coding import blocks
+from foedus.core.coding import BLOCK, blocks
 from foedus.errors import ConfigurationError
 
 Bytes = NDArray[np.uint8]
@@ -159,7 +159,7 @@ class Tally:
 
     def __init__(self, count: int, bits: int) -> None:
         self._count, self._bits = count, bits
-        self._planes = [_Sum(plane, word(bits)) for plane in _planes(count, bits)]
+        self._sums = [_summing(plane, bits) for plane in _planes(count, bits)]
 
     def add(self, values: Bytes) -> None:
         """Add a packed vector.
@@ -168,15 +168,15 @@ class Tally:
             ConfigurationError: it is none; nothing has been added.
         """
         check_packed(values, self._count, self._bits)
-        for plane in self._planes:
-            plane.add(values)
+        for each in self._sums:
+            each.add(values)
 
     def total(self) -> NDArray[Any]:
         """The sum so far [n], of the :func:`word` that holds ``bits``."""
         kind = word(self._bits)
         found = np.zeros(self._count, kind)
-        for plane in self._planes:
-            sums, shift = plane.total().reshape(-1), kind.type(plane.of.shift)
+        for each in self._sums:
+            sums, shift = each.total().reshape(-1), kind.type(each.of.shift)
             for place in blocks(self._count):
                 found[place] += sums[place].astype(kind, copy=False) << shift
         if self._bits < 8 * kind.itemsize:
@@ -184,39 +184,127 @@ class Tally:
         return found
 
 
-class _Sum:
-    """The sum of one plane: ``wide`` [lane, entry].
+class _Sum(Protocol):
+    """The sum of one plane: ``total`` [lane, entry]."""
 
-    Narrow numbers are summed where they lie, in slots twice as wide, the even ones and the odd ones apart; before the
-    slots are full they are emptied into slots twice as wide again, up to 8 bits, and these into ``wide``. So a vector
-    of single bits takes some ten passes over its bytes, and not one for every lane of them.
+    of: _Plane
+
+    def add(self, values: Bytes) -> None: ...
+
+    def total(self) -> NDArray[Any]: ...
+
+
+def _summing(plane: _Plane, bits: int) -> _Sum:
+    """What goes beyond the highest plane is left away, and costs nothing; from the others it is carried."""
+    top = plane.shift + plane.width == bits
+    if plane.width >= 8:
+        return _Words(plane, None if top else word(bits))
+    return _Ring(plane) if top else _Lanes(plane, word(bits))
+
+
+def _own(plane: _Plane, values: Bytes) -> NDArray[Any]:
+    """A plane of a packed vector, as its integers, which lie on whole words."""
+    part = values[plane.start : plane.stop].view(f"<u{max(1, plane.width // 8)}")
+    return part if part.flags.aligned else part.copy()
+
+
+class _Words:
+    """The sum of a plane whose numbers are integers of the machine: added as they are, without wider ones.
+
+    A sum that is less than what was added last has wrapped around: that is counted, in bytes, and the bytes are emptied
+    before they could wrap around themselves. ``kind``: of the sums; ``None``: nobody wants to know how often.
+    """
+
+    def __init__(self, plane: _Plane, kind: np.dtype[Any] | None) -> None:
+        self.of, self._kind = plane, kind
+        length = (plane.stop - plane.start) * 8 // plane.width
+        self._low = np.zeros(length, f"<u{plane.width // 8}")
+        self._carried = np.zeros(0 if kind is None else length, np.uint8)
+        self._wrapped = np.zeros(min(length, BLOCK), bool)  # of one block, each time
+        self._high = None if kind is None else np.zeros(length, kind)
+        self._added = 0
+
+    def add(self, values: Bytes) -> None:
+        part, low = _own(self.of, values), self._low
+        if self._high is None:
+            low += part
+            return
+        if self._added == 255:
+            self._empty()
+        self._added += 1
+        for place in blocks(len(part)):
+            own, sums = part[place], low[place]
+            wrapped = self._wrapped[: len(own)]
+            np.add(sums, own, out=sums)
+            np.less(sums, own, out=wrapped)
+            self._carried[place] += wrapped.view(np.uint8)
+
+    def _empty(self) -> None:
+        assert self._high is not None
+        self._high += self._carried
+        self._carried[...] = 0
+        self._added = 0
+
+    def total(self) -> NDArray[Any]:
+        """The sum [1, entry]."""
+        if self._high is None or self._kind is None:
+            return self._low[None]
+        self._empty()
+        return (self._low.astype(self._kind) + (self._high << self._kind.type(self.of.width)))[None]
+
+
+class _Ring:
+    """The sum of the highest plane, of less than a byte, modulo 2^width: added where the numbers lie. The highest bit
+    of each is added by itself, so that nothing runs over into the next number."""
+
+    def __init__(self, plane: _Plane) -> None:
+        self.of = plane
+        self._sums = np.zeros(plane.stop - plane.start, np.uint8)
+        self._heads = np.uint8(sum(1 << at for at in range(plane.width - 1, 8, plane.width)))
+
+    def add(self, values: Bytes) -> None:
+        part, sums = _own(self.of, values), self._sums
+        if self.of.width == 1:
+            sums ^= part
+            return
+        for place in blocks(len(sums)):
+            a, b = sums[place], part[place]
+            heads = (a ^ b) & self._heads
+            a &= ~self._heads
+            a += b & ~self._heads
+            a ^= heads
+
+    def total(self) -> NDArray[Any]:
+        """The sum [lane, entry]."""
+        width = self.of.width
+        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
+        found: NDArray[Any] = (self._sums >> shifts) & np.uint8(2**width - 1)
+        return found
+
+
+class _Lanes:
+    """The sum of another plane of less than a byte: ``wide`` [lane, entry].
+
+    Numbers are summed where they lie, in slots twice as wide, the even ones and the odd ones apart; before the slots
+    are full they are emptied into slots twice as wide again, up to 8 bits, and these into ``wide``. So a vector of
+    single bits takes some ten passes over its bytes, and not one for every lane of them.
     """
 
     def __init__(self, plane: _Plane, kind: np.dtype[Any]) -> None:
         self.of = plane
-        length = (plane.stop - plane.start) * 8 // max(plane.width, 8)
-        self._wide = np.zeros((plane.lanes, length), kind if plane.width > 8 else np.uint32)
+        length = plane.stop - plane.start
+        self._wide = np.zeros((plane.lanes, length), max(kind, np.dtype("<u4")))
         widths = [w for w in (1, 2, 4) if w >= plane.width]
         # A few bytes more, so that rows are whole words of 64 bits: sixty-four slots of a bit are added at a time.
         words = -(-length // 8)
         self._slots = [np.zeros((2 * w // plane.width, words), np.uint64) for w in widths]
         self._filled = [0] * len(widths)
-        self._some = np.zeros(length, np.uint16) if plane.width == 8 else None
-        self._added = 0
 
     def add(self, values: Bytes) -> None:
         part = values[self.of.start : self.of.stop]
-        if self.of.width > 8:
-            _add(self._wide[0], part.view(f"<u{self.of.width // 8}"))
-        elif self._some is not None:
-            if self._added == 257:  # 257 · 255 = 2¹⁶ − 1
-                self._empty_some()
-            self._added += 1
-            _add(self._some, part)
-        else:
-            words = np.zeros((1, self._slots[0].shape[1]), np.uint64)
-            words.view(np.uint8)[0, : len(part)] = part
-            self._into(0, words)
+        words = np.zeros((1, self._slots[0].shape[1]), np.uint64)
+        words.view(np.uint8)[0, : len(part)] = part
+        self._into(0, words)
 
     def _into(self, level: int, rows: NDArray[np.uint64]) -> None:
         """Add rows [row, word] of slots to those twice as wide."""
@@ -237,20 +325,12 @@ class _Sum:
             self._into(level + 1, self._slots[level])
         else:
             for wide, row in zip(self._wide, self._slots[level].view(np.uint8), strict=True):
-                _add(wide, row[: len(wide)])
+                wide += row[: len(wide)]
         self._slots[level][...] = 0
         self._filled[level] = 0
 
-    def _empty_some(self) -> None:
-        assert self._some is not None
-        _add(self._wide[0], self._some)
-        self._some[...] = 0
-        self._added = 0
-
     def total(self) -> NDArray[Any]:
         """The sum [lane, entry]."""
-        if self._some is not None:
-            self._empty_some()
         for level in range(len(self._slots)):
             self._empty(level)
         return self._wide
@@ -260,9 +340,3 @@ def _slots(width: int) -> np.uint64:
     """Ones in every other slot of so many bits."""
     slot = (1 << width) - 1
     return np.uint64(sum(slot << at for at in range(0, 64, 2 * width)))
-
-
-def _add(total: NDArray[Any], values: NDArray[Any]) -> None:
-    """total += values, of narrower integers, in blocks that stay in the cache."""
-    for place in blocks(len(values)):
-        np.add(total[place], values[place], out=total[place], casting="unsafe")

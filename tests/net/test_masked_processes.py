@@ -51,7 +51,7 @@ main()
 def commands(tmp_path: Path) -> Iterator[Commands]:
     def masked(source: str) -> str:
         assert PLAIN in source
-        return source.replace(PLAIN, MASKED).replace("rounds=5", "rounds=8")
+        return source.replace(PLAIN, MASKED).replace("rounds=5", "rounds=20")
 
     found = Commands(tmp_path, masked)
     with found.stack:
@@ -76,7 +76,7 @@ def test_clients_and_server_are_killed_at_every_stage(commands: Commands) -> Non
         commands.until(lambda process=process: process.poll() is not None, "the end")
         assert process.returncode == 0
     served = read(next((commands.folder / "foedus-server" / "runs").iterdir()))
-    assert [line["round"] for line in served.metrics] == list(range(1, 9))
+    assert [line["round"] for line in served.metrics] == list(range(1, 21))
     assert all(line["trained"] in (0, 3, 4) for line in served.metrics)  # 0: a sum that was lost while it was opened
     assert served.metrics[-1]["trained"] == 4
     for part in range(4):

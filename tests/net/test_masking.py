@@ -23,7 +23,14 @@ from foedus.core.aggregate import fold
 from foedus.core.lazy import lazy
 from foedus.core.method import plain
 from foedus.core.values import Context, Update
-from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, SecureAggregationFailed
+from foedus.errors import (
+    ConfigurationError,
+    IncompatibleStages,
+    NoGuarantee,
+    ProtocolError,
+    SecureAggregationFailed,
+    Unreachable,
+)
 from foedus.net.blobs import open_blobs
 from foedus.net.conferring import Part, Ways, take_part
 from foedus.net.coordinator import Coordinator, Ground
@@ -128,16 +135,18 @@ class World:
         await done
 
     def ask(self, position: int, message: Message) -> Message:
-        transport = MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), lambda: self.now)
-        return asyncio.run(transport.ask(message))  # type: ignore[arg-type]
+        return asyncio.run(self.transport(position).ask(message))  # type: ignore[arg-type]
 
     @property
     def over(self) -> bool:
         return self.coordinator.runs()[0]["phase"] == "over"
 
+    def transport(self, position: int) -> MemoryTransport:
+        return MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), lambda: self.now)
+
     async def alone(self, position: int) -> None:
         """One client: checks in until the run is over; killed, it begins anew with what is on its disk."""
-        transport = MemoryTransport(lambda: self.coordinator, Caller(position, str(position)), lambda: self.now)
+        transport = self.transport(position)
         while not self.over:
             await self.settled(position, transport)
             seat = await transport.ask(CheckIn(run="run", examples=self.examples(position)))
@@ -356,6 +365,42 @@ def standing(world: World, seat: Accepted) -> Stands:
     answer = world.ask(seat.position, Ask(keys=(seat.key,)))
     assert isinstance(answer, Standings)
     return answer.entries[0].state
+
+
+@dataclass
+class Slow(World):
+    """One client fetches slowly what it is told; what is gone by then looks like a server that is not there, as over
+    HTTP, or is said to be gone."""
+
+    over_http: bool = True
+
+    def transport(self, position: int) -> MemoryTransport:
+        found = super().transport(position)
+        plain = found.fetch
+
+        async def fetch(blob: Any) -> bytes:
+            await self.rest(6.0)
+            try:
+                return await plain(blob)
+            except ProtocolError as error:
+                self.ended.append("gone")
+                if self.over_http:
+                    raise Unreachable(str(error)) from error
+                raise
+
+        if position == 0:
+            found.fetch = fetch  # type: ignore[method-assign]
+        return found
+
+
+@pytest.mark.parametrize("over_http", [True, False])
+def test_whose_answer_is_not_waited_for_is_told_that_it_is_over(over_http: bool) -> None:
+    """The others' shares are enough: what it was to answer is gone before it has fetched it."""
+    world = Slow(over_http=over_http)
+    world.live()
+    assert world.counted() == list(range(COUNT))
+    assert world.ended == ["gone"]
+    assert world.now < 1100, "long before the round's deadline"
 
 
 def test_updates_in_the_plain_are_not_looked_at() -> None:

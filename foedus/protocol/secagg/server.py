@@ -309,7 +309,7 @@ def _take_keys(server: Server, slot: int, keys: Keys) -> None:
 def _take_parcels(server: Server, slot: int, parcels: Parcels) -> None:
     others = _present(server, slot, server.keyed)
     check_array(parcels.sealed, (int(others.sum()), SEALED), "sealed shares")
-    server.sealed[slot, others] = parcels.sealed
+    _cells(server.sealed)[slot][others] = _cells(parcels.sealed)
 
 
 def _take_masked(server: Server, slot: int, masked: Masked) -> None:
@@ -331,8 +331,19 @@ def _take_shares(server: Server, slot: int, shares: Shares) -> None:
     if (told & ~server.shared[mates]).any():
         raise ForgedMessage(f"client {slot} tells shares of clients that had shared nothing")
     check_array(shares.shares, (int(told.sum()), KEY), "shares")
-    server.have[slot], server.answers[slot, told] = told, shares.shares
-    server.shares[mates[told]] += 1
+    server.have[slot] = told
+    _cells(server.answers)[slot][told] = _cells(shares.shares)
+    server.shares[mates] += told
+
+
+def _cells(rows: Bytes) -> NDArray[Any]:
+    """Rows of bytes [..., byte] as one value each [...], which are copied and gathered as a whole, not byte by byte."""
+    return np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[-1])))[..., 0]
+
+
+def _bytes(cells: NDArray[Any]) -> Bytes:
+    """The inverse, of a row of them."""
+    return np.ascontiguousarray(cells)[:, None].view(np.uint8)
 
 
 def _present(server: Server, slot: int, among: Flags) -> Flags:
@@ -381,18 +392,18 @@ def _roster(server: Server, slot: int) -> Roster:
     proofs = server.proofs[mates]
     if server.terms.malicious and not proofs[:, KEY + SIGNATURE :].any():  # identities are pinned: no certificates
         proofs = np.ascontiguousarray(proofs[:, : KEY + SIGNATURE])
-    return Roster(bits(present), server.keys[mates], proofs)
+    return Roster(bits(present), _bytes(_cells(server.keys)[mates]), proofs)
 
 
 def _to_numbers(server: Server) -> Step:
     shared = _connected(server, server.came)
     _check_many(server, shared, "shares")
     server = _next(server, Phase.NUMBERS)._replace(shared=shared)
-    sends = []
+    sends, cells = [], _cells(server.sealed)
     for slot in np.flatnonzero(shared).tolist():
         present = _present(server, slot, shared)
         mates, places = server.graph.mates[slot][present], server.graph.place[slot][present]
-        sends.append(Send(slot, Delivery(bits(present), server.sealed[mates, places])))
+        sends.append(Send(slot, Delivery(bits(present), _bytes(cells[mates, places]))))
     return server._replace(sealed=np.zeros((0, 0, SEALED), np.uint8)), tuple(sends)
 
 
