@@ -20,6 +20,7 @@ import json
 import os
 import secrets
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,10 +34,7 @@ PUBLISHED = {  # seconds, Java, one thread, 100,000 entries of 24 bits (Bonawitz
     500: {"client": 0.85, "server": {0: 2.0, 10: 62.0, 30: 143.0}},
     1000: {"client": 1.7, "server": {0: 4.9, 10: 181.0, 30: 414.0}},
 }
-FLOWER = {
-    50: (0.34, 9.5),
-    100: (1.2, 68.5),
-}  # SecAgg+ of Flower 1.42.0, measured on a machine like this one, no dropouts
+PEERS = Path(__file__).resolve().parent / "peers"
 
 import numpy as np  # noqa: E402
 
@@ -348,19 +346,25 @@ def paper(counts: list[int]) -> list[Figures]:
     return found
 
 
-def flower() -> list[Figures]:
-    """Flower's SecAgg+ as it was measured (shares and threshold of its defaults) beside ours at the same sizes."""
+def flower(counts: list[int]) -> list[Figures]:
+    """Flower's SecAgg+ beside ours in the same run: as many clients, entries, shares, and the same threshold."""
+    python = PEERS / ".venv-flower" / "bin" / "python"
+    if not python.exists():
+        print("\nno Flower here: python benchmarks/peers/install.py flower")
+        return []
     found = []
-    print("\n199,210 entries, CPU seconds: Flower 1.42.0's SecAgg+ (measured before, a machine like this one) and ours")
-    for count, (client, server) in FLOWER.items():
+    print("\n199,210 entries, all with all, nobody lost, CPU seconds: Flower's SecAgg+ and ours, one after the other")
+    for count in counts:
+        shares, threshold = count, full(count).parameters.threshold
+        command = [str(python), str(PEERS / "flower_secagg.py"), *map(str, (count, SIZE, shares, threshold))]
+        peer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         for figures in measured(Setting(full(count), SIZE, width(count, 16, 1), (0,))):
+            client, server = (peer[who] / figures[who] for who in ("client", "server"))
             print(
-                f"  {count} clients: client {client:.2f} / {figures['client']:.3f} "
-                f"({client / figures['client']:.0f}×), server {server:.1f} / {figures['server']:.3f} "
-                f"({server / figures['server']:.0f}×)",
-                flush=True,
-            )
-            found.append(figures | {"flower_client": client, "flower_server": server})
+                f"  {count} clients: client {peer['client']:.3f} / {figures['client']:.4f} ({client:.0f}×), server "
+                f"{peer['server']:.2f} / {figures['server']:.4f} ({server:.0f}×)", flush=True,
+            )  # fmt: skip
+            found.append(figures | {"flower_client": peer["client"], "flower_server": peer["server"]})
     return found
 
 
@@ -434,6 +438,7 @@ def all_bytes() -> list[Figures]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="times,bytes,flower", help="some of times, bytes, flower")
+    parser.add_argument("--flower", default="50,100", help="numbers of clients beside Flower's")
     parser.add_argument("--paper", default="", help="numbers of clients of the paper's table: 500,1000")
     parser.add_argument("--json", type=Path, help="keep the figures here")
     options = parser.parse_args()
@@ -446,7 +451,7 @@ def main() -> None:
         print()
         found["times"] = times(*settings())
     if "flower" in parts:
-        found["flower"] = flower()
+        found["flower"] = flower([int(n) for n in options.flower.split(",")])
     if options.paper:
         found["paper"] = paper([int(n) for n in options.paper.split(",")])
     if options.json:

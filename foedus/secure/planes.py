@@ -250,7 +250,9 @@ class _Words:
         if self._high is None or self._kind is None:
             return self._low[None]
         self._empty()
-        return (self._low.astype(self._kind) + (self._high << self._kind.type(self.of.width)))[None]
+        found: NDArray[Any] = self._high << self._kind.type(self.of.width)
+        found += self._low
+        return found[None]
 
 
 class _Ring:
