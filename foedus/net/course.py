@@ -140,6 +140,11 @@ class Course:
         return Wanted(len(cohort), len(cohort), frozenset(cohort.tolist()))
 
     @property
+    def run(self) -> str:
+        """What clients call it."""
+        return self.learning.served.name
+
+    @property
     def every(self) -> float | None:
         """Seconds from step to step, where the clock decides."""
         timing = self.learning.served.algorithm.timing

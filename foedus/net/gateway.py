@@ -28,6 +28,7 @@ from foedus.net.course import EVALUATION
 from foedus.net.identity.access import Access
 from foedus.net.identity.callers import OPERATE, TRAIN, Caller, Scope
 from foedus.net.identity.routes import peer_of, refusal
+from foedus.net.lookout import Lookout
 from foedus.net.rings import Ring
 from foedus.net.store import LEADER, SeatRow, Store
 from foedus.net.uploads import Uploads
@@ -68,6 +69,7 @@ class Gateway:
         self.uploads = uploads
         self._store, self._access, self._broker, self._topic = store, access, broker, topic
         self._own, self._way = own, way
+        self._lookout = Lookout(store)
         self._leads, self._looked_at = "", 0.0
         self._given: OrderedDict[bytes, bytes] = OrderedDict()
         self._tickets: OrderedDict[Caller, tuple[str, float]] = OrderedDict()
@@ -89,9 +91,9 @@ class Gateway:
         """There is nothing here to go on from."""
 
     def tick(self, now: float) -> Sequence[Ring]:
-        """Give up places that nobody writes to. A gateway does not ring; its clients come by the clock."""
+        """Give up places that nobody writes to. What the doorbell is to ring."""
         self.uploads.tidy(now=now)
-        return ()
+        return self._lookout.rung(now)
 
     def blob(self, caller: Caller, digest: bytes) -> bytes:
         """A blob, fetched from the coordinator once and kept for a while."""

@@ -12,15 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from foedus.net.course import Course
 from foedus.protocol.messages import Bell, Event
 from foedus.protocol.pacing import MARGIN
-from foedus.protocol.round import ENGAGED, At, Phase
+from foedus.protocol.round import ENGAGED, At, Phase, State
 
 _GONE = (At.LAPSED, At.COUNTED)
 FIRST_S, LAST_S = 2.0, 64.0  # seconds until others are called, too: growing
+
+
+class Run(Protocol):
+    """A run, or its evaluations: what clients call it, and how its round stands."""
+
+    @property
+    def run(self) -> str: ...
+
+    @property
+    def state(self) -> State: ...
 
 
 class Ring(NamedTuple):
@@ -46,7 +55,12 @@ class Calls:
         self._step: tuple[int, int, int] | None = None  # what they were last called for
         self._due, self._wait = 0.0, FIRST_S
 
-    def due(self, course: Course, now: float) -> Ring | None:
+    def quiet(self, state: State, now: float) -> bool:
+        """Whether nobody is to be called now, whoever has a seat."""
+        same = self._step == (state.round, state.part, state.attempt)
+        return state.phase is not Phase.SELECTING or (same and now < self._due)
+
+    def due(self, course: Run, now: float) -> Ring | None:
         """The next call, if it is time for one.
 
         Args:
@@ -67,14 +81,14 @@ class Calls:
         return Ring(bell(course, Event.OFFER), state.cohort, had, math.ceil(MARGIN * free))
 
 
-def bell(course: Course, event: Event, *, round: int | None = None) -> Bell:
+def bell(course: Run, event: Event, *, round: int | None = None) -> Bell:
     """What is said of a run, and how much of its round has come in."""
     state = course.state
     came = min(1.0, state.seats.count(At.RECEIVED) / max(1, state.goal))
     number = state.round if round is None else round
-    return Bell(run=course.learning.served.name, event=event, round=number, progress=came)
+    return Bell(run=course.run, event=event, round=number, progress=came)
 
 
-def committed(course: Course, number: int, asked: Iterable[int]) -> Ring:
+def committed(course: Run, number: int, asked: Iterable[int]) -> Ring:
     """A round is in the model: for those who were asked in it."""
     return Ring(bell(course, Event.COMMITTED, round=number), frozenset(asked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,16 @@ import pytest
 import foedus as fd
 from foedus.errors import ConfigurationError
 from foedus.net import roles
+from foedus.net.bell import Line, listen
 from foedus.net.brokers.broker import Broker
 from foedus.net.brokers.kafka import KafkaBroker
 from foedus.net.brokers.memory import MemoryBroker
+from foedus.net.identity.callers import TRAIN, Caller
 from foedus.net.roles import Aggregator, GatewayServer, open_broker, serve_roles
 from foedus.net.serve import Server, blocking
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Role, Serving
+from foedus.protocol.messages import Bell, Event
 from foedus.record.folder import read
 
 from .test_learning import simulated
@@ -135,9 +139,33 @@ def test_two_gateways_and_two_workers_give_the_bits_of_the_simulation(tmp_path: 
         for _ in range(2):
             found.gateway()
             found.worker()
-        models = asyncio.run(trained(trainee, tmp_path, found))
+        models, heard = asyncio.run(listened(trainee, tmp_path, found))
         assert len(set(models)) == 1
     compared(tmp_path / "server", name, tmp_path)
+    assert {bell.event for bell in heard} >= {Event.COMMITTED, Event.FINISHED}, "a gateway rings for its own clients"
+    assert {bell.run for bell in heard} == {"run"}
+
+
+async def listened(trainee: Trainee, folder: Path, found: Roles) -> tuple[list[bytes], list[Bell]]:
+    """A federation, and what one of its clients hears at the doorbell of a gateway."""
+    gateway, heard, over = found.gateways[1], [], asyncio.Event()
+    ticket = gateway.access.mint(Caller(0, "listener", TRAIN), now=time.time(), lifetime_s=600.0)
+    context = ssl.create_default_context(cafile=str(found.server.authority.folder / "authority.pem"))
+
+    def ring(bell: Bell) -> None:
+        heard.append(bell)
+        if bell.event is Event.FINISHED:
+            over.set()
+
+    ear = asyncio.create_task(listen(Line(gateway.url, lambda: context, lambda: ticket), ring))
+    try:
+        models = await trained(trainee, folder, found)
+        async with asyncio.timeout(30):
+            await over.wait()
+    finally:
+        ear.cancel()
+        await asyncio.gather(ear, return_exceptions=True)
+    return models, heard
 
 
 @pytest.mark.slow
