@@ -13,10 +13,11 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
-from foedus.errors import NotTrusted, ProtocolError, Unreachable
+from foedus.errors import ConfigurationError, NotTrusted, ProtocolError, Unreachable
 from foedus.net.identity.credentials import Credentials
-from foedus.net.identity.tls import Outward, client_context
+from foedus.net.identity.tls import Outward, client_context, permitted
 from foedus.net.transport import HttpTransport
 
 __all__ = ["Reach"]
@@ -35,12 +36,20 @@ class Reach:
 
     def __init__(self, mine: Credentials, outward: Outward, clock: Callable[[], float]) -> None:
         self._mine, self._outward, self._clock = mine, outward, clock
-        self.transport = HttpTransport(self._http())
+        self.transport = HttpTransport(self._http(), follows=self._trusted)
 
     @property
     def ticket(self) -> str:
         """The present ticket; empty before the first request."""
         return self._visit.ticket
+
+    def _trusted(self, address: str) -> bool:
+        """Whether another server of the federation may be at an address: TLS proves it by the authority's pin."""
+        try:
+            known = permitted(address, self._outward) == address and urlsplit(address).port != 0
+            return known and bool(self._mine.trust.pin)
+        except (ConfigurationError, ValueError):
+            return False
 
     def context(self) -> ssl.SSLContext | None:
         """For a connection that is no HTTP; ``None`` on plain HTTP."""

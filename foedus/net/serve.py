@@ -41,7 +41,7 @@ from foedus.net.identity import routes as door
 from foedus.net.identity import tls
 from foedus.net.identity.access import Access
 from foedus.net.identity.authority import Authority
-from foedus.net.identity.connections import ended_once, guarded
+from foedus.net.identity.connections import guarded, guarded_socket
 from foedus.net.identity.limits import Rate
 from foedus.net.identity.tls_line import over_tls
 from foedus.net.leader import Leader, OwnFolder
@@ -323,9 +323,9 @@ def configuration(shell: Shell, settings: Serving, context: ssl.SSLContext | Non
     return uvicorn.Config(
         with_doorbell(shell, shell.application()), host=settings.host, port=settings.port,
         log_config=None, access_log=False, lifespan="on", loop="auto", http=spoken,
-        ws=ended_once(WebSocketsSansIOProtocol), ws_max_size=1 << 16, ws_per_message_deflate=False, server_header=False,
-        date_header=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=10,
-        proxy_headers=settings.behind_proxy,
+        ws=guarded_socket(WebSocketsSansIOProtocol), ws_max_size=1 << 16, ws_per_message_deflate=False,
+        server_header=False, date_header=False, backlog=4096, timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=10, proxy_headers=settings.behind_proxy,
     )  # fmt: skip
 
 

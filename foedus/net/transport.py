@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from foedus.errors import Code, MalformedMessage, TooLarge, Unreachable
@@ -56,12 +56,16 @@ class Transport(Protocol):
 class HttpTransport:
     """A server over HTTP.
 
+    Where several servers share a database one of them leads, and the others say which. The transport goes on there,
+    and comes back when it cannot be reached: any server's address will do.
+
     Args:
         client: an ``httpx.AsyncClient`` whose base address is the server's, and that says who calls.
+        follows: whether to go on at an address that the server names.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, client: Any, *, follows: Callable[[str], bool] = lambda _: False) -> None:
+        self._client, self._home, self._follows = client, client.base_url, follows
         self._former: list[Any] = []
 
     async def ask(self, message: Request) -> Answer:
@@ -105,14 +109,39 @@ class HttpTransport:
 
     async def use(self, client: Any) -> None:
         """Go on with another HTTP client: a certificate is new. What is under way ends with the one before."""
-        former, self._former, self._client = self._former, [self._client], client
+        former, self._former, self._client, self._home = self._former, [self._client], client, client.base_url
         for client_before in former:
             await client_before.aclose()
 
     async def _called(self, method: str, path: str, **given: Any) -> _Found:
-        """One request and its answer, which is small."""
+        """One request and its answer, which is small; of the server that leads, if it is another."""
+        for last in (False, True):
+            try:
+                found = await self._once(method, path, **given)
+            except Unreachable:
+                if last or self._client.base_url == self._home:
+                    raise
+                self._client.base_url = self._home  # whoever led there does not any more
+                continue
+            if not last and not self._moves(found):
+                break
+        return found
+
+    async def _once(self, method: str, path: str, **given: Any) -> _Found:
         async with _limited(len(given.get("content", b""))), self._client.stream(method, path, **given) as response:
             return await _bounded(response)
+
+    def _moves(self, found: _Found) -> bool:
+        """Go on at the server that leads, if this one says that it does not; whether it is another."""
+        to = found.headers.get(api.LEADER, "").rstrip("/")
+        if found.status != 503 or api.LEADER not in found.headers:
+            return False
+        before = str(self._client.base_url).rstrip("/")
+        if to and to != before and self._follows(to):
+            self._client.base_url = to
+        else:  # it is not known yet who leads: the server that one knows will hear of it
+            self._client.base_url = self._home
+        return str(self._client.base_url).rstrip("/") != before
 
     async def _more(self, blob: Blob, content: bytearray) -> None:
         """Fetch a blob from where its content ends."""

@@ -6,7 +6,6 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,35 +15,7 @@ from hypothesis import strategies as st
 from foedus.errors import CheckpointError, ConfigurationError, StorageError
 from foedus.net.blobs import Blobs, FolderBlobs, name_of, open_blobs
 
-
-@contextmanager
-def s3() -> Iterator[str]:
-    """An object store on this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    told = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()  # those know another server
-        bucket = f"b{uuid.uuid4().hex[:12]}"
-        s3fs.S3FileSystem().mkdir(bucket)
-        yield f"s3://{bucket}/foedus"
-    finally:
-        server.stop()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+from ..net.databases import s3
 
 
 @pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)])

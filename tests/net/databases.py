@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -51,3 +52,33 @@ def connected(url: str) -> Iterator[sa.Connection]:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=sa.NullPool)
     with engine.connect() as connection:
         yield connection
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """An object store on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()  # those know another server
+        bucket = f"b{uuid.uuid4().hex[:12]}"
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}/foedus"
+    finally:
+        server.stop()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

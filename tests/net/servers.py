@@ -18,7 +18,7 @@ from pathlib import Path
 import foedus as fd
 from foedus.net import logs
 from foedus.net.serve import Server, blocking
-from foedus.net.served import Rounds, Served
+from foedus.net.served import Keeping, Rounds, Served
 from foedus.net.serving import Serving
 told = json.loads(sys.argv[1])
 if told["bytes"]:
@@ -28,7 +28,8 @@ if told["bytes"]:
 logs.to_stream(open(told["log"], "a"))
 task = fd.Task(fd.logistic(5, 3, dtype="float64"))
 algorithm = fd.fedavg(fd.local_sgd(lr=0.1, epochs=1, batch_size=4), server=fd.adam(lr=0.01))
-served = Served(name="run", task=task, algorithm=algorithm, rounds=told["rounds"], seed=2, each=Rounds(clients=4))
+served = Served(name="run", task=task, algorithm=algorithm, rounds=told["rounds"], seed=2, each=Rounds(clients=4),
+                keeping=Keeping(told["keeping"]))
 server = Server([served], Serving(folder=told["folder"], port=told["port"], insecure_loopback=True, progress=False,
                                   database=told["database"], blobs=told["blobs"], farewell=5.0))
 Path(told["token"]).exists() or Path(told["token"]).write_text(server.authority.pin + " " + server.invite())
@@ -43,7 +44,7 @@ class Process:
     def __init__(self, folder: Path, **how: Any) -> None:
         self.told = {
             "folder": str(folder), "port": 0, "database": None, "blobs": None, "rounds": 3, "bytes": 0,
-            "log": str(folder) + ".log", "token": str(folder) + ".token",
+            "log": str(folder) + ".log", "token": str(folder) + ".token", "keeping": "ephemeral",
         } | how  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -6,14 +6,16 @@ import asyncio
 import socket
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 import pytest
 
 import foedus as fd
-from foedus.protocol.messages import Stands
+from foedus.protocol.messages import Ask, Stands
 from foedus.record.folder import read
 
 from ..conformance.test_methods import population
@@ -84,6 +86,11 @@ def run(act: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(whole())
 
 
+async def standing(visitor: Visitor) -> Any:
+    assert visitor.held is not None
+    return await visitor.ask(Ask(keys=(visitor.held[0],)))
+
+
 async def until_received(visitor: Visitor) -> None:
     before = len(visitor.sent)
     while len(visitor.sent) == before:
@@ -92,12 +99,15 @@ async def until_received(visitor: Visitor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+@pytest.mark.parametrize(
+    ("database", "keeping"),
+    [("sqlite", "ephemeral"), ("postgres", "ephemeral"), ("sqlite", "sealed"), ("sqlite", "durable")],
+)
 def test_a_server_killed_in_the_middle_of_a_round_goes_on_with_it(
-    tmp_path: Path, database: str, processes: list[Process]
+    tmp_path: Path, database: str, keeping: str, processes: list[Process]
 ) -> None:
     url = databases.postgres_url() if database == "postgres" else None
-    server = Process(tmp_path / "server", port=free_port(), database=url).start()
+    server = Process(tmp_path / "server", port=free_port(), database=url, keeping=keeping).start()
     processes.append(server)
 
     async def act() -> float:
@@ -111,6 +121,8 @@ def test_a_server_killed_in_the_middle_of_a_round_goes_on_with_it(
         begun = len(server.events("resumed"))
         server.start()
         took = until(lambda: len(server.events("resumed")) > begun)
+        asked = [entry.state for i in (0, 3) for entry in (await standing(visitors[i])).entries]
+        assert set(asked) == {Stands.AGAIN if keeping == "ephemeral" else Stands.PENDING}, "who is asked to send again"
         for visitor in (visitors[0], visitors[3]):
             assert visitor.held is not None
         await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
@@ -120,12 +132,19 @@ def test_a_server_killed_in_the_middle_of_a_round_goes_on_with_it(
     took = run(act())
     until(lambda: server.process is not None and server.process.poll() is not None)
     check_same(tmp_path / "server", tmp_path)
-    print(f"\n{database}: going on {took:.2f} s after the kill, Python's own start included")
+    print(f"\n{database}, {keeping}: going on {took:.2f} s after the kill, Python's own start included")
+
+
+def answers(server: Process) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{server.url}/leading").status_code == 503
+    return False
 
 
 @pytest.mark.slow
 def test_another_server_takes_over_from_one_that_was_killed(tmp_path: Path, processes: list[Process]) -> None:
-    """On one PostgreSQL, with one identity; clients reach both at one address, as behind a proxy."""
+    """On one PostgreSQL, with one identity. Clients know the address of the one that waits: it says who leads, and when
+    that one is no more they come back to it."""
     url, blobs = databases.postgres_url(), str(tmp_path / "blobs")
     one = Process(tmp_path / "one", port=free_port(), database=url, blobs=blobs).start()
     processes.append(one)
@@ -139,15 +158,17 @@ def test_another_server_takes_over_from_one_that_was_killed(tmp_path: Path, proc
         shutil.copytree(tmp_path / "one" / "identity", tmp_path / "two" / "identity")
         two.start()
         processes.append(two)
+        until(lambda: answers(two))
         for visitor in visitors:
+            visitor.transport._client.base_url = two.url
+            visitor.transport._home = visitor.transport._client.base_url
             await visitor.visit()
+        assert {str(visitor.transport._client.base_url.port) for visitor in visitors} == {str(one.told["port"])}
         await until_received(visitors[0])
         one.kill()
         begin = time.monotonic()
         until(lambda: two.events("leading"))
         took = time.monotonic() - begin
-        for visitor in visitors:
-            visitor.transport._client.base_url = two.url
         await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
         until(lambda: two.process is not None and two.process.poll() is not None)
         return took

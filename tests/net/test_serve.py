@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import pytest
 
 from foedus.errors import ConfigurationError
 from foedus.net import logs
+from foedus.net.blobs import open_blobs
 from foedus.net.serve import Server, blocking, serve_all
 from foedus.net.served import Rounds, Served
 from foedus.net.serving import Serving
 from foedus.record.folder import read
 
 from ..conformance.test_methods import population, task
+from . import databases
 from .test_learning import MORE, simulated
 from .trainees import Trainee
 from .visitors import joined
@@ -40,7 +43,13 @@ def serving(folder: Path, trainee: Trainee, **how: Any) -> Iterator[Server]:
     served = Served(
         task=trainee.task, algorithm=trainee.algorithm, central_test=trainee.clients.central_test, **what
     )  # fmt: skip
-    server = Server([served], Serving(folder=folder, **settings))
+    with listening(Server([served], Serving(folder=folder, **settings))) as server:
+        yield server
+
+
+@contextmanager
+def listening(server: Server) -> Iterator[Server]:
+    """Until the block ends."""
     thread = threading.Thread(target=blocking, args=(server,), daemon=True)
     log = logs.to_stream()
     thread.start()
@@ -82,6 +91,39 @@ def test_over_http_and_tls_the_model_has_the_bits_of_the_simulation(tmp_path: Pa
         np.testing.assert_array_equal(found.parameters[parameter], array)
     assert len(set(models)) == 1, "everybody has the same model"
     assert {row["client"] for row in found.costs} == {"c0", "c1", "c3", "c4"}
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_with_their_models_on_s3(tmp_path: Path) -> None:
+    """The same clients take part in both, at the same time; neither knows of the other."""
+    both = {name: trainee_of(name) for name in ("adam", "feedback")}
+    with databases.s3() as place:
+        runs = [
+            Served(
+                name=name, task=each.task, algorithm=each.algorithm, central_test=each.clients.central_test, rounds=3,
+                seed=each.seed, each=Rounds(clients=4),
+            )
+            for name, each in both.items()
+        ]  # fmt: skip
+        settings = Serving(folder=tmp_path / "server", port=0, progress=False, names=["localhost"], blobs=place)
+        with listening(Server(runs, settings)) as server:
+            asyncio.run(in_both(both, tmp_path, server))
+        assert len(list(open_blobs(place).digests())) == 2, "the checkpoint of each, and nothing of the rounds before"
+    assert not (tmp_path / "server" / "blobs").exists()
+    for name in both:
+        wanted, found = simulated(trainee_of(name), tmp_path / name), read(tmp_path / "server" / "runs" / name)
+        assert found.configuration["status"] == "finished"
+        for parameter, array in wanted.parameters.items():
+            np.testing.assert_array_equal(found.parameters[parameter], array)
+
+
+async def in_both(trainees: dict[str, Trainee], folder: Path, server: Server) -> None:
+    one = next(iter(trainees.values()))
+    visitors = [await joined(one, i, folder, where(server)) for i in range(len(one.clients))]
+    each = [replace(visitor, run=name, trainee=own) for visitor in visitors for name, own in trainees.items()]
+    await asyncio.gather(*(visitor.until_finished() for visitor in each))
+    for visitor in visitors:
+        await visitor.transport.close()
 
 
 @pytest.mark.slow

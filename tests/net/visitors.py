@@ -49,6 +49,7 @@ class Visitor:
     sent: list[bytes] = field(default_factory=list)
     trained: int = 0
     patient: float = 60.0
+    run: str = ""
 
     async def ask(self, message: Any) -> Answer:
         """Until there is an answer that is no passing problem: servers may be restarted."""
@@ -82,7 +83,7 @@ class Visitor:
         await self.again()
         size = int(self.trainee.clients.sizes[self.position])
         pending = () if self.held is None else (self.held[0],)
-        found = await self.ask(CheckIn(kinds=(Kind.TRAIN, Kind.EVALUATE), examples=size, pending=pending))
+        found = await self.ask(CheckIn(run=self.run, kinds=(Kind.TRAIN, Kind.EVALUATE), examples=size, pending=pending))
         if not isinstance(found, Accepted):
             return found
         check(self.public, found)
@@ -140,4 +141,4 @@ async def joined(
         now=time.time(),
     )  # fmt: skip
     client = visits.client(mine, outward=outward, clock=time.time)
-    return Visitor(trainee, position, HttpTransport(client), mine.trust.signing)
+    return Visitor(trainee, position, HttpTransport(client, follows=lambda _: True), mine.trust.signing)

@@ -5,7 +5,7 @@ uvicorn does not hand a client's certificate to the application, and it has no l
 (``extensions.tls.client_der``), and a connection is closed whose request's head is not whole in ``head_s`` seconds,
 whose body has stood still for ``stall_s`` while the server was ready to read (a "slow loris" otherwise holds a
 connection, and perhaps a client's seat, with a byte a minute), or whose answer nobody has taken a byte of for
-``unread_s``. A connection on which nothing is asked has no timer. `ended_once` does so for WebSockets.
+``unread_s``. A connection on which nothing is asked has no timer. `guarded_socket` makes one for WebSockets.
 
 Not here: rate limits (``limits.py``).
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-__all__ = ["ended_once", "guarded"]
+__all__ = ["guarded", "guarded_socket"]
 
 
 def guarded(
@@ -68,8 +68,7 @@ def guarded(
         def _noted(self, app: Any, peer: bytes | None) -> Any:
             async def noted(scope: dict[str, Any], receive: Any, send: Any) -> None:
                 self._asked, self._since = self._asked + 1, None
-                if peer is not None:
-                    scope.setdefault("extensions", {})["tls"] = {"client_der": peer}
+                _tell(scope, peer)
                 try:
                     await app(scope, receive, send)
                 finally:
@@ -113,17 +112,29 @@ class _Unsent:
         return now - self._since
 
 
-def ended_once(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """A WebSocket protocol class of uvicorn's that a server can end though its closing is under way.
+def guarded_socket(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
+    """A WebSocket protocol class of uvicorn's with certificates in the scope, and that a server can end though its
+    closing is under way.
 
     Where a client has said good-bye on a line that is dead, closing takes half a minute; a server that ended in that
     time would fail over the second good-bye, and with it all that it still has to do.
     """
 
-    class Ended(protocol):  # type: ignore[misc, valid-type]
+    class Guarded(protocol):  # type: ignore[misc, valid-type]
         """One connection."""
 
+        app: Any
         transport: asyncio.Transport
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            app, peer = self.app, _proven(transport)
+
+            async def noted(scope: dict[str, Any], receive: Any, send: Any) -> None:
+                _tell(scope, peer)
+                await app(scope, receive, send)
+
+            self.app = noted
 
         def shutdown(self) -> None:
             if self.transport.is_closing():
@@ -131,9 +142,15 @@ def ended_once(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
             else:
                 super().shutdown()
 
-    return Ended
+    return Guarded
 
 
 def _proven(transport: asyncio.Transport) -> bytes | None:
     tls = transport.get_extra_info("ssl_object")
     return None if tls is None else cast("bytes | None", tls.getpeercert(binary_form=True))
+
+
+def _tell(scope: dict[str, Any], peer: bytes | None) -> None:
+    """Note in a request's scope whose certificate the connection has proven."""
+    if peer is not None:
+        scope.setdefault("extensions", {})["tls"] = {"client_der": peer}

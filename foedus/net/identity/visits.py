@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -167,9 +168,9 @@ class Visit(httpx.Auth):
         for last in (False, True):
             async with self._alone:
                 if self._clock() > self._until:
-                    challenge = yield httpx.Request("POST", self._at("challenge"), extensions=limits)
+                    challenge = yield httpx.Request("POST", self._at(request, "challenge"), extensions=limits)
                     proof = self._proof(await _answer(challenge), _channel(challenge))
-                    opened = yield httpx.Request("POST", self._at("session"), json=proof, extensions=limits)
+                    opened = yield httpx.Request("POST", self._at(request, "session"), json=proof, extensions=limits)
                     self._keep(await _answer(opened))
             shown = self._ticket
             request.headers["Authorization"] = f"Bearer {shown}"
@@ -181,8 +182,9 @@ class Visit(httpx.Auth):
             if last or not isinstance(request.stream, httpx.ByteStream):  # a body that was streamed is gone
                 return
 
-    def _at(self, what: str) -> str:
-        return f"{self._mine.url}/v1/{what}"
+    def _at(self, request: httpx.Request, what: str) -> httpx.URL:
+        """At the server that is asked, which may be another than the one that was joined."""
+        return request.url.join(f"{urlsplit(self._mine.url).path.rstrip('/')}/v1/{what}")
 
     def _proof(self, answer: dict[str, Any], channel: str) -> dict[str, str]:
         return _written(self._mine.proof("session", challenge=_bytes(answer.get("challenge")), channel=channel))
