@@ -11,7 +11,7 @@ a stated accuracy, and the accuracy at the end, over three seeds.
     python experiments/noniid.py --only "mnist dirichlet" --seeds 1
     python experiments/noniid.py --rounds 0                    # no training: tables of what there is
 
-Stop it whenever you like; started again it goes on. A cell with no run folder here keeps its stored result.
+Stop it whenever you like; started again it goes on. What is stored is not computed again, unless ROUNDS has changed.
 """
 
 from __future__ import annotations
@@ -111,18 +111,25 @@ def tuned(name: str, algorithm: str, data: Any) -> tuple[float, dict[str, float]
     return max(found, key=lambda v: found[v]), {f"{v:g}": round(a, 4) for v, a in found.items()}
 
 
-def measure(cell: tuple[str, str, str], value: float, *, seeds: int, rounds: int, data: Any) -> dict[str, Any]:
-    runs = [simulate(cell, value, rounds=rounds, seed=s, data=data) for s in SEEDS[:seeds]]
+def measure(
+    cell: tuple[str, str, str], value: float, before: dict[str, Any], *, seeds: int, rounds: int, data: Any
+) -> dict[str, Any]:
+    """A cell with results of so many seeds: those that are stored, and runs of the others."""
+    if (before.get("value"), before.get("rounds")) != (value, rounds):
+        before = {"accuracy": [], "rounds_to_target": [], "curve": []}
+    known = len(before["accuracy"])
+    runs = [simulate(cell, value, rounds=rounds, seed=s, data=data) for s in SEEDS[known:seeds]]
     target = TARGETS[cell[0]][cell[1]]
-    ends = [float(np.mean(accuracies(r)[-LAST // EVERY :])) for r in runs]
+    ends = [*before["accuracy"], *(round(float(np.mean(accuracies(r)[-LAST // EVERY :])), 4) for r in runs)]
     print(" ".join(cell), f"{np.mean(ends):.4f}", flush=True)
     reached = [r.rounds_to("accuracy", target) for r in runs]
+    curves = [*[before["curve"]] * known, *(accuracies(r) for r in runs)]
     return {
         "value": value,
-        "accuracy": [round(e, 4) for e in ends],
-        "rounds_to_target": [r and round(r, 1) for r in reached],
+        "accuracy": ends,
+        "rounds_to_target": [*before["rounds_to_target"], *(r and round(r, 1) for r in reached)],
         "rounds": rounds,
-        "curve": np.round(np.mean([accuracies(r) for r in runs], axis=0), 4).tolist(),
+        "curve": np.round(np.mean(curves, axis=0), 4).tolist(),
     }
 
 
@@ -186,10 +193,14 @@ def main() -> None:
         for split in SPLITS:
             for algorithm in CANDIDATES:
                 if wanted(f"{name} {split} {algorithm}", options.only):
-                    value, tried = tuned(name, algorithm, data)
-                    tuning[f"{name} {algorithm}"] = {"value": value, "accuracy": tried}
-                    cell = (name, split, algorithm)
-                    cells[" ".join(cell)] = measure(cell, value, seeds=options.seeds, rounds=options.rounds, data=data)
+                    if f"{name} {algorithm}" not in tuning:
+                        value, tried = tuned(name, algorithm, data)
+                        tuning[f"{name} {algorithm}"] = {"value": value, "accuracy": tried}
+                    value, cell = tuning[f"{name} {algorithm}"]["value"], (name, split, algorithm)
+                    before = cells.get(" ".join(cell), {})
+                    cells[" ".join(cell)] = measure(
+                        cell, value, before, seeds=options.seeds, rounds=options.rounds, data=data
+                    )
                     store("noniid", {"cells": cells, "tuning": tuning})
     report(cells, tuning)
 
