@@ -41,16 +41,17 @@ from foedus.net.identity.callers import Caller, Scope
 from foedus.net.logs import logger, say
 from foedus.net.metrics import Metrics
 from foedus.net.rings import Ring
-from foedus.net.turnstile import Turnstile
+from foedus.net.turnstile import Line, Turnstile
 from foedus.net.uploads import Uploads
 from foedus.protocol import wire
-from foedus.protocol.messages import KINDS, Message, Problem
+from foedus.protocol.messages import KINDS, Ask, CheckIn, Message, Problem, StartUpload
 from foedus.protocol.messages import problem as problem_of
 
 T = TypeVar("T")
 PIECE = 1 << 16  # bytes of a blob that go out at once
 LARGE = 1 << 18  # bytes of a blob that is given to one after the other
 DIGESTED = 1 << 20  # bytes of an upload that are digested at once
+HELD = 15.0  # seconds that somebody who asks for a place waits in line for it
 TICK = 0.1  # seconds between two looks at the clock
 LEASE = 1.0  # seconds between two renewals of the lease
 _NAMES = {kind: name for name, kind in KINDS.items()}
@@ -117,6 +118,7 @@ class Shell:
         self._thread = ThreadPoolExecutor(1, "coordinator")
         self._lease = ThreadPoolExecutor(1, "lease")
         self._digests = ThreadPoolExecutor(1, "digests")
+        self._line = Line()
         self._ways = _Ways(Turnstile(), self.metrics.bytes_out.inc)
         self._ready = leading is None  # whether this process leads, and has read what is written
         self.closing = False
@@ -186,7 +188,9 @@ class Shell:
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
-        for ring in await self.aside(self._ticked):
+        rings = await self.aside(self._ticked)
+        self._line.go_on()  # places that nobody wrote to were given up
+        for ring in rings:
             if self.ring is not None:
                 await self.ring(ring)
 
@@ -235,7 +239,7 @@ class Shell:
                     caller = self.caller(request)
                     caller.may(Scope.TRAIN)
                     self._check_leads()
-                    reply = await self.aside(self.core.handle, caller, heard.message, self.clock())
+                    reply = await self._handled(caller, heard.message)
                 except ClientDisconnect:
                     return Response(status_code=400)
                 except Exception as error:
@@ -244,6 +248,31 @@ class Shell:
             return self._said(reply)
 
         return answer
+
+    async def _handled(self, caller: Caller, message: Message) -> Message:
+        """What the coordinator answers. Whoever asks for a place that there is no room for waits in line for a while:
+        asked to come back, all would come too early or too late, and room would stand empty."""
+        if isinstance(message, StartUpload):
+            return await self._placed(caller, message)
+        try:
+            return await self.aside(self.core.handle, caller, message, self.clock())
+        finally:
+            if not isinstance(message, CheckIn | Ask):
+                self._line.go_on()  # there may be room that was not there before
+
+    async def _placed(self, caller: Caller, message: StartUpload) -> Message:
+        until = self.clock() + HELD
+        while True:
+            try:
+                reply = await self.aside(self.core.handle, caller, message, self.clock())
+            except NotNow as error:
+                left = until - self.clock()
+                if error.code is not Code.OVERLOADED or left <= 0:
+                    raise
+                await self._line.wait(left)
+            else:
+                self._line.go_on()
+                return reply
 
     def _said(self, reply: Message) -> Response:
         status, headers = 200, {}

@@ -11,8 +11,9 @@ Not here: how many may be connected (``connections.py``), how much memory upload
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class Turnstile:
@@ -44,4 +45,30 @@ class Turnstile:
             free()
 
 
-__all__ = ["Turnstile"]
+class Line:
+    """Those who wait until there is room again, the first in front.
+
+    Whenever something was done that may have made room, the first is let go on; it looks for itself, and stands in
+    front again only if it comes back at once, which costs less than to know beforehand.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self, seconds: float) -> None:
+        """Stand in line until it is one's turn, or for so long."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(turn, seconds)
+
+    def go_on(self) -> None:
+        """Let the first go on."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+__all__ = ["Line", "Turnstile"]

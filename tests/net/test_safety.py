@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import foedus as fd
-from foedus.net import api
+from foedus.net import api, http
 from foedus.net.identity import visits
 from foedus.net.serve import Server, blocking
 from foedus.net.served import Rounds, Served
@@ -262,8 +262,11 @@ def test_uploads_are_bounded_one_by_one_and_together(served: Open) -> None:
 
 
 @pytest.mark.slow
-def test_memory_for_uploads_that_are_begun_and_left_is_given_back(tmp_path: Path) -> None:
+def test_memory_for_uploads_that_are_begun_and_left_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many begin large uploads and send nothing: others are told to come back, and nobody's memory grows."""
+    monkeypatch.setattr(http, "HELD", 0.3)
     with opened(tmp_path, uploads=1000) as served:
 
         async def hoarder(client: Client) -> Any:

@@ -1,4 +1,4 @@
-"""The turnstile: a few at a time, and nobody waits long for somebody slow."""
+"""The turnstile and the line: a few at a time, the first in front, and nobody waits long for somebody slow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from foedus.net.turnstile import Turnstile
+from foedus.net.turnstile import Line, Turnstile
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +57,24 @@ async def test_whoever_is_slow_holds_nobody_up_and_gives_its_place_back_once() -
         task.cancel()
     await asyncio.gather(*standing, return_exceptions=True)
     assert turnstile._places._value == 2
+
+
+async def test_those_in_line_go_on_one_by_one_and_nobody_waits_for_ever() -> None:
+    line, gone = Line(), []
+
+    async def one(number: int, seconds: float) -> None:
+        await line.wait(seconds)
+        gone.append(number)
+
+    waiting = [asyncio.create_task(one(number, 0.01 if number == 1 else 60.0)) for number in range(4)]
+    await asyncio.sleep(0)
+    line.go_on()
+    await waiting[1]
+    assert gone == [0, 1], "the second has waited long enough"
+    line.go_on()
+    await waiting[2]
+    assert gone == [0, 1, 2], "and is passed over"
+    assert not waiting[3].done()
+    for _ in range(3):
+        line.go_on()
+    await asyncio.gather(*waiting)
