@@ -66,6 +66,7 @@ class Aggregator(NamedTuple):
     * ``streams``: whether decoding mixes the sums of several rounds, so that no stage before it may be undone after it.
     * ``masking``: if given, messages are added up under masks, and nobody ever sees a single one; see :class:`Masking`.
     * ``sealed``: if given, messages are encrypted, and added up as they are; see :class:`Sealed`.
+    * ``chained``: if ``chain`` made it, of what; see :class:`Chained`.
 
     Laws, held by the conformance suite: ``merge(a, b) == merge(b, a)`` and
     ``merge(merge(a, b), c) == merge(a, merge(b, c))``, bit for bit, of admitted messages.
@@ -100,6 +101,7 @@ class Aggregator(NamedTuple):
     masking: Masking | None = None
     streams: bool = False
     sealed: Sealed | None = None
+    chained: Chained | None = None
 
     @property
     def hidden(self) -> bool:
@@ -139,6 +141,19 @@ class Shortcut(NamedTuple):
 
     def __call__(self, updates: Sequence[Update], contexts: Sequence[Context]) -> Message:
         return self.function(updates, contexts)
+
+
+class Chained(NamedTuple):
+    """What an aggregator says of itself that ``chain`` made, so that a chain around it sees all stages as one row.
+
+    * ``stages``: that ``chain`` was given, of type ``Stage``.
+    * ``inner``: the aggregator behind them.
+    * ``whole``: what ``chain`` made of them, but for this: whoever changed it since is taken as it is.
+    """
+
+    stages: tuple[Any, ...]
+    inner: Aggregator
+    whole: Aggregator
 
 
 class Masking(NamedTuple):

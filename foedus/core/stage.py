@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.aggregate import Aggregator, Sealed, Shortcut, fold, lift
+from foedus.core.aggregate import Aggregator, Chained, Sealed, Shortcut, fold, lift
 from foedus.core.checks import check_number
 from foedus.core.coding import blocks, part, refused
 from foedus.core.lengths import squared, within
@@ -109,6 +109,8 @@ class Subspace(NamedTuple):
 def chain(*stages: Stage | Aggregator) -> Aggregator:
     """Stages around an aggregator, applied left to right on the client and undone in reverse on the server.
 
+    A chain in a chain is one row of stages: ``chain(a, chain(b, rule))`` is ``chain(a, b, rule)``.
+
     Args:
         stages: any number of :class:`Stage`, then exactly one :class:`Aggregator`.
 
@@ -121,18 +123,36 @@ def chain(*stages: Stage | Aggregator) -> Aggregator:
         >>> chain(clip(1.0), mean()).label
         'chain(clip(1.0), mean())'
     """
-    outer, inner = _parted(stages)
-    inner = _taking(outer, inner)
+    stages = _unfolded(stages)
+    outer, own = _parted(stages)
+    inner = _taking(outer, own)
     label = f"chain({', '.join(s.label for s in stages)})"
     if not outer:
         return inner._replace(label=label)
     links = _Links(outer, inner)
     encode = links.encode  # one object: a shortcut knows by it what it stands for
     short = Shortcut(encode, inner.merge, links.encode_all) if links.plain and inner.shortcut else None
-    return inner._replace(
+    whole = inner._replace(
         encode=encode, admit=links.admit, decode=links.decode, label=label, encode_all=short,
         remember=links.remember if inner.remember else None, event=_event(outer, inner), sealed=links.sealed,
+        chained=None,
     )  # fmt: skip
+    return whole._replace(chained=Chained(tuple(outer), own, whole))
+
+
+def _unfolded(stages: tuple[Stage | Aggregator, ...]) -> tuple[Stage | Aggregator, ...]:
+    """Stages and aggregator, with those of a chain at the end in its place, unless it was changed since it was made."""
+    last = stages[-1] if stages else None
+    if not isinstance(last, Aggregator) or last.chained is None or last._replace(chained=None) != last.chained.whole:
+        return stages
+    return (*stages[:-1], *last.chained.stages, last.chained.inner)
+
+
+def _within(aggregator: Aggregator) -> list[Stage]:
+    """All stages that stand in an aggregator, in its chain or in one that it was made of."""
+    if aggregator.chained is None:
+        return []
+    return [*aggregator.chained.stages, *_within(aggregator.chained.inner)]
 
 
 def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregator]:
@@ -146,7 +166,8 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
         raise IncompatibleStages(
             f"chain() takes one aggregator, as its last part; {', '.join(wrong)} stands before {inner.label}"
         )
-    check_order(outer)
+    behind = _within(inner)
+    check_order([*outer, *behind])
     _event(outer, inner)
     if inner.streams and (turned := [stage.label for stage in outer if stage.linear and stage.decode is not same]):
         raise IncompatibleStages(
@@ -157,6 +178,11 @@ def _parted(stages: Sequence[Stage | Aggregator]) -> tuple[list[Stage], Aggregat
         raise IncompatibleStages(
             f"{inner.label} encodes on the client, and {outer[-1].label} before it is undone only on the server. "
             f"Write {inner.label.partition('(')[0]}(chain({outer[-1].label}, ...))"
+        )
+    if outer and behind and not _Links(outer, inner).plain:
+        raise IncompatibleStages(
+            f"{outer[-1].label} is undone on the server, message by message, and {behind[0].label} in {inner.label} "
+            "would run there, too, instead of on the client. Write all stages in a row in one chain, and change that"
         )
     return outer, inner
 

@@ -59,7 +59,7 @@ _BITS = 127  # of the table's thresholds
 _FIRST = 31  # of these in the first word, whose last bit is the sign
 _REST = _BITS - _FIRST
 _GUARD = 64  # bits more while the table is made
-_AT_ONCE = 1 << 15  # draws: what is needed for them stays in the processor's cache
+_AT_ONCE = 1 << 16  # draws: what is needed for them stays in the processor's cache
 _SLOTS = 1 << 16  # of the same probability, most of which stand for one number
 _GUIDE = 16  # first bits by which a place in the table is found
 

@@ -21,6 +21,8 @@ from foedus.core.sparse import rand_k, random_mask, subsample, top_k
 from foedus.core.stage import Kind, Stage, chain, clip
 from foedus.core.values import Context, Update
 from foedus.errors import FoedusError, IncompatibleStages, UpdateRefused
+from foedus.privacy.mechanisms import local
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.secure.graph import Withstand
 from foedus.secure.masked import masked
 from foedus.tree import Layout
@@ -123,6 +125,68 @@ def test_a_stage_alone_composes_with_sums_and_with_what_needs_every_update(stage
     wanted = np.average(np.array(alone, "f8"), axis=0, weights=[u.weight for u in UPDATES])
     np.testing.assert_allclose(aggregated(chain(stage, mean())), wanted, atol=2e-5)
     np.testing.assert_allclose(aggregated(chain(stage, median())), np.median(alone, axis=0), atol=2e-5)
+
+
+# --- chains in chains ---------------------------------------------------------------------------------------
+
+
+def made(rule: Aggregator) -> list[dict[str, bytes]]:
+    """What clients send."""
+    contexts = [c._replace(secret=known_to_all_who_know_the_seed) for c in CONTEXTS]
+    sent = [rule.encode(u, c) for u, c in zip(UPDATES, contexts, strict=True)]
+    return [{name: array.tobytes() for name, array in message.items()} for message in sent]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda s: s.label)
+def test_a_chain_in_a_chain_is_one_row(first: Stage, second: Stage) -> None:
+    """Refused or composed as the row is, to the bytes that travel."""
+    if second.takes is not Kind.REALS:
+        with pytest.raises(IncompatibleStages, match=" takes "):
+            chain(first, chain(second, mean()))
+        return
+    for end in (mean(), median()):
+        inner = chain(second, end)
+        if not sensible(first, second):
+            with pytest.raises(
+                IncompatibleStages, match=r" takes (codes|reals), and | looks at the model's layers, and "
+            ):
+                chain(first, inner)
+            continue
+        row, nested = chain(first, second, end), chain(first, inner)
+        assert nested.label == row.label
+        assert made(nested) == made(row)
+        assert (nested.shortcut is None) == (row.shortcut is None)
+        np.testing.assert_array_equal(aggregated(nested), aggregated(row))
+
+
+def test_three_chains_deep_the_order_counts_too() -> None:
+    assert chain(clip(1.0), chain(rotate(), chain(quantise(2), mean()))).label == (
+        "chain(clip(1.0), rotate(), quantise(2), mean())"
+    )
+    with pytest.raises(IncompatibleStages, match=r"rotate\(\) takes reals, and quantise\(2\) before it gives codes"):
+        chain(clip(1.0), chain(quantise(2), chain(rotate(), mean())))
+    with pytest.raises(IncompatibleStages, match=r"low_rank\(4\) looks at the model's layers, and rotate\(\)"):
+        chain(rotate(), chain(clip(1.0), chain(low_rank(4), mean())))
+
+
+def test_noise_of_clients_is_never_left_to_the_server_by_nesting() -> None:
+    """What is undone message by message takes everything behind it along: the row does, and so does what is nested."""
+    noisy = local(clip=1.0, noise_multiplier=1.0)
+    assert made(chain(top_k(0.3), chain(noisy, mean()))) == made(chain(top_k(0.3), noisy, mean()))
+    changed = chain(noisy, mean())._replace(label="mine")
+    with pytest.raises(IncompatibleStages, match=r"local.* in mine would run there, too, instead of on the client"):
+        chain(top_k(0.3), changed)
+    with pytest.raises(IncompatibleStages, match=r"local.* takes reals, and quantise\(2\) before it gives codes"):
+        chain(quantise(2), changed)
+
+
+def test_what_was_changed_since_it_was_made_keeps_its_change() -> None:
+    doubled = chain(clip(1.0), mean())
+    doubled = doubled._replace(decode=lambda state, m, c: (2 * chain(clip(1.0), mean()).decode(state, m, c)[0], state))
+    found = aggregated(chain(rotate(), doubled))
+    np.testing.assert_allclose(found, 2 * aggregated(chain(rotate(), clip(1.0), mean())), atol=1e-6)
+    with pytest.raises(IncompatibleStages, match="takes reals"):
+        chain(quantise(2), doubled)
 
 
 def test_there_are_pairs_of_both_sorts() -> None:
