@@ -12,6 +12,7 @@
     foedus join URL                    take part in a served federation with your own data
     foedus tasks                       tasks that servers sent: review, approve, deny
     foedus ledger / consent            what left this machine, and who agreed to it
+    foedus silos                       agree with other owners on the key of encrypted sums
     foedus audit module:object         attack a run of one's own, and say what could be learnt
     foedus doctor                      what is installed, and what works
 
@@ -45,6 +46,7 @@ from foedus.cli import (
     restore,
     runs,
     serve,
+    silos,
     simulate,
     status,
     tasks,
@@ -64,7 +66,7 @@ def foedus() -> None:
 
 for _verb in (
     audit, backup, compare, consent, demo, doctor, export, join, ledger, members, new, plot, privacy, restore, runs,
-    serve, simulate, status, tasks,
+    serve, silos, simulate, status, tasks,
 ):  # fmt: skip
     foedus.add_command(_verb.command)
 

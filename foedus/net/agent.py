@@ -498,8 +498,8 @@ class Agent:
         path = self.place.silo_key
         if not path.exists():
             raise OwnerRefuses(
-                f"updates are encrypted under a key that the silos share, and there is none at {path}. Put it there, "
-                "or name its file: foedus join ... --silo-key FILE"
+                f"updates are encrypted under a key that the silos share, and there is none at {path}. Agree on "
+                "one with the others (foedus silos agree), or name its file: foedus join ... --silo-key FILE"
             )
         from foedus.net.identity.files import read_secret
 

@@ -5,7 +5,7 @@
 | ``rules.toml`` | what is allowed; written with comments when there is none (``rules.py``) |
 | ``consent.jsonl`` | who agreed to what (``consent.py``) |
 | ``ledger.jsonl`` | what left (``ledger.py``) |
-| ``silo.key`` | the key of encrypted sums that this owner shares with others |
+| ``silo.key`` | the key of encrypted sums that this owner shares with others (``silos.py``) |
 | ``approvals.json``, ``bundles/`` | tasks that were approved or denied, and their source (``approvals.py``) |
 | ``servers/NAME/`` | of one server: credentials, what waits to be sent, what is kept between rounds, models |
 

@@ -22,7 +22,7 @@ from foedus.protocol.secagg.messages import Identity, certified, pinned
 from foedus.record.files import storage
 from foedus.secure.primitives import KEY, SIGNATURE, identity_key
 
-__all__ = ["identity"]
+__all__ = ["identity", "own_secret"]
 
 
 def identity(folder: Path) -> Identity:
@@ -42,7 +42,7 @@ def identity(folder: Path) -> Identity:
         >>> identity(folder).trust.label
         'pinned(2 identities)'
     """
-    private, path = _own(folder), folder / "peers.txt"
+    private, path = own_secret(folder), folder / "peers.txt"
     public = identity_key(private)
     if not path.exists():
         raise NoGuarantee(
@@ -67,7 +67,7 @@ def identity(folder: Path) -> Identity:
     return Identity(private, certified(authority) if authority else pinned(keys), certificate)
 
 
-def _own(folder: Path) -> bytes:
+def own_secret(folder: Path) -> bytes:
     """This client's secret key, readable by its owner only."""
     path = folder / "peers.key"
     with storage(path):
