@@ -302,7 +302,7 @@ def verbs(of: click.Group, before: str = "") -> Iterator[tuple[str, click.Comman
 def test_every_verb_has_help_with_examples() -> None:
     assert set(group.commands) == {
         "audit", "backup", "compare", "consent", "demo", "doctor", "export", "join", "ledger", "members", "new", "plot",
-        "privacy", "restore", "runs", "serve", "simulate", "status", "tasks",
+        "privacy", "restore", "runs", "serve", "silos", "simulate", "status", "tasks",
     }  # fmt: skip
     for name, command in verbs(group):
         assert isinstance(command, Verb)
