@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,3 +89,21 @@ def test_nothing_is_lost_and_the_bits_are_the_same(tmp_path: Path, name: str, mo
     found = read(tmp_path / "server" / "runs" / "run")
     for parameter, array in wanted.parameters.items():
         np.testing.assert_array_equal(found.parameters[parameter], array)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+def test_where_the_kernel_itself_loses_a_fifth_and_is_200_ms_away() -> None:
+    """The same in a network namespace whose packets are lost and late below TCP: ``netem``."""
+    emulated = "ip link set lo up && tc qdisc add dev lo root netem delay 100ms loss 20%"
+    if any(shutil.which(name) is None for name in ("unshare", "ip", "tc")):
+        pytest.skip("needs unshare, ip and tc (util-linux, iproute2)")
+    tried = subprocess.run(["unshare", "-n", "sh", "-c", emulated], capture_output=True, text=True, timeout=20)
+    if tried.returncode:
+        pytest.skip(f"no network namespace with netem may be made here: {tried.stderr.strip()[:200]}")
+    again = f"{__file__}::{test_nothing_is_lost_and_the_bits_are_the_same.__name__}[narrow]"
+    inside = f'{emulated} && exec "$0" -m pytest -q -n 0 -p no:cacheprovider "$1"'
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", inside, sys.executable, again],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=190,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
