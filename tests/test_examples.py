@@ -16,6 +16,7 @@ TOLD = {
     "algorithms": "★ best",
     "first_model": "the first test image shows a 3",
     "frame": "of the way",
+    "hospitals_encrypted": "accuracy 0.9",
     "hospitals_network": "accuracy 0.9",
     "jax_model": "(64, 32)",
     "phones": "J on all phones together",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def killed(commands: Commands, process: object) -> None:
     assert process.returncode == -signal.SIGKILL  # type: ignore[attr-defined]
 
 
-def simulated(key: fd.SiloKey, folder: Path) -> dict[str, object]:
+def simulated(key: Any, folder: Path) -> dict[str, object]:
     """The same hospitals in one process, which plays all parts."""
     task = fd.Task(fd.logistic(30, 2), metrics=[fd.accuracy])
     rule = fd.chain(fd.clip(1.0), fd.encrypted(COUNT, key=key))
