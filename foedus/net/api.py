@@ -23,6 +23,7 @@ from foedus.protocol.messages import KINDS, Ask, CheckIn, Confer, Decline, Messa
 MEDIA = "application/vnd.foedus.message+msgpack"
 BYTES = "application/octet-stream"
 OFFSET = "Upload-Offset"
+AT_ONCE = "Foedus-At-Once"  # a gateway says so, which serves others meanwhile: answer, and let nobody wait in line
 LEADER = "Foedus-Leader"  # where the leader is, in the answer of a server that is not
 DOORBELL = "socket.io"
 BELL = "bell"  # the doorbell's event; its only argument is an encoded Bell

@@ -23,7 +23,7 @@ from foedus.protocol.pacing import come_back
 from foedus.protocol.round import At, Phase, Rules, Seat, State
 from foedus.rounds.evaluate import ClientFigures
 
-BACK_OFF = 0.2  # of the time that a round has taken: how long those wait who ask whether it is over
+EACH = 0.002  # seconds that a round's every client adds to the pause between two questions of one
 TWO = 2  # clients must say the same of a sum, before it is believed
 FIRST_PERIOD = 2.0  # seconds that a round is thought to take, before one has
 EVALUATION = "/evaluation"  # what a run's evaluations are called after its name
@@ -179,19 +179,12 @@ class Course:
 
     # --- time
 
-    def window(self, now: float, *, pause: float, position: int | None = None) -> Window:
-        """When one client is to come back.
-
-        Args:
-            now: on the server's clock.
-            pause: never sooner than this.
-            position: the client's, if it is known: whoever has had its turn comes for the next round.
-        """
+    def window(self, now: float, *, pause: float) -> Window:
+        """When one client is to come back."""
+        pause = max(pause, EACH * len(self.state.seats))  # a thousand that all ask at once would do nothing else
         left = machine.worthwhile_s(self.state, now)
-        if self.state.phase is Phase.TRAINING or self._nothing_for(position):
-            # A round will not last until its deadline, most likely; one that lasts is asked after ever more rarely.
-            passed = now - self.begun_at
-            left = min(max(0.0, self.state.deadline - now), max(pause, self.period - passed, BACK_OFF * passed))
+        if self.state.phase is Phase.TRAINING:  # it will not last until its deadline, most likely
+            left = min(left, max(pause, self.period - (now - self.begun_at)))
         elif self.state.phase is not Phase.FAILED:
             left = min(left, pause)
         cohort = self.learning.served.cohort
@@ -200,18 +193,6 @@ class Course:
         return come_back(
             population=max(1, self.learning.population), wanted=wanted, period_s=self.period, left_s=left, floor_s=pause
         )
-
-    def _nothing_for(self, position: int | None) -> bool:
-        """Whether a round that still lets clients in has no place for this one."""
-        state = self.state
-        if state.phase is not Phase.SELECTING or self.rules.flowing:
-            return False
-        had = position is not None and any(
-            seat.attempt == state.attempt and seat.at not in (*machine.OPEN, At.LAPSED)
-            for seat in state.seats.of(position)
-        )
-        drawn = state.cohort is None or position is None or position in state.cohort
-        return had or not drawn or state.seats.count(*machine.ENGAGED) >= state.places
 
     def ended(self, now: float) -> None:
         """A step is over: the next ones are thought to take about as long."""

@@ -192,7 +192,7 @@ class Gateway:
     ) -> httpx.Response:
         """One request to whoever leads, in the caller's name."""
         address = self._leader(now)
-        headers = {"Authorization": f"Bearer {self._ticket(caller, now)}"}
+        headers = {"Authorization": f"Bearer {self._ticket(caller, now)}", api.AT_ONCE: "1"}
         try:
             response = self._way.request(method, f"{address}{path}", content=content, headers=headers)
         except httpx.HTTPError as error:

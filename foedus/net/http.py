@@ -36,7 +36,7 @@ from foedus.errors import (
     TooLarge,
 )  # fmt: skip
 from foedus.net import openapi
-from foedus.net.api import BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
+from foedus.net.api import AT_ONCE, BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
 from foedus.net.identity.callers import Caller, Scope
 from foedus.net.logs import logger, say
 from foedus.net.metrics import Metrics
@@ -188,8 +188,10 @@ class Shell:
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
-        rings = await self.aside(self._ticked)
-        self._line.go_on()  # places that nobody wrote to were given up
+        try:
+            rings = await self.aside(self._ticked)
+        finally:
+            self._line.go_on()  # places that nobody wrote to were given up
         for ring in rings:
             if self.ring is not None:
                 await self.ring(ring)
@@ -239,7 +241,8 @@ class Shell:
                     caller = self.caller(request)
                     caller.may(Scope.TRAIN)
                     self._check_leads()
-                    reply = await self._handled(caller, heard.message)
+                    held = 0.0 if AT_ONCE in request.headers else HELD
+                    reply = await self._handled(caller, heard.message, held)
                 except ClientDisconnect:
                     return Response(status_code=400)
                 except Exception as error:
@@ -249,27 +252,33 @@ class Shell:
 
         return answer
 
-    async def _handled(self, caller: Caller, message: Message) -> Message:
+    async def _handled(self, caller: Caller, message: Message, held: float) -> Message:
         """What the coordinator answers. Whoever asks for a place that there is no room for waits in line for a while:
         asked to come back, all would come too early or too late, and room would stand empty."""
         if isinstance(message, StartUpload):
-            return await self._placed(caller, message)
+            return await self._placed(caller, message, held)
         try:
             return await self.aside(self.core.handle, caller, message, self.clock())
         finally:
             if not isinstance(message, CheckIn | Ask):
                 self._line.go_on()  # there may be room that was not there before
 
-    async def _placed(self, caller: Caller, message: StartUpload) -> Message:
-        until = self.clock() + HELD
+    async def _placed(self, caller: Caller, message: StartUpload, held: float) -> Message:
+        until, again = self.clock() + held, False
         while True:
             try:
                 reply = await self.aside(self.core.handle, caller, message, self.clock())
             except NotNow as error:
                 left = until - self.clock()
                 if error.code is not Code.OVERLOADED or left <= 0:
+                    if again:
+                        self._line.go_on()  # another may be content with less
                     raise
-                await self._line.wait(left)
+                await self._line.wait(left, front=again)
+                again = True
+            except BaseException:
+                self._line.go_on()  # another may have more luck
+                raise
             else:
                 self._line.go_on()
                 return reply

@@ -48,17 +48,20 @@ class Turnstile:
 class Line:
     """Those who wait until there is room again, the first in front.
 
-    Whenever something was done that may have made room, the first is let go on; it looks for itself, and stands in
-    front again only if it comes back at once, which costs less than to know beforehand.
+    Whenever something was done that may have made room, the first is let go on; it looks for itself, which costs
+    less than to know beforehand, and stands in front again if it looked in vain.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def wait(self, seconds: float) -> None:
-        """Stand in line until it is one's turn, or for so long."""
+    async def wait(self, seconds: float, *, front: bool = False) -> None:
+        """Stand in line until it is one's turn, or for so long; in front, whose turn it was in vain."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        if front:
+            self._waiting.appendleft(turn)
+        else:
+            self._waiting.append(turn)
         with suppress(TimeoutError):
             await asyncio.wait_for(turn, seconds)
 

@@ -57,6 +57,7 @@ class Uploads:
         self._most, self.each = most, min(each, most)
         self._places: dict[bytes, _Place] = {}
         self._taken = 0
+        self._changing = threading.Lock()  # places are made in one thread, and given up in others, too
         self._spare: list[bytearray] = []  # of places given up a moment ago: memory that need not be asked for again
 
     @property
@@ -74,22 +75,23 @@ class Uploads:
             TooLarge: no upload may be so large.
             NotNow: there is no room at the moment.
         """
-        place = self._places.get(upload)
-        if place is not None and len(place.content) == size:
-            place.touched = now
-            return place.offset
-        if size > self.each:
-            raise TooLarge(f"an upload of {size} bytes is announced, and at most {self.each} are taken", fatal=True)
-        self.drop(upload)
-        if self._taken + size > self._most:
-            raise NotNow(
-                f"{self._taken} of {self._most} bytes for uploads are taken, and {size} more are wanted; come back in "
-                "a moment",
-                code=Code.OVERLOADED,
-            )
-        self._places[upload] = _Place(self._room(size), owner, now)
-        self._taken += size
-        return 0
+        with self._changing:
+            place = self._places.get(upload)
+            if place is not None and len(place.content) == size:
+                place.touched = now
+                return place.offset
+            if size > self.each:
+                raise TooLarge(f"an upload of {size} bytes is announced, and at most {self.each} are taken", fatal=True)
+            self._drop(upload)
+            if self._taken + size > self._most:
+                raise NotNow(
+                    f"{self._taken} of {self._most} bytes for uploads are taken, and {size} more are wanted; come back "
+                    "in a moment",
+                    code=Code.OVERLOADED,
+                )
+            self._places[upload] = _Place(self._room(size), owner, now)
+            self._taken += size
+            return 0
 
     def offset(self, upload: bytes, *, owner: int) -> int:
         """How many bytes have come.
@@ -154,6 +156,10 @@ class Uploads:
 
     def drop(self, upload: bytes) -> None:
         """Give a place up, if it is there."""
+        with self._changing:
+            self._drop(upload)
+
+    def _drop(self, upload: bytes) -> None:
         place = self._places.pop(upload, None)
         if place is not None:
             self._taken -= len(place.content)
@@ -169,9 +175,10 @@ class Uploads:
 
     def tidy(self, *, now: float) -> list[bytes]:
         """Give up places that nobody has written to for a while; which."""
-        idle = [name for name, place in self._places.items() if now - place.touched > IDLE]
-        for name in idle:
-            self.drop(name)
+        with self._changing:
+            idle = [name for name, place in self._places.items() if now - place.touched > IDLE]
+            for name in idle:
+                self._drop(name)
         if not self._places:
             self._spare.clear()
         return idle

@@ -95,7 +95,7 @@ class Admission:
 
     def _offer(self, course: Course, caller: Who, message: CheckIn, now: float) -> Message:
         """What a run says to somebody who is there."""
-        window = self._driver.window(course, now, caller.position)
+        window = self._driver.window(course, now)
         if lacking := set(message.protections) - set(course.protections):
             return later(window, f"this run does not promise {', '.join(sorted(lacking))}")
         if course.state.phase is Phase.OVER and course.kind is Kind.TRAIN:

@@ -55,9 +55,9 @@ class Driver:
                 return course, seat
         return None, None
 
-    def window(self, course: Course, now: float, position: int | None = None) -> Window:
+    def window(self, course: Course, now: float) -> Window:
         """When a client is to come back for a run."""
-        return course.window(now, pause=self.ground.pause, position=position)
+        return course.window(now, pause=self.ground.pause)
 
     def anytime(self, now: float) -> Window:
         """When to come back, for nothing in particular."""

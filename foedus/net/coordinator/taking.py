@@ -137,7 +137,7 @@ class Taking:
         self._safe.keep_update(course, found, content, parcel, now)
         self._driver.news.session(seat.key, "^", course, ends=True)
         self._driver.ahead(course, machine.Received(now, seat.key), now)
-        return Received(later=self._driver.window(course, now, seat.position))
+        return Received(later=self._driver.window(course, now))
 
     def content(self, course: Course, message: Submit | Confer) -> memoryview:
         """What was uploaded, if it is what was announced.

@@ -13,7 +13,10 @@ Not here: rate limits (``limits.py``).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from typing import Any, cast
+
+AHEAD = 8  # requests that may be sent before the answer to the first has come; ours send none
 
 __all__ = ["guarded", "guarded_socket"]
 
@@ -53,6 +56,9 @@ def guarded(
             if self._timer is None:
                 self._watch()
             super().data_received(data)
+            ahead: Sized = getattr(self, "pipeline", ())  # h11 reads one at a time
+            if len(ahead) > AHEAD:  # they are held in memory, and none of them is served sooner
+                self.transport.abort()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -81,7 +87,7 @@ def guarded(
 
         def _look(self) -> None:
             self._timer, now = None, self._loop.time()
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:  # gone, or a WebSocket now
+            if self.transport.get_protocol() is not self:  # a WebSocket now
                 return
             slow_head = self._since is not None and now - self._since > head_s
             slow_body = self._reading() and now - self._last > stall_s

@@ -60,6 +60,7 @@ class TlsLine(asyncio.BufferedProtocol):
         self._raw: Any = None
         self._above: _Above | None = None  # once the handshake is over
         self._timer: asyncio.TimerHandle | None = None
+        self._choked = False  # more is to be sent than the client takes
 
     # --- from below
 
@@ -74,8 +75,6 @@ class TlsLine(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came: a record's worth at a time goes through OpenSSL, whose buffers never shrink."""
-        if self._above is not None and self._above.closing:
-            return
         for at in range(0, nbytes, RECORD):
             self._in.write(self._room[at : min(at + RECORD, nbytes)])
             self._advance()
@@ -84,17 +83,24 @@ class TlsLine(asyncio.BufferedProtocol):
         """The client sends nothing more; the connection is closed."""
         if self._above is not None and not self._above.closing:
             self._above.protocol.eof_received()
+        self.let_go()
         return False
 
     def pause_writing(self) -> None:
-        """The client takes bytes more slowly than they come."""
+        """The client takes bytes more slowly than they come. It is not heard meanwhile: there are things that have to
+        be answered, pings and new keys, whose answers would pile up here."""
+        self._choked = True
+        self._raw.pause_reading()
         if self._above is not None:
             self._above.protocol.pause_writing()
 
     def resume_writing(self) -> None:
         """It has caught up."""
+        self._choked = False
         if self._above is not None:
             self._above.protocol.resume_writing()
+        if self._above is None or not self._above.paused:
+            self.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
@@ -121,7 +127,7 @@ class TlsLine(asyncio.BufferedProtocol):
         except ssl.SSLError as error:
             say("tls failed", level=logging.DEBUG, error=str(error.reason or error)[:200])
             self.flush()  # the alert
-            self._raw.close()
+            self.let_go()
             return
         self.flush()
 
@@ -140,7 +146,7 @@ class TlsLine(asyncio.BufferedProtocol):
         Raises:
             SSLWantReadError: there is nothing more.
         """
-        while not (above.paused or above.closing):
+        while not (above.paused or above.closing or self._choked):
             try:
                 piece = self._tls.read(RECORD)
             except ssl.SSLZeroReturnError:
@@ -153,8 +159,9 @@ class TlsLine(asyncio.BufferedProtocol):
 
     def resume(self) -> None:
         """Go on reading: first what OpenSSL holds already."""
-        self._raw.resume_reading()
-        asyncio.get_running_loop().call_soon(self._advance)
+        if not (self._choked or self._raw.is_closing()):
+            self._raw.resume_reading()
+            asyncio.get_running_loop().call_soon(self._advance)
 
     def flush(self) -> None:
         """Send what OpenSSL has written."""
@@ -167,6 +174,14 @@ class TlsLine(asyncio.BufferedProtocol):
         for at in range(0, len(view), RECORD):
             self._tls.write(view[at : at + RECORD])
             self.flush()
+
+    def let_go(self) -> None:
+        """Close once everything is sent, or after a while: whoever takes nothing holds nothing for ever."""
+        if self._above is not None:
+            self._above.closing = True
+        if not self._raw.is_closing():
+            self._raw.close()
+            self._timer = asyncio.get_running_loop().call_later(LAST_S, self._raw.abort)
 
     def goodbye(self) -> None:
         """Say that nothing more will come."""
@@ -209,8 +224,7 @@ class _Above(asyncio.Transport):
             self.closing = True
             if not self._raw.is_closing():
                 self._line.goodbye()
-                self._raw.close()
-                asyncio.get_running_loop().call_later(LAST_S, self._raw.abort)  # whoever takes nothing is let go
+                self._line.let_go()
 
     def abort(self) -> None:
         """Close at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import socket
@@ -19,6 +20,7 @@ from typing import ClassVar
 import psutil
 import pytest
 
+from foedus.net.identity import tls_line
 from foedus.net.identity.authority import Authority
 from foedus.net.identity.tls import server_context
 from foedus.net.identity.tls_line import RECORD, over_tls
@@ -50,6 +52,20 @@ class Echo(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ends.append("lost")
+
+
+class Fountain(Echo):
+    """Gives more than anybody's buffers hold, and closes."""
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(bytes(1 << 25))
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        self.ends.append("full")
+
+    def resume_writing(self) -> None:
+        self.ends.append("empty")
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -186,6 +202,32 @@ def test_a_handshake_that_does_not_end_is_cut(tmp_path: Path, loop: Callable[[],
         line.sendall(b"\x16\x03\x01")
         with pytest.raises(ConnectionResetError):  # aborted, or closed without a word
             raise ConnectionResetError if line.recv(10) == b"" else AssertionError
+
+
+def test_whoever_takes_nothing_is_not_heard_either(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """An echo that is not read would pile up in the server's memory, as would answers to pings."""
+    with listening(tmp_path, loop) as (port, trust):
+        line = joined(port, trust)
+        line.settimeout(0.3)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 1 << 26:
+                sent += line.send(bytes(1 << 16))
+        assert sent < 1 << 25, "what the systems' buffers take, of both sides and both ways"
+        line.close()
+
+
+def test_whoever_takes_nothing_is_let_go_in_the_end(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_line, "LAST_S", 0.1)
+    with listening(tmp_path, loop, serving=Fountain) as (port, trust):
+        line = joined(port, trust)
+        line.sendall(b"give")
+        until(lambda: "lost" in Echo.ends)
+        line.close()
 
 
 CLIENTS = """

@@ -91,8 +91,9 @@ def test_one_task_has_to_be_meant(tmp_path: Path) -> None:
 
 def test_an_owner_types_list_review_approve_and_deny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = ["--folder", str(tmp_path)]
-    assert run(["tasks", "list", *folder]) == 0
-    assert "no task" in capsys.readouterr().out
+    assert run(["tasks", "list", *folder]) == 2  # perhaps mistyped: nothing of an owner's is in it
+    assert "no owner's folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
     approvals = Approvals(tmp_path)
     digest = filed(approvals, bundle(0.1, "# \n"))
     assert run(["tasks", "review", digest[:16], *folder]) == 0
