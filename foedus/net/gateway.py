@@ -10,6 +10,7 @@ Not here: merging (``brokers/aggregation.py``), what is answered (``coordinator`
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -195,7 +196,7 @@ class Gateway:
         headers = {"Authorization": f"Bearer {self._ticket(caller, now)}", api.AT_ONCE: "1"}
         try:
             response = self._way.request(method, f"{address}{path}", content=content, headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ssl.SSLError) as error:
             raise NotNow(f"the coordinator cannot be reached: {error or type(error).__name__}") from error
         if response.status_code >= 400 and not response.headers.get("content-type", "").startswith(api.MEDIA):
             raise NotNow(f"the coordinator answered {response.status_code}")

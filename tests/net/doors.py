@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from foedus.errors import FoedusError
 from foedus.net.identity import routes as door
@@ -24,6 +24,7 @@ from foedus.net.identity.access import Access
 from foedus.net.identity.authority import Authority
 from foedus.net.identity.connections import guarded
 from foedus.net.identity.limits import Rate
+from foedus.net.identity.tls_line import over_tls
 from foedus.net.store import SqlStore, open_store
 
 
@@ -94,15 +95,10 @@ def running(
     app: Any, context: ssl.SSLContext | None, *, head_s: float = 20.0, stall_s: float = 30.0, unread_s: float = 120.0
 ) -> Iterator[int]:
     """uvicorn in a thread of its own, at a port that the operating system chose."""
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        lifespan="off",
-        http=guarded(H11Protocol, head_s=head_s, stall_s=stall_s, unread_s=unread_s),
-        ssl_context_factory=None if context is None else lambda config, default: context,
-    )
+    spoken: Any = guarded(HttpToolsProtocol, head_s=head_s, stall_s=stall_s, unread_s=unread_s)
+    if context is not None:
+        spoken = over_tls(spoken, context)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", http=spoken)
     server = uvicorn.Server(config)
     up = threading.Event()
 
