@@ -179,9 +179,13 @@ class Course:
 
     # --- time
 
+    def pause(self, least: float) -> float:
+        """Seconds between two questions of one client: a thousand that all ask at once would do nothing else."""
+        return max(least, EACH * len(self.state.seats))
+
     def window(self, now: float, *, pause: float) -> Window:
         """When one client is to come back."""
-        pause = max(pause, EACH * len(self.state.seats))  # a thousand that all ask at once would do nothing else
+        pause = self.pause(pause)
         left = machine.worthwhile_s(self.state, now)
         if self.state.phase is Phase.TRAINING:  # it will not last until its deadline, most likely
             left = min(left, max(pause, self.period - (now - self.begun_at)))

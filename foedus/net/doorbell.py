@@ -59,7 +59,7 @@ class Doorbell:
             self._ringing = asyncio.create_task(self._rung())
 
     def _meant(self, ring: Ring) -> list[str]:
-        here = self._listening[EVERYTHING] | self._listening[ring.message.run]
+        here = self._listening.get(EVERYTHING, {}) | self._listening.get(ring.message.run, {})
         found = [
             sid for sid, position in here.items()
             if position not in ring.but and (ring.to is None or position in ring.to)

@@ -70,11 +70,12 @@ class Calls:
         state = course.state
         if state.phase is not Phase.SELECTING:
             self._step = None
+        if self.quiet(state, now):
             return None
         if self._step != (step := (state.round, state.part, state.attempt)):
             self._step, self._due, self._wait = step, now, FIRST_S
         free = state.places - state.seats.count(*ENGAGED)
-        if free <= 0 or now < self._due:
+        if free <= 0:
             return None
         self._due, self._wait = now + self._wait, min(LAST_S, 2 * self._wait)
         had = frozenset(s.position for s in state.seats.values() if s.attempt == state.attempt and s.at not in _GONE)

@@ -9,7 +9,7 @@ from foedus.errors import FoedusError
 from foedus.net.coordinator.driver import Driver, later
 from foedus.net.coordinator.ground import Who
 from foedus.net.coordinator.taking import Taking
-from foedus.net.course import EACH, Course
+from foedus.net.course import Course
 from foedus.net.learning import WHOLE
 from foedus.net.masking import Limits, MaskedSum
 from foedus.protocol import blob
@@ -52,7 +52,7 @@ class Masks:
         if seat.at not in machine.OPEN or (masked is not None and slot is None):
             return Closed(why=Why.ATTEMPT_OVER, later=window)
         if masked is None or slot is None or (letter := masked.letter(slot, message.turn)) is None:
-            pause = max(self._ground.pause, EACH * len(course.state.seats))  # whoever waits asks again
+            pause = course.pause(self._ground.pause)  # whoever waits asks again
             return later(Window(after_s=pause, until_s=2 * pause), "others are awaited")
         return Turn(turn=letter.turn, body=letter.body, closes_s=max(0.0, masked.closes - now))
 
