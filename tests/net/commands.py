@@ -7,8 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,18 @@ class Commands:
         joined = f"hospital{part}/servers/*/identity/joined.json"
         self.until(lambda: list(self.folder.glob(joined)), f"joining of hospital {part}")
         return process
+
+
+@contextmanager
+def with_changes(folder: Path, changes: Mapping[str, str]) -> Iterator[Commands]:
+    """The example with some of its texts replaced, each of which is in it."""
+
+    def changed(source: str) -> str:
+        for before, after in changes.items():
+            assert before in source
+            source = source.replace(before, after)
+        return source
+
+    found = Commands(folder, changed)
+    with found.stack:
+        yield found

@@ -19,7 +19,7 @@ from foedus.net.identity.files import private_folder, write_secret
 from foedus.net.owner.folder import OwnerFolder
 from foedus.record.folder import read
 
-from .commands import EXAMPLE, Commands
+from .commands import EXAMPLE, Commands, with_changes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes that each load a library, on a busy machine
 
@@ -42,12 +42,7 @@ main()
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Iterator[Commands]:
-    def sealed(source: str) -> str:
-        assert PLAIN in source
-        return source.replace(PLAIN, SEALED).replace("rounds=5", f"rounds={ROUNDS}")
-
-    found = Commands(tmp_path, sealed)
-    with found.stack:
+    with with_changes(tmp_path, {PLAIN: SEALED, "rounds=5": f"rounds={ROUNDS}"}) as found:
         yield found
 
 

@@ -21,7 +21,7 @@ from foedus.protocol.blob import unpack
 from foedus.record.folder import read
 from foedus.record.kept import Kept
 
-from .commands import EXAMPLE, Commands
+from .commands import EXAMPLE, Commands, with_changes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that each load a library, on a busy machine
 
@@ -49,12 +49,7 @@ main()
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Iterator[Commands]:
-    def masked(source: str) -> str:
-        assert PLAIN in source
-        return source.replace(PLAIN, MASKED).replace("rounds=5", "rounds=20")
-
-    found = Commands(tmp_path, masked)
-    with found.stack:
+    with with_changes(tmp_path, {PLAIN: MASKED, "rounds=5": "rounds=20"}) as found:
         yield found
 
 
