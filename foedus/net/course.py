@@ -177,6 +177,10 @@ class Course:
         """The rounds that updates under way started from."""
         return {seat.round for seat in self.state.at(*machine.ENGAGED)} if self.rules.flowing else set()
 
+    def names(self, digest: str) -> bool:
+        """Whether a blob is its checkpoint, its partial sum or one of its updates."""
+        return digest in (self.checkpoint, self.written[0]) or digest in self.stored.values()
+
     # --- time
 
     def pause(self, least: float) -> float:

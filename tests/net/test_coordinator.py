@@ -19,7 +19,7 @@ from foedus.net.coordinator.steps import Steps
 from foedus.net.course import Course
 from foedus.net.learning import Learning
 from foedus.net.sealing import Vault
-from foedus.net.served import Served
+from foedus.net.served import Keeping, Served
 from foedus.net.store import check_log, open_store
 from foedus.protocol import blob
 from foedus.protocol.messages import (
@@ -451,6 +451,25 @@ def test_a_full_disk_delays_a_commit_and_nothing_else() -> None:
     federation.tick()
     assert federation.learning.state is made.state
     assert federation.standing(4) == "counted"
+
+
+def test_bytes_that_two_have_sent_are_not_removed_for_one_of_them() -> None:
+    """A blob is named by its content: what one seat no longer needs may be another's."""
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"keeping": Keeping.DURABLE})
+    federation.tick()
+    told = [federation.check_in(position) for position in (0, 1)]
+    content = federation.trained(0, told[0])
+    for position, answer in enumerate(told):
+        assert isinstance(federation.send(position, answer.key, content), Received)
+    (course,) = federation.coordinator.courses()
+    first, second = course.stored.values()
+    assert first == second
+    course.stored.pop(told[0].key)
+    federation.coordinator._driver.discard(first)
+    assert federation.blobs.has(first)
+    course.stored.clear()
+    federation.coordinator._driver.discard(first)
+    assert not federation.blobs.has(first)
 
 
 def test_where_too_few_are_left_rounds_wait_and_are_not_passed_over() -> None:

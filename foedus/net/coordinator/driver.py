@@ -133,8 +133,8 @@ class Driver:
         for key in [key for key in course.stored if course.state.seats.get(key, _NOBODY).at not in machine.ENGAGED]:
             self.discard(course.stored.pop(key))
         if course.written[0] and not course.learning.part:
-            self.discard(course.written[0])
-            course.written = "", 0
+            before, course.written = course.written[0], ("", 0)
+            self.discard(before)
         course.wrote_at = 0.0
 
     def drop(self, course: Course, key: bytes) -> None:
@@ -142,8 +142,16 @@ class Driver:
         if (upload := course.uploads.pop(key, None)) is not None:
             self.ground.uploads.drop(upload)
 
+    def keep(self, content: bytes) -> str:
+        """Put a blob; the same bytes may have been put before, and be about to be removed: they no longer are."""
+        digest = self.ground.blobs.put(content)
+        self._leftover.discard(digest)
+        return digest
+
     def discard(self, digest: str) -> None:
-        """Remove a blob; what cannot be removed now is tried again, and stops nothing."""
+        """Remove a blob that no run names any more; what cannot be removed now is tried again, and stops nothing."""
+        if any(course.names(digest) for course in self.courses.values()):  # runs that begin alike share a checkpoint
+            return
         try:
             self.ground.blobs.remove(digest)
         except StorageError as error:

@@ -50,7 +50,7 @@ class Safe:
             return
         sealed = vault.seal(course.learning.partial(gathering), _about(course.state, course.name))
         before, course.wrote_at = course.written, now
-        course.written = self._ground.blobs.put(sealed), len(gathering.counted)
+        course.written = self._driver.keep(sealed), len(gathering.counted)
         try:
             self._driver.write(course, course.state.at(At.RECEIVED), now)
         except StorageError:
@@ -67,7 +67,7 @@ class Safe:
             return
         gathering = course.gathered()
         sealed = vault.seal(course.learning.partial(gathering), _about(course.state, course.name))
-        course.written = self._ground.blobs.put(sealed), len(gathering.counted)
+        course.written = self._driver.keep(sealed), len(gathering.counted)
 
     def sum_of(self, course: Course, row: RunRow) -> set[int]:
         """The partial sum that was written, if it can be read; who is in it."""
@@ -94,7 +94,7 @@ class Safe:
         if keeping is Keeping.SEALED:
             data = self._round_vault(course).seal(data, _about_update(seat, course.name))
         try:
-            course.stored[seat.key] = self._ground.blobs.put(data)
+            course.stored[seat.key] = self._driver.keep(data)
             self._driver.write(course, (seat,), now)
         except StorageError as error:
             course.unwritten = True

@@ -71,7 +71,7 @@ class Steps:
         learning, step = course.learning, course.learning.step
         if not course.checkpoint:
             assert learning.state is not None
-            course.checkpoint = self._ground.blobs.put(learning.checkpoint(learning.state, {}))
+            course.checkpoint = self._driver.keep(learning.checkpoint(learning.state, {}))
         if not course.rules.flowing and learning.population < course.rules.minimum:  # they may come back
             return
         wanted = course.wanted()
@@ -135,12 +135,12 @@ class Steps:
         made, counted = course.pending, sorted(course.gathered().counted)
         checkpoint = course.checkpoint
         if made.line is not None:
-            checkpoint = self._ground.blobs.put(learning.checkpoint(made.state, made.kept))
+            checkpoint = self._driver.keep(learning.checkpoint(made.state, made.kept))
         state, actions = machine.step(course.state, machine.Committed(now), course.rules)
         seats = [seat for action in actions if isinstance(action, machine.Save) for seat in action.seats]
         old, before, kept = course.checkpoint, course.written[0], ("", 0)
         if made.line is None and self._ground.memory is not None:
-            kept = self._ground.blobs.put(self._ground.memory.seal(learning.between(made), course.name.encode())), 0
+            kept = self._driver.keep(self._ground.memory.seal(learning.between(made), course.name.encode())), 0
         after = replace(course, state=state, checkpoint=checkpoint, written=kept, key=b"")
         with self._ground.store.begin(self._ground.epoch()) as rows:
             rows.put_run(self._driver.row(after, now))
