@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import foedus as fd
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "hospitals_network.py"
 
@@ -22,6 +25,7 @@ class Commands:
         self.folder, self.stack = folder, ExitStack()
         (folder / EXAMPLE.name).write_text(change(EXAMPLE.read_text("utf-8")), "utf-8")
         self.server: subprocess.Popen[bytes] | None = None
+        self.at: Callable[[str], Sequence[str]] = lambda name: ()  # words before a command: where it runs
         nothing = str(folder / "nothing")
         self.environment = os.environ | {"FOEDUS_DATA": nothing, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
 
@@ -30,7 +34,7 @@ class Commands:
     ) -> subprocess.Popen[bytes]:
         """Start a command; what it says goes to a file of its name."""
         told = self.stack.enter_context((self.folder / f"{name}.out").open("ab"))
-        command = [sys.executable, "-c", code, *words]
+        command = [*self.at(name), sys.executable, "-c", code, *words]
         process = subprocess.Popen(
             command, cwd=self.folder, env=self.environment, stdout=told, stderr=subprocess.STDOUT
         )
@@ -57,6 +61,15 @@ class Commands:
         pattern = r"foedus join (\S+) (--pin \S+ --token \S+)[^\n]*\n\nthe task they are asked to approve: (\w+)"
         found = self.until(lambda: re.search(pattern, self.said("server")), "the server's start")
         return ["join", found[1], *found[2].split(), "--approve", found[3]]
+
+    def simulated(self) -> fd.Record:
+        """What would have been, had it all happened in one process."""
+        found = runpy.run_path(str(self.folder / EXAMPLE.name))
+        federation = found["federation"]
+        settings = fd.Settings(folder=self.folder / "run", executor=fd.executors.debug(), progress=False)
+        return fd.simulate(
+            federation.task, federation.algorithm, found["clients"](), rounds=federation.rounds, settings=settings
+        )
 
     def hospital(self, join: list[str], part: int, **how: Any) -> subprocess.Popen[bytes]:
         """Start a client."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import foedus as fd
 from foedus.net.owner.folder import OwnerFolder
 from foedus.record.folder import read
 
-from .commands import EXAMPLE, Commands
+from .commands import Commands
 
 pytestmark = pytest.mark.slow
 
@@ -28,22 +26,17 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 
 def check(commands: Commands, parts: range = range(4)) -> None:
     """The model has the simulated bits; everybody has it, and was counted once in every round."""
-    sys.path.insert(0, str(EXAMPLE.parent))
-    try:
-        from hospitals_network import clients, federation
-    finally:
-        sys.path.remove(str(EXAMPLE.parent))
-    settings = fd.Settings(folder=commands.folder / "run", executor=fd.executors.debug(), progress=False)
-    wanted = fd.simulate(federation.task, federation.algorithm, clients(), rounds=federation.rounds, settings=settings)
+    wanted = commands.simulated()
+    rounds = len(wanted.metrics)
     served = read(next((commands.folder / "foedus-server" / "runs").iterdir()))
     for name, array in wanted.parameters.items():
         np.testing.assert_array_equal(served.parameters[name], array)
-    assert [line["trained"] for line in served.metrics] == [4] * federation.rounds
+    assert [line["trained"] for line in served.metrics] == [4] * rounds
     for part in parts:
         owner = OwnerFolder(commands.folder / f"hospital{part}")
         assert len(list(owner.path.glob("servers/*/models/*/model.safetensors"))) == 1
         entries = [entry.departure for entry in owner.ledger().entries() if entry.departure.what.startswith("update")]
-        by_round = {n: {e.digest for e in entries if e.round == n} for n in range(1, federation.rounds + 1)}
+        by_round = {n: {e.digest for e in entries if e.round == n} for n in range(1, rounds + 1)}
         assert all(len(digests) == 1 for digests in by_round.values()), "the same bytes, whenever they are sent"
 
 
