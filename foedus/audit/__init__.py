@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from foedus.audit.seen import Seen as Seen
     from foedus.audit.seen import Victim as Victim
     from foedus.audit.seen import look as look
+    from foedus.audit.uploads import Uploaded as Uploaded
+    from foedus.audit.uploads import intercept as intercept
     from foedus.sim.federation import Federation
 
 _HOMES = {
@@ -71,6 +73,7 @@ _HOMES = {
     "Membership": "membership",
     "Played": "properties",
     "Seen": "seen",
+    "Uploaded": "uploads",
     "Victim": "seen",
     "audit": "examine",
     "by_likelihood_ratio": "membership",
@@ -84,6 +87,7 @@ _HOMES = {
     "in_final_model": "canaries",
     "in_messages": "canaries",
     "infer_property": "properties",
+    "intercept": "uploads",
     "invert": "inversion",
     "judge": "quality",
     "look": "seen",

@@ -11,19 +11,22 @@ updates of any length are no matter. Not here: membership (``membership.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foedus.audit.membership import Membership, joined, scored
-from foedus.audit.seen import Victim, look
+from foedus.audit.seen import Seen, Victim, look
 from foedus.backends import Trainer, open_trainer
 from foedus.core.aggregate import Aggregator
 from foedus.core.checks import check_number, check_whole
 from foedus.core.examples import Examples
 from foedus.core.random import generator
 from foedus.errors import ConfigurationError, DataError
+
+Sight = Callable[[Victim, Sequence[Examples], Trainer], Seen]  # what is seen of a client among others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Played:
 
 def infer_property(
     victim: Victim, *, having: Examples, lacking: Examples, through: Aggregator | None = None,
-    played: Played | None = None,
+    played: Played | None = None, sight: Sight | None = None,
 ) -> Membership:  # fmt: skip
     """Tell clients that have examples with a property from clients that have none, by one update each.
 
@@ -68,6 +71,8 @@ def infer_property(
             tested clients'.
         through: the algorithm's aggregator.
         played: how many clients, and of what.
+        sight: what the attacker gets of a client, where that is something else than ``look(..., through=through)``
+            shows, e.g. ``lambda victim, others, trainer: intercept(victim, through=rule, trainer=trainer).upload``.
 
     Returns:
         Scores of tested clients with (``inside``) and without the property (``outside``).
@@ -86,7 +91,11 @@ def infer_property(
             f"clients of {played.examples} examples need at least twice as many with and without the property; there "
             f"are {len(having)} and {len(lacking)}. Give more, or Played(examples=...)"
         )
-    cast = _Cast(victim, through, played, open_trainer(victim.task, seed=victim.seed))
+
+    def plain(one: Victim, others: Sequence[Examples], trainer: Trainer) -> Seen:
+        return look(one, through=through, others=others, trainer=trainer)
+
+    cast = _Cast(victim, plain if sight is None else sight, played, open_trainer(victim.task, seed=victim.seed))
     own, theirs = ((e.take(slice(h, None, 2)) for e in (having, lacking)) for h in (0, 1))
     known, labels = cast.updates(*own, count=played.shadows, purpose="shadow")
     asked, truth = cast.updates(*theirs, count=played.tested, purpose="tested")
@@ -99,7 +108,7 @@ class _Cast:
     """What makes the updates of played clients."""
 
     victim: Victim
-    through: Aggregator | None
+    sight: Sight
     played: Played
     trainer: Trainer
 
@@ -116,9 +125,7 @@ class _Cast:
         own = self._dealt(having, lacking, has, draws)
         others = [self._dealt(having, lacking, False, draws) for _ in range(self.played.others)]
         round = 1 + number + (purpose == "tested") * 10_000  # so that each has batches and noise of its own
-        seen = look(
-            replace(self.victim, examples=own, round=round), through=self.through, others=others, trainer=self.trainer
-        )
+        seen = self.sight(replace(self.victim, examples=own, round=round), others, self.trainer)
         return seen.update.astype(np.float64)
 
     def _dealt(self, having: Examples, lacking: Examples, has: bool, draws: np.random.Generator) -> Examples:

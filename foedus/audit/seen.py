@@ -156,11 +156,11 @@ def look(
     update = opened(rule, messages, context, secret=known_to_all_who_know_the_seed if outside else without_noise)
     return Seen(
         before=victim.before, update=update.astype(own.dtype), sent=_sent(update, own), layout=layout,
-        spec=victim.spec, plan=_pooled(victim, others), round=victim.round,
+        spec=victim.spec, plan=pooled(victim, others), round=victim.round,
     )  # fmt: skip
 
 
-def _pooled(victim: Victim, others: Sequence[Examples]) -> Plan:
+def pooled(victim: Victim, others: Sequence[Examples]) -> Plan:
     """The victim's steps; or, where everybody takes a single one, that of all examples together."""
     own = victim.plan
     if not others or own.steps[0] > 1:

@@ -351,6 +351,25 @@ class _Encrypted(NamedTuple):
         return found["sum"] * (self.grid.step / int(found["weight"][0])), state
 
 
+def forced(message: Message, key: SiloKey) -> NDArray[np.float64]:
+    """What ciphertexts decrypt to under a key, whichever it is, [slot]: for an attacker, who has no other way to make
+    numbers of them. Under another key than their own they are as good as drawn at random, and nothing here is checked:
+    silos open sums by ``encrypted(...)``, which refuses these.
+
+    Args:
+        message: of a client, admitted or not.
+        key: any, e.g. one of the attacker's own.
+
+    Example:
+        >>> rule, context = encrypted(4, key=silo_key()), Context(seed=0, round=1, client=0, size=2)
+        >>> sent = rule.encode(Update(np.array([0.5, -0.5]), 1.0), context)
+        >>> bool(np.abs(forced(sent, silo_key())).min() > 1)
+        True
+    """
+    own = _context(bytes(key))
+    return np.concatenate([_decrypted(own, raw) for raw in _parted(message["values"], message["lengths"])])
+
+
 # --- TenSEAL ------------------------------------------------------------------------------------------------
 
 

@@ -240,7 +240,7 @@ def _attempt(
         nothing = np.zeros(len(asked), np.int64)
         return Attempt(None, nothing[:0], str(error), nothing, nothing, {}, [], {})
     lost = {slot: _lost_at(job, called, client) for slot, client in enumerate(asked) if client not in messages}
-    owns = _owns(promise, model, count=len(asked))
+    owns = brought(promise, model, count=len(asked))
     return converse(terms, owns, lambda slot: tuple(messages[asked[slot]]), lost=lost)
 
 
@@ -252,9 +252,9 @@ def _lost_at(job: Job, called: Called, client: int) -> Phase:
     return _PHASES[int(generator(job.seed, "lost at", called.number, client).integers(len(_PHASES)))]
 
 
-def _owns(promise: Promise, model: bytes, *, count: int) -> Sequence[Own]:
-    """What clients bring. Keys are no part of the result, so that they are drawn from the operating system here,
-    too.
+def brought(promise: Promise, model: bytes, *, count: int) -> Sequence[Own]:
+    """What clients bring to a conversation. Keys are no part of the result, so that they are drawn from the operating
+    system here, too.
     """
     if not promise.withstand.malicious:
         return [Own(slot, promise, secrets.token_bytes(32), model) for slot in range(count)]

@@ -18,7 +18,7 @@ from foedus.errors import FoedusError, SecureAggregationFailed
 from foedus.protocol.secagg import client as clients
 from foedus.protocol.secagg import server as servers
 from foedus.protocol.secagg.client import Client, Own
-from foedus.protocol.secagg.messages import FromServer, Terms, message_size
+from foedus.protocol.secagg.messages import FromClient, FromServer, Terms, message_size
 from foedus.protocol.secagg.server import Close, Failed, From, Phase, Refused, Revealed, Server
 from foedus.secure.traffic import CHANNEL, TERMS
 
@@ -46,13 +46,16 @@ class Outcome(NamedTuple):
     memories: dict[int, clients.Memory]
 
 
+Heard = Callable[[int, FromClient], None]  # a client's slot, and what of it reaches the server
+
+
 class _Room:
     """Who is in the conversation, and what has passed."""
 
-    def __init__(self, terms: Terms, lost: Mapping[int, Phase]) -> None:
+    def __init__(self, terms: Terms, lost: Mapping[int, Phase], heard: Heard) -> None:
         self.server: Server = servers.open_attempt(terms)
         self.clients: dict[int, Client] = {}
-        self.lost = lost
+        self.lost, self.heard = lost, heard
         self.post: list[tuple[int, FromServer]] = []
         self.up = np.zeros(terms.clients, np.int64)
         self.down = np.full(terms.clients, TERMS + CHANNEL * (len(terms.channels) - 1), np.int64)
@@ -70,6 +73,7 @@ class _Room:
                 self.left[slot] = action.reason
             elif not self._gone(slot):
                 self.up[slot] += message_size(action.message)
+                self.heard(slot, action.message)
                 self.do(From(slot, action.message))
 
     def _gone(self, slot: int) -> bool:
@@ -106,6 +110,7 @@ def converse(
     numbers: Callable[[int], tuple[NDArray[Any], ...]],
     *,
     lost: Mapping[int, Phase] | None = None,
+    heard: Heard = lambda slot, message: None,
 ) -> Outcome:
     """Carry out an attempt.
 
@@ -114,6 +119,7 @@ def converse(
         owns: what every client brings, by slot.
         numbers: a client's numbers in every channel, by slot; asked once, when it is to mask them.
         lost: at which phase clients are lost.
+        heard: told of everything that reaches the server, for attacks that look at it.
 
     Example:
         >>> from foedus.protocol.secagg.messages import Channel, Promise, terms_for
@@ -127,7 +133,7 @@ def converse(
         >>> found.totals[0].tolist(), found.survivors.tolist()
         ([9, 12], [0, 1, 2])
     """
-    room = _Room(terms, lost or {})
+    room = _Room(terms, lost or {}, heard)
     for own in owns:
         try:
             room.clients[own.slot], actions = clients.begin(terms, own)
