@@ -7,8 +7,9 @@
 
 Servers are whole (TLS 1.3, tickets, digest, gate, exact sums, database on a disk, run folder); clients are light
 processes that echo an update and speak the real protocol over real connections (``network_clients.py``). Beside every
-figure stand the target and, where Flower 1.42 was measured on a machine of the same kind, its figure. Throughput is
-given beside a bare socket's in the same run, since machines differ and are shared.
+figure stands the target. Throughput is given beside a bare socket's in the same run, since machines differ and are
+shared; and rounds beside those of Flower's SuperLink and SuperNodes (``peers/flower_network.py``), one after the other,
+where Flower is installed (``peers/install.py flower``). Flower's have no TLS, which is to its advantage.
 
 What is measured: docs/scale.md.
 """
@@ -33,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -44,8 +45,6 @@ from foedus.rounds.parcel import Carried, Parcel
 HERE = Path(__file__).resolve().parent
 LARGE, SMALL = 1_663_370, 199_210
 MB, KB = 2**20, 2**10
-# Flower 1.42.0, SuperLink and SuperNodes on loopback without TLS, clients that echo 1,663,370 float32 (2 cores, EPYC).
-FLOWER = {2: 6.5, 10: 15.4, 25: 33.1}
 
 
 @dataclass
@@ -194,14 +193,15 @@ class Row:
     peer: str = ""
 
 
-def rounds(quick: bool) -> tuple[Figures, list[Row]]:
-    """Rounds of clients that echo a large model, one process for each."""
-    found: Figures = {}
-    rows = []
-    for count, target in ((10, 0.5), (50, 2.5)):
-        if quick and count > 10:
-            continue
-        often = 4 if quick else 6
+class Echoed(NamedTuple):
+    """Rounds of clients that echo a large model, one process for each: seconds of each round."""
+
+    begin_to_commit: list[float]
+    commit_to_commit: list[float]
+    received: int
+
+    @classmethod
+    def by(cls, count: int, often: int) -> Echoed:
         with (
             server(size=LARGE, clients=count, rounds=often) as serving,
             clients(serving, "train", count, count) as crowd,
@@ -209,20 +209,57 @@ def rounds(quick: bool) -> tuple[Figures, list[Row]]:
             seen = crowd.heard()
             timings = serving.timings()
             received = sum(each["seen"]["received"] for each in seen)
-        seconds = [line["seconds"] for line in timings][1:]
-        periods = [b["at"] - a["at"] for a, b in itertools.pairwise(timings)]
-        period, longest = statistics.median(periods), max(periods)
-        found[f"{count} clients"] = {
-            "begin to commit": seconds,
-            "commit to commit": periods,
-            "received": received,
-            "expected": count * often,
-        }
-        flower = f"Flower {FLOWER[count]:.1f} s: {FLOWER[count] / period:.0f} × faster" if count in FLOWER else ""
-        text = f"{period:.2f} s (begin to commit {statistics.median(seconds):.2f}, slowest {longest:.2f})"
-        rows.append(Row(f"round, {count} clients, 6.65 MB each way", text, f"≤ {target} s", period <= target, flower))
         assert received == count * often, "an update was lost"
+        periods = [b["at"] - a["at"] for a, b in itertools.pairwise(timings)]
+        return cls([line["seconds"] for line in timings][1:], periods, received)
+
+    @property
+    def period(self) -> float:
+        return statistics.median(self.commit_to_commit)
+
+
+def rounds(quick: bool) -> tuple[Figures, list[Row]]:
+    """Rounds of clients that echo a large model, one process for each."""
+    found: Figures = {}
+    rows = []
+    for count, target in ((10, 0.5), (50, 2.5)):
+        if quick and count > 10:
+            continue
+        seen = Echoed.by(count, 4 if quick else 6)
+        found[f"{count} clients"] = seen._asdict()
+        begun, slowest = statistics.median(seen.begin_to_commit), max(seen.commit_to_commit)
+        text = f"{seen.period:.2f} s (begin to commit {begun:.2f}, slowest {slowest:.2f})"
+        rows.append(Row(f"round, {count} clients, 6.65 MB each way", text, f"≤ {target} s", seen.period <= target))
     return found, rows
+
+
+def flower(quick: bool) -> tuple[Figures, list[Row]]:
+    """The same rounds by Flower's SuperLink and SuperNodes and by ours, one after the other."""
+    if not (HERE / "peers" / ".venv-flower" / "bin" / "flower-superlink").exists():
+        print("no Flower here: python benchmarks/peers/install.py flower", file=sys.stderr)
+        return {}, []
+    count, often = (2, 3) if quick else (10, 5)
+    command = [sys.executable, str(HERE / "peers" / "flower_network.py"), *map(str, (count, often, LARGE))]
+    theirs = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    ours, (idle, _) = Echoed.by(count, 6), agents(quick)
+    period = statistics.median(theirs["commit to commit"])
+    rest, most = theirs["node at rest"] / MB, theirs["node at most"] / MB
+    return {"flower": theirs, "foedus": ours._asdict() | {"agent MB": idle["MB"]}}, [
+        Row(
+            f"round, {count} SuperNodes of Flower, 6.65 MB each way, no TLS",
+            f"{period:.1f} s (slowest {max(theirs['commit to commit']):.1f})",
+            "",
+            None,
+            f"ours with TLS {ours.period:.2f} s: {period / ours.period:.0f} × faster",
+        ),
+        Row(
+            "memory of a SuperNode and what it starts",
+            f"{rest:.0f} MB at rest, {most:.0f} MB in a round",
+            "",
+            None,
+            f"ours {idle['MB']:.0f} MB at rest: {rest / idle['MB']:.1f} × less",
+        ),
+    ]
 
 
 def connections(quick: bool) -> tuple[Figures, list[Row]]:
@@ -529,7 +566,7 @@ def agents(quick: bool) -> tuple[Figures, list[Row]]:
     """Memory of an agent that waits, with its credentials, its HTTP client and its doorbell, before any training."""
     command = [sys.executable, "-c", _AGENT]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout)
-    return told, [Row("memory of an idle agent", f"{told['MB']:.0f} MB", "≤ 80 MB", told["MB"] <= 80, "Flower 370 MB")]
+    return told, [Row("memory of an idle agent", f"{told['MB']:.0f} MB", "≤ 80 MB", told["MB"] <= 80)]
 
 
 _AGENT = """
@@ -543,6 +580,7 @@ ALL: dict[str, Callable[[bool], tuple[Figures, list[Row]]]] = {
     "agents": agents,
     "uploads": uploads,
     "rounds": rounds,
+    "flower": flower,
     "growth": growth,
     "connections": connections,
     "crowd": crowd,

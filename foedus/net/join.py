@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foedus.errors import ConfigurationError, NotTrusted
+from foedus.errors import ConfigurationError, NotTrusted, Unreachable
 from foedus.net.agent import Agent, Data, Place, WallClock
 from foedus.net.bell import Line, listen
 from foedus.net.identity.authority import plain_pin
@@ -36,6 +36,8 @@ from foedus.protocol.messages import CheckIn, Kind
 from foedus.record.versions import versions
 
 __all__ = ["Joined", "Joining", "check", "join"]
+
+TRIES = 4  # to join over a line that loses much; where nobody listens, it is told at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,10 +267,25 @@ async def _credentials(address: str, folder: Path, settings: Joining) -> Credent
             f"{address} is not joined yet, which takes the token of its join command: --token, or Joining(token=...)"
         )
     name = settings.name or _name(settings.part, folder)
-    return await enrol(
-        address, folder=folder, pin=settings.pin, token=settings.token, name=name, outward=settings.outward,
-        now=clock.now(),
-    )  # fmt: skip
+    tries = TRIES
+    while True:
+        try:
+            return await enrol(
+                address, folder=folder, pin=settings.pin, token=settings.token, name=name, outward=settings.outward,
+                now=clock.now(),
+            )  # fmt: skip
+        except Unreachable as error:
+            tries -= 1
+            if not tries or not _late(error):
+                raise
+            settings.tell(f"{address} did not answer in time; it is asked again")
+
+
+def _late(error: Unreachable) -> bool:
+    """Whether a server may be there, and only the line is bad."""
+    import httpx
+
+    return isinstance(error.__cause__, httpx.TimeoutException | TimeoutError)
 
 
 def _joined_before(folder: Path, settings: Joining) -> Credentials | None:

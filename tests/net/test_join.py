@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 import foedus as fd
 from foedus.cli import run
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, Unreachable
+from foedus.net.identity import visits
 from foedus.net.join import _data, _name
 from foedus.net.locks import alone
 from foedus.net.source import of_bytes
@@ -90,3 +92,19 @@ def test_who_asks_again_after_a_lost_answer_has_the_same_name(tmp_path: Path) ->
     assert len(names) == 1
     assert next(iter(names)).startswith("ward-7-")
     assert _name("ward 7", tmp_path / "b") not in names
+
+
+@pytest.mark.parametrize(("there", "again"), [(True, 3), (False, 0)])
+def test_a_server_that_is_slow_is_asked_again_and_one_that_is_not_there_is_not(
+    tmp_path: Path, there: bool, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visits, "AT_DOOR", 0.05)
+    told: list[str] = []
+    mine = fd.Joining(folder=tmp_path, pin="ab" * 32, token="t", consent="Dr Weiss", tell=told.append)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes a connection, and says nothing
+        port = listening.getsockname()[1]
+        if not there:
+            listening.close()
+        with pytest.raises(Unreachable, match=r"cannot be reached \(\w"):
+            fd.join(f"https://127.0.0.1:{port}", data=DATA, settings=mine)
+    assert len([line for line in told if "asked again" in line]) == again

@@ -209,9 +209,10 @@ async def _reaching(url: str) -> AsyncIterator[None]:
                 f"the certificate that {url} shows is vouched for by nobody trusted here ({error}). Give the pin "
                 "of the join command (--pin, or Joining(pin=...)), or the authority that vouches for it (--authorities)"
             ) from error
+        why = str(error) or type(error).__name__
         raise Unreachable(
-            f"{url} cannot be reached ({error or type(error).__name__}). Is it the address of the join command, is the "
-            "server running, and may this machine call it (proxy, firewall)? Nothing is lost; start it again"
+            f"{url} cannot be reached ({why}). Is it the address of the join command, is the server running, and may "
+            "this machine call it (proxy, firewall)? Nothing is lost; start it again"
         ) from error
 
 

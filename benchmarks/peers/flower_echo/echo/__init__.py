@@ -1,0 +1,1 @@
+"""A Flower app of clients that send back what they are sent."""
