@@ -3,7 +3,7 @@
 The little of Socket.IO that this takes (Engine.IO 4 over WebSocket, one event with bytes) is spoken here directly: the
 usual client would bring an HTTP client of its own along. Nothing depends on it. What is heard is believed no more
 than to check in a little earlier; where there is no doorbell, or none can be reached, the client comes when it was
-told to.
+told to. Of several servers only the one that leads rings, so the ear goes wherever requests go.
 
 Not here: the doorbell (``doorbell.py``).
 """
@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 from foedus.errors import ProtocolError
@@ -34,45 +34,61 @@ class Line(NamedTuple):
     """Where the doorbell is, and how it is reached.
 
     Attributes:
-        url: the server's address.
+        address: gives that of the server which is asked at present.
+        moved: waits until it is another than one that is given.
         context: gives what TLS needs, for every connection anew; ``None`` for plain HTTP on loopback.
         ticket: gives the present ticket; empty if there is none yet.
         run: which run's doorbell; empty for all.
     """
 
-    url: str
+    address: Callable[[], str]
+    moved: Callable[[str], Awaitable[None]]
     context: Callable[[], ssl.SSLContext | None]
     ticket: Callable[[], str]
     run: str = ""
 
 
 async def listen(line: Line, ring: Callable[[Bell], None]) -> None:
-    """Listen until cancelled, connecting again whenever the connection is lost.
+    """Listen until cancelled, connecting again whenever the connection is lost, or the server is another.
 
     Args:
         line: to the doorbell.
         ring: called with whatever is heard.
     """
-    from websockets.exceptions import WebSocketException
-
     wait = AGAIN_S
     while True:
-        with contextlib.suppress(OSError, TimeoutError, WebSocketException, ProtocolError, ValueError):
-            async for bell in _heard(line):
-                wait = AGAIN_S
-                ring(bell)
-        await asyncio.sleep(wait)
-        wait = min(LATEST_S, 2 * wait)
+        at = line.address()
+        once = asyncio.ensure_future(_once(line, at, ring, wait))
+        moved = asyncio.ensure_future(line.moved(at))
+        try:
+            await asyncio.wait((once, moved), return_when=asyncio.FIRST_COMPLETED)
+            wait = once.result() if once.done() else AGAIN_S
+        finally:
+            for each in (once, moved):
+                each.cancel()
+            await asyncio.gather(once, moved, return_exceptions=True)
 
 
-async def _heard(line: Line) -> AsyncIterator[Bell]:
+async def _once(line: Line, at: str, ring: Callable[[Bell], None], wait: float) -> float:
+    """One connection, and the rest after it; how long the next one's is to be."""
+    from websockets.exceptions import WebSocketException
+
+    with contextlib.suppress(OSError, TimeoutError, WebSocketException, ProtocolError, ValueError):
+        async for bell in _heard(line, at):
+            wait = AGAIN_S
+            ring(bell)
+    await asyncio.sleep(wait)
+    return min(LATEST_S, 2 * wait)
+
+
+async def _heard(line: Line, at: str) -> AsyncIterator[Bell]:
     """What one connection brings."""
     from websockets.asyncio.client import connect
 
     ticket = line.ticket()
     if not ticket:
         return
-    scheme, _, rest = line.url.partition("://")
+    scheme, _, rest = at.partition("://")
     address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/{api.DOORBELL}/?EIO=4&transport=websocket"
     headers = {"Authorization": f"Bearer {ticket}"}
     connection = await connect(

@@ -159,7 +159,8 @@ async def _joined(url: str, data: Any, settings: Joining) -> Joined:
         reach = Reach(mine, settings.outward, clock.now)
         await reach.renewed()
         agent = _agent(mine, data, settings, Outside(reach, clock))
-        line = Line(mine.url, reach.context, lambda: reach.ticket, settings.run)
+        way = reach.transport
+        line = Line(lambda: way.address, way.moved, reach.context, lambda: reach.ticket, settings.run)
         beside = [asyncio.create_task(listen(line, lambda _: clock.ring())), asyncio.create_task(reach.kept_fresh())]
         try:
             await agent.run(once=settings.once)

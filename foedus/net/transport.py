@@ -67,6 +67,18 @@ class HttpTransport:
     def __init__(self, client: Any, *, follows: Callable[[str], bool] = lambda _: False) -> None:
         self._client, self._home, self._follows = client, client.base_url, follows
         self._former: list[Any] = []
+        self._elsewhere = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        """Of the server that is asked at present."""
+        return str(self._client.base_url).rstrip("/")
+
+    async def moved(self, before: str) -> None:
+        """Wait until another server is asked than the one at an address."""
+        while self.address == before:
+            self._elsewhere.clear()
+            await self._elsewhere.wait()
 
     async def ask(self, message: Request) -> Answer:
         """See :class:`Transport`."""
@@ -110,6 +122,7 @@ class HttpTransport:
     async def use(self, client: Any) -> None:
         """Go on with another HTTP client: a certificate is new. What is under way ends with the one before."""
         former, self._former, self._client, self._home = self._former, [self._client], client, client.base_url
+        self._elsewhere.set()
         for client_before in former:
             await client_before.aclose()
 
@@ -121,7 +134,7 @@ class HttpTransport:
             except Unreachable:
                 if last or self._client.base_url == self._home:
                     raise
-                self._client.base_url = self._home  # whoever led there does not any more
+                self._go(self._home)  # whoever led there does not any more
                 continue
             if not last and not self._moves(found):
                 break
@@ -136,12 +149,14 @@ class HttpTransport:
         to = found.headers.get(api.LEADER, "").rstrip("/")
         if found.status != 503 or api.LEADER not in found.headers:
             return False
-        before = str(self._client.base_url).rstrip("/")
-        if to and to != before and self._follows(to):
-            self._client.base_url = to
-        else:  # it is not known yet who leads: the server that one knows will hear of it
-            self._client.base_url = self._home
-        return str(self._client.base_url).rstrip("/") != before
+        before = self.address
+        # Where it is not known yet who leads, the server that one knows will hear of it.
+        self._go(to if to and to != before and self._follows(to) else self._home)
+        return self.address != before
+
+    def _go(self, to: Any) -> None:
+        self._client.base_url = to
+        self._elsewhere.set()
 
     async def _more(self, blob: Blob, content: bytearray) -> None:
         """Fetch a blob from where its content ends."""

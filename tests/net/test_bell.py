@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +22,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+async def never(_: str) -> None:
+    """Another server than the first is never asked."""
+    await asyncio.Event().wait()
+
+
+def line(url: str, ticket: Callable[[], str] = lambda: "t") -> Line:
+    return Line(lambda: url, never, lambda: None, ticket, "run")
+
+
 async def heard(says: Any, *, wanted: int, again: float, monkeypatch: pytest.MonkeyPatch) -> list[Bell]:
     """What is heard of a server that says certain things on every connection."""
     monkeypatch.setattr(bell, "AGAIN_S", again)
@@ -34,9 +44,7 @@ async def heard(says: Any, *, wanted: int, again: float, monkeypatch: pytest.Mon
 
     async with serve(says, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        listening = asyncio.create_task(
-            listen(Line(f"http://127.0.0.1:{port}", lambda: None, lambda: "t", "run"), ring)
-        )
+        listening = asyncio.create_task(listen(line(f"http://127.0.0.1:{port}"), ring))
         waiting = asyncio.create_task(enough.wait())
         await asyncio.wait([listening, waiting], timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert not listening.done(), listening
@@ -102,7 +110,7 @@ async def test_a_server_that_is_not_there_is_tried_again_and_nothing_else(monkey
         tries.append("")
         return "t" if len(tries) > 1 else ""  # before the first request there is none
 
-    listening = asyncio.create_task(listen(Line("https://127.0.0.1:1", lambda: None, ticket), lambda _: None))
+    listening = asyncio.create_task(listen(line("https://127.0.0.1:1", ticket), lambda _: None))
     for _ in range(10_000):
         if len(tries) > 3:
             break
@@ -110,3 +118,41 @@ async def test_a_server_that_is_not_there_is_tried_again_and_nothing_else(monkey
     assert not listening.done()
     listening.cancel()
     assert len(tries) > 1
+
+
+async def test_it_goes_wherever_requests_go_at_once() -> None:
+    """The connection to the server before is left, though it is well, and so is the rest before it is tried again."""
+    ended, heard = asyncio.Event(), asyncio.Event()
+    address, moves = ["http://127.0.0.1:1"], asyncio.Event()
+
+    async def moved(before: str) -> None:
+        while address[-1] == before:
+            moves.clear()
+            await moves.wait()
+
+    def go(server: Any) -> None:
+        address.append(f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}")
+        moves.set()
+
+    async def quiet(connection: Any) -> None:
+        await connection.send('0{"sid":"x"}')
+        heard.set()
+        await connection.wait_closed()
+        ended.set()
+
+    async def rings(connection: Any) -> None:
+        await connection.send(wire.encode(OFFER))
+        await connection.wait_closed()
+
+    bells: asyncio.Queue[Bell] = asyncio.Queue()
+    async with asyncio.timeout(20), serve(quiet, "127.0.0.1", 0) as one, serve(rings, "127.0.0.1", 0) as two:
+        there = Line(lambda: address[-1], moved, lambda: None, lambda: "t")
+        listening = asyncio.create_task(listen(there, bells.put_nowait))
+        await asyncio.sleep(0)  # nobody is there at first
+        go(one)
+        await heard.wait()
+        go(two)
+        assert await bells.get() == OFFER
+        await ended.wait()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)

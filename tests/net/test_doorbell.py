@@ -69,11 +69,12 @@ def test_it_is_heard_through_the_proxy_of_an_organisation(tmp_path: Path, monkey
             if bell.event is Event.COMMITTED:
                 rung.set()
 
-        url = f"https://localhost:{server.port}"
+        way = visitors[0].transport
         ear = asyncio.create_task(
             listen(
                 Line(
-                    url,
+                    lambda: way.address,
+                    way.moved,
                     lambda: client_context(visit._mine.trust, files=visit._mine.files(now=time.time())),
                     lambda: visit.ticket,
                 ),

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import foedus as fd
-from foedus.protocol.messages import Ask, Stands
+from foedus.net.bell import Line, listen
+from foedus.protocol.messages import Ask, Event, Stands
 from foedus.record.folder import read
 
 from ..conformance.test_methods import population
@@ -135,6 +136,13 @@ def test_a_server_killed_in_the_middle_of_a_round_goes_on_with_it(
     print(f"\n{database}, {keeping}: going on {took:.2f} s after the kill, Python's own start included")
 
 
+async def listened(server: Process) -> None:
+    """Wait until somebody listens at a server's doorbell."""
+    async with asyncio.timeout(30), httpx.AsyncClient() as looking:
+        while "\nfoedus_doorbells 1.0" not in (await looking.get(f"{server.url}/metrics")).text:
+            await asyncio.sleep(0.02)
+
+
 def answers(server: Process) -> bool:
     with suppress(httpx.HTTPError):
         return httpx.get(f"{server.url}/leading").status_code == 503
@@ -144,7 +152,7 @@ def answers(server: Process) -> bool:
 @pytest.mark.slow
 def test_another_server_takes_over_from_one_that_was_killed(tmp_path: Path, processes: list[Process]) -> None:
     """On one PostgreSQL, with one identity. Clients know the address of the one that waits: it says who leads, and when
-    that one is no more they come back to it."""
+    that one is no more they come back to it; and so do their ears for the doorbell."""
     url, blobs = databases.postgres_url(), str(tmp_path / "blobs")
     one = Process(tmp_path / "one", port=free_port(), database=url, blobs=blobs).start()
     processes.append(one)
@@ -164,12 +172,21 @@ def test_another_server_takes_over_from_one_that_was_killed(tmp_path: Path, proc
             visitor.transport._home = visitor.transport._client.base_url
             await visitor.visit()
         assert {str(visitor.transport._client.base_url.port) for visitor in visitors} == {str(one.told["port"])}
+        way, heard = visitors[0].transport, list[tuple[str, Event]]()
+        line = Line(lambda: way.address, way.moved, lambda: None, lambda: way._client.auth.ticket)
+        ear = asyncio.create_task(listen(line, lambda bell: heard.append((way.address, bell.event))))
+        await listened(one)
         await until_received(visitors[0])
         one.kill()
         begin = time.monotonic()
         until(lambda: two.events("leading"))
         took = time.monotonic() - begin
+        await visitors[0].visit()
+        await listened(two)
         await asyncio.gather(*(visitor.until_finished() for visitor in visitors))
+        ear.cancel()
+        await asyncio.gather(ear, return_exceptions=True)
+        assert (two.url, Event.COMMITTED) in heard
         until(lambda: two.process is not None and two.process.poll() is not None)
         return took
 
