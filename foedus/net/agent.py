@@ -64,6 +64,7 @@ __all__ = ["Agent", "Clock", "Data", "Place", "promised"]
 
 LOOK_S = 60.0  # how often the owner's rules are asked again while they say no
 COOL_S = 300.0  # the training process is ended before a rest that is longer
+GONE = 5  # calls in vain after which a server whose run is over is taken to be gone, some 20 seconds
 DATA_S = 600.0  # how long what was found out about the data holds
 DAY = "%Y-%m-%d"
 
@@ -253,11 +254,17 @@ class Agent:
                         f"{self._distrust} This client has declined and stopped: find out why before it is started "
                         "again"
                     )
-                if once or (self._over and not self.stay and not self.state.held):
+                if once or (self._over and not self.stay and self._done()):
                     return
                 await self._rest(event.until)
                 event = await self._woken(once)
             event = await self.advance(event)
+
+    def _done(self) -> bool:
+        """Whether nothing is to be asked any more once the run is over, or nobody is there who could answer."""
+        if self.state.held and self.state.failures >= GONE:
+            self._say("the server is gone; how the last update stands is asked when this is started again")
+        return not self.state.held or self.state.failures >= GONE
 
     async def advance(self, event: session.Event) -> Event | None:
         """Carry out what an event leads to; the next event, or a rest, or ``None`` when all is over."""

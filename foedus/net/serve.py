@@ -63,7 +63,7 @@ KEEP_ALIVE = 120  # seconds that an idle connection is held open
 DAY = 86400.0  # seconds between two looks at whether the certificate is to be renewed
 INVITED = 1000  # clients that the printed token lets in
 HOURS = 24.0 * 7
-LAST_WORDS = 1.0  # seconds that clients have, when all have the model, to ask how their last upload stands
+LAST_WORDS = 1.0  # seconds for the last answers to arrive, when all have the model and nothing left to ask
 
 
 def serve(

@@ -285,9 +285,11 @@ def _woke(state: State, event: Woke) -> Stepped:
     ready = next((held for held in state.held.values() if not held.waits), None)
     if ready is not None:
         return _placing(state, ready)
-    if state.held:
-        return replace(state, phase=Phase.ASKING), (Say(Ask(keys=tuple(state.held)[:1000])),)
-    return _checking_in(state)
+    return _asking(state) if state.held else _checking_in(state)
+
+
+def _asking(state: State) -> Stepped:
+    return replace(state, phase=Phase.ASKING), (Say(Ask(keys=tuple(state.held)[:1000])),)
 
 
 def _checking_in(state: State) -> Stepped:
@@ -350,7 +352,7 @@ def _accepted(state: State, answer: Accepted) -> Stepped:
 
 
 def _finishing(state: State, answer: Finished, event: Heard) -> Stepped:
-    """The run is over: have its model, once. Bytes that are still held will be told of when they are asked for."""
+    """The run is over: have its model, once."""
     if answer.model is None or answer.run in state.finished:
         return _finished(state, answer.run, event.now, event.draw)
     name = replace(state, phase=Phase.FINISHING, hello=state.hello, finished=state.finished | {answer.run})
@@ -367,6 +369,9 @@ def _finished(state: State, run: str, now: float, draw: float) -> Stepped:
 
 
 def _published(state: State, event: Fetched | GaveUp) -> Stepped:
+    """Whoever still holds bytes asks at once how they stand: the server may soon be gone."""
+    if state.held:
+        return _asking(state)
     return _finished(state, state.hello.run, event.now, 0.5)
 
 
@@ -561,8 +566,8 @@ TABLE: tuple[Row, ...] = (
     Row(_S, Lost,    (_R,),                _lost),
     Row(_U, Heard,   (_R, _S, _U, _P),     _submitted),
     Row(_U, Lost,    (_R,),                _lost),
-    Row(_H, Fetched, (_O, _R),             _published),
-    Row(_H, GaveUp,  (_O, _R),             _published),
+    Row(_H, Fetched, (_O, _R, _K),         _published),
+    Row(_H, GaveUp,  (_O, _R, _K),         _published),
     Row(_H, Lost,    (_R,),                _unpublished),
 )  # fmt: skip
 

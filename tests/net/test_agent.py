@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foedus.errors import NotTrusted, OwnerRefuses, TrainingError, WorkerDied
+from foedus.errors import NotTrusted, OwnerRefuses, TrainingError, Unreachable, WorkerDied
 from foedus.net.agent import Agent, Data
 from foedus.net.bundle import Bundle
 from foedus.net.identity.keys import SigningKey
 from foedus.net.served import Rounds
 from foedus.net.source import own, to_bytes
 from foedus.protocol.blob import unpack
+from foedus.protocol.messages import Ask, Finished, Standing, Standings, Stands, Window
 
 from .agents import DATA, FEDAVG, URL, Server, client, closing, owner, simulated
 
@@ -275,3 +276,34 @@ async def test_whoever_else_answers_at_the_address_is_told_of_and_the_agent_goes
     assert any("is it a foedus server?" in line for line in each.said)
     assert server.learning.state is not None
     assert "-v[]+^" in each.agent.sessions
+
+
+async def test_a_server_that_is_gone_when_the_run_is_over_is_not_waited_for_and_asked_another_time(
+    tmp_path: Path,
+) -> None:
+    """It had the model, and its last question of how the update stands was never answered."""
+    server = Server(tmp_path, how=ALONE, only=1)
+    transport = server.transport(0)
+    plain, gone = transport.ask, list[bool]()
+
+    async def ask(message: Any) -> Any:
+        if gone:
+            raise Unreachable("the server is not there")
+        if isinstance(message, Ask):  # before the commit, every time
+            entries = tuple(Standing(key=key, state=Stands.PENDING) for key in message.keys)
+            return Standings(entries=entries, later=Window(after_s=0.0, until_s=0.0))
+        answer = await plain(message)
+        gone.extend([True] if isinstance(answer, Finished) else [])
+        return answer
+
+    transport.ask = ask  # type: ignore[method-assign]
+    each = client(server, 0, rules=FREE, transport=transport)
+    await each.agent.run()
+    assert "the server is gone; how the last update stands is asked when this is started again" in each.said
+    assert each.agent.state.held
+    assert not server.coordinator.all_told
+    again = client(server, 0, rules=FREE)
+    await again.agent.run()
+    assert "the update is counted" in again.said
+    assert not again.agent.state.held
+    assert server.coordinator.all_told

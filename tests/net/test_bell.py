@@ -27,8 +27,9 @@ async def never(_: str) -> None:
     await asyncio.Event().wait()
 
 
-def line(url: str, ticket: Callable[[], str] = lambda: "t") -> Line:
-    return Line(lambda: url, never, lambda: None, ticket, "run")
+def line(url: str, ticket: Callable[[], str] = lambda: "t", context: Callable[[], Any] = lambda: None) -> Line:
+    """To one server, in a run called ``run``."""
+    return Line(lambda: url, never, context, ticket, "run")
 
 
 async def heard(says: Any, *, wanted: int, again: float, monkeypatch: pytest.MonkeyPatch) -> list[Bell]:

@@ -17,7 +17,7 @@ import pytest
 import foedus as fd
 from foedus.errors import ConfigurationError
 from foedus.net import roles
-from foedus.net.bell import Line, listen
+from foedus.net.bell import listen
 from foedus.net.brokers.broker import Broker
 from foedus.net.brokers.kafka import KafkaBroker
 from foedus.net.brokers.memory import MemoryBroker
@@ -29,6 +29,7 @@ from foedus.net.serving import Role, Serving
 from foedus.protocol.messages import Bell, Event
 from foedus.record.folder import read
 
+from .test_bell import line
 from .test_learning import simulated
 from .test_serve import trainee_of
 from .trainees import Trainee
@@ -157,7 +158,7 @@ async def listened(trainee: Trainee, folder: Path, found: Roles) -> tuple[list[b
         if bell.event is Event.FINISHED:
             over.set()
 
-    ear = asyncio.create_task(listen(Line(gateway.url, lambda: context, lambda: ticket), ring))
+    ear = asyncio.create_task(listen(line(gateway.url, lambda: ticket, lambda: context), ring))
     try:
         models = await trained(trainee, folder, found)
         async with asyncio.timeout(30):

@@ -74,6 +74,7 @@ class Visitor:
                 assert found.model is not None
                 self.model = await self.transport.fetch(found.model)
                 check_content(found.model, self.model)
+                await self.again()
                 return found
             await asyncio.sleep(PAUSE)
         raise AssertionError("the run does not end")

@@ -225,6 +225,19 @@ def test_a_run_that_is_over() -> None:
     assert run(Woke(3.0), state=state) == (state, ())
 
 
+def test_who_has_the_model_and_still_holds_bytes_asks_at_once_how_they_stand() -> None:
+    """The commit came between its question and its check-in, and the server will soon be gone."""
+    over, held = Finished(run="r", model=ORDERS), Held(K, 3, 4, DIGEST, waits=True)
+    state = State(CheckIn(run="r"), {K: held})
+    pending = Heard(1.0, Standings(entries=(Standing(key=K, state=Stands.PENDING),), later=SOON))
+    state, actions = run(Woke(0.0), pending, Heard(2.0, over), Fetched(3.0), state=state)
+    assert actions == (Say(Ask(keys=(K,))),)
+    counted = Heard(4.0, Standings(entries=(Standing(key=K, state=Stands.COUNTED),), later=SOON))
+    state, actions = run(counted, state=state)
+    assert actions[0] == Settle(K, True)
+    assert run(Heard(5.0, over), state=state)[0].phase is Phase.OVER
+
+
 def test_a_client_of_any_run_has_each_model_once() -> None:
     over = Finished(run="r", model=ORDERS)
     state, _ = run(Woke(0.0), Heard(1.0, over), Fetched(2.0), state=State(CheckIn()))

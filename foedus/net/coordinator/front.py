@@ -103,18 +103,26 @@ class Coordinator:
         """
         match message:
             case CheckIn():
+                if not message.pending:
+                    self._settled(caller)
                 return self._admission.check_in(caller, message, now)
             case StartUpload():
                 return self._taking.start(caller, message, now)
             case Submit():
                 return self._taking.submit(caller, message, now)
             case Ask():
+                self._settled(caller)
                 return self._taking.ask(caller, message, now)
             case Confer():
                 return self._masks.confer(caller, message, now)
             case Decline():
                 return self._decline(caller, message, now)
         raise MalformedMessage(f"a server does not answer {type(message).__name__}")
+
+    def _settled(self, caller: Who) -> None:
+        """Somebody who has nothing to ask for, or asks now, needs nobody to answer once all runs are over."""
+        if all(course.state.phase is Phase.OVER for course in self.courses()):
+            self._giving.settled.add(caller.position)
 
     def _decline(self, caller: Who, message: Decline, now: float) -> Message:
         """Somebody takes no further part."""
@@ -215,12 +223,14 @@ class Coordinator:
 
     @property
     def all_told(self) -> bool:
-        """Whether everybody who took part has the model."""
-        told = self._giving.told
+        """Whether everybody who took part has the model, and knows how the last update stands."""
+        told, settled = self._giving.told, self._giving.settled
         for course in self.courses():
             state = course.learning.state
             took_part = [] if state is None else state.paid().tolist()
-            if course.state.phase is not Phase.OVER or any((course.name, p) not in told for p in took_part):
+            if course.state.phase is not Phase.OVER or any(
+                (course.name, p) not in told or p not in settled for p in took_part
+            ):
                 return False
         return True
 

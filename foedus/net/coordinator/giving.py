@@ -34,6 +34,7 @@ class Giving:
 
     Attributes:
         told: who has the model of which run that is over.
+        settled: who knows, all runs being over, how everything stands that was sent.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -42,6 +43,7 @@ class Giving:
         self._digests: dict[int, bytes] = {}  # by the id of bytes that are given
         self._fixed: dict[bytes, bytes] = {}  # bundles and the like
         self.told: set[tuple[str, int]] = set()
+        self.settled: set[int] = set()
 
     def forget(self) -> None:
         """Another process led meanwhile: what was given is not of interest any more."""
