@@ -15,7 +15,7 @@ Not here: what it is worth (:func:`foedus.privacy.example_epsilon`), noise that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ def dp_sgd(
     check_whole("batch_size", batch_size)
     check_number("delta", delta, above=True, below=1)
     loop = PrivateDescent(float(clip), float(noise_multiplier), int(batch_size), float(delta))
-    return local_training(loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr)
+    made = local_training(loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr)
+    return replace(made, private=True)
 
 
 @dataclass(frozen=True)

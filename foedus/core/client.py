@@ -11,7 +11,7 @@ Not here: gradients (``backends``), which batch is drawn when (``core/batches.py
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -94,7 +94,10 @@ class LocalSGD:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """Local training by the user's own torch optimiser or loop; made by :func:`local_training`."""
+    """Local training by the user's own torch optimiser or loop; made by :func:`local_training`.
+
+    ``private``: noise of the loop hides the single examples in what it gives (:func:`foedus.dp_sgd`).
+    """
 
     optimiser: Callable[[Any], Any] | None
     loop: Callable[[Any, Any, LoopContext], float | None] | None
@@ -102,13 +105,14 @@ class LocalTraining:
     steps: int | None
     batch_size: int | None
     lr: float | Schedule | None
+    private: bool = False
 
     def rate(self, round: int) -> float:
         return 0.0 if self.lr is None else _rate(self.lr, round)
 
     @property
     def label(self) -> str:
-        return _label("local_training", self, hide=())
+        return _label("local_training", replace(self, private=False), hide=("private",))
 
 
 class LoopContext(NamedTuple):

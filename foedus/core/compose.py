@@ -19,7 +19,7 @@ from foedus.core.method import Method, Personal, averaging
 from foedus.core.server import ServerOptimiser, sgd
 from foedus.core.stage import Stage
 from foedus.core.timing import Buffered, Hierarchical, Timing
-from foedus.errors import ConfigurationError, IncompatibleStages
+from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,12 @@ def _check_method(method: Method, client: Client) -> None:
     if strange := sorted(method.updates - method.sides.keys()):
         raise ConfigurationError(f"{method.label} names {strange} among its updates, which are none of its sides")
     method.fits(client)
+    if method.looks and isinstance(client, LocalTraining) and client.private:
+        raise NoGuarantee(
+            f"what clients of {method.label} send also comes from looking at their data without noise (a loss that "
+            "they measure, say), and the noise in their training does not cover that. Write fedavg(dp_sgd(...)), or a "
+            "method that makes use of the data by training only"
+        )
 
 
 def _told(value: Any) -> str:

@@ -87,6 +87,7 @@ def qfedavg(
         unscaled=True,
         fits=fits,
         lengths=lambda layout: {"divisor": 1},
+        looks=True,
     )
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
@@ -159,7 +160,7 @@ def afl(
 
     label = f"afl({count} domains {zlib.crc32(where.tobytes()):08x}, step={step})"
     sides = {"losses": mean(weighted=False)}
-    method = Method(local, label, init, down, sides, finish, lengths=lambda layout: {"losses": 2 * count})
+    method = Method(local, label, init, down, sides, finish, lengths=lambda layout: {"losses": 2 * count}, looks=True)
     return composed(client, method, aggregator=aggregator, server=server, personal=personal)
 
 

@@ -229,6 +229,7 @@ def _method(loss: SparseLoss, gradient: Aggregator | None) -> Method:
         down=_down,
         sides={"gradient": gradient or mean(), "counts": _total()},
         finish=finish,
+        looks=True,
     )  # fmt: skip
 
 

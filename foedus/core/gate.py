@@ -247,7 +247,7 @@ def self_checked(method: Method | None = None, *, within: Mapping[str, Range]) -
             return brought._replace(report=report)
         return Contribution(None, kept=visit.kept, loss=brought.loss, steps=brought.steps, report=report)
 
-    return inner._replace(local=local, label=f"self_checked({inner.label}, within={dict(within)})")
+    return inner._replace(local=local, label=f"self_checked({inner.label}, within={dict(within)})", looks=True)
 
 
 # --- reasons ------------------------------------------------------------------------------------------------

@@ -256,6 +256,8 @@ class Method(NamedTuple):
     * ``lengths(layout)``: how long the vectors in the channels of ``sides`` are, where every client that sends
       anything sends them all. Masked sums between machines need to know it before anybody has trained.
     * ``silent``: whether clients send nothing at times, and ``finish`` makes use of how many did not.
+    * ``looks``: whether what clients send, or whether they do, comes from looking at their data otherwise than by
+      training on it: a loss that was measured, a solver of its own. The noise of ``dp_sgd`` is in training only.
 
     Example, whole: FedAvg whose clients also report how far they went:
 
@@ -282,6 +284,7 @@ class Method(NamedTuple):
     counts: bool = True
     lengths: Callable[[Layout], Mapping[str, int]] = lambda layout: {}
     silent: bool = False
+    looks: bool = False
 
 
 Personal = Callable[[Method], Method]  # gives clients models of their own beside (or instead of) the global one

@@ -441,7 +441,7 @@ def ifca(clusters: int, *, spread: float = 1.0, seed: int = 0, aggregator: Aggre
     def wrap(method: Method) -> Method:
         _alone(method, label)
         own = Method(local, label, init, lambda state: state, sides, finish, personal)
-        return own._replace(updates=frozenset(names))
+        return own._replace(updates=frozenset(names), looks=True)
 
     return wrap
 

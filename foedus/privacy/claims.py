@@ -59,6 +59,7 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
     _check_timing(algorithm)
     event = together([_covered(channel, rule) for channel, rule in _channels(algorithm, buffers)])
     _check_counts(algorithm)
+    _check_silence(algorithm, event)
     _check_separation(event, sampler)
     if not hidden:
         return event
@@ -161,6 +162,18 @@ def _check_counts(algorithm: Algorithm) -> None:
         f"{method.label} makes use of how many clients sent something, and the noise on sums does not cover that. If "
         "its finish() does not look at gathered.senders and gathered.visited, write method._replace(counts=False); "
         "otherwise use another method, or local noise"
+    )
+
+
+def _check_silence(algorithm: Algorithm, event: Event) -> None:
+    """Refuse a method whose clients decide by their data whether they send, where the server sees who did."""
+    method, by_clients = algorithm.method, isinstance(event, LocalGaussian | SharedGaussian | SharedSkellam)
+    if method is None or not by_clients or not (method.silent or method.looks):
+        return
+    raise NoGuarantee(
+        f"clients of {method.label} look at their data, or at what came of it, to decide whether they send anything, "
+        "and the server sees who does: no noise covers that. Leave the method out, or have the server add the noise "
+        "(foedus.privacy.central)"
     )
 
 

@@ -55,15 +55,18 @@ class Spending(NamedTuple):
         return f"ε = {spent(ledger, budget.delta):.4g} of {budget.epsilon:g} at δ = {budget.delta:g}, {rounds} rounds"
 
 
-def example_costs(job: Job, state: RunState) -> dict[int, dict[str, float]]:
+def example_costs(job: Job, state: RunState) -> dict[int, dict[str, float | None]]:
     """What training by ``dp_sgd`` has cost the single examples of each client that was asked so far, by position;
-    nothing where training is another, or a method may train more often than once in a visit."""
+    nothing where training is another. An ε of ``None``: it is not known, since a method may train more often than once
+    in a visit, or not everybody's number of examples is."""
     spec, timing = job.algorithm.client, job.algorithm.timing
     loop = spec.loop if isinstance(spec, LocalTraining) else None
     often = isinstance(timing, Hierarchical) and timing.rounds > 1
-    if not isinstance(loop, PrivateDescent) or job.algorithm.method is not None or often or job.clients.sizes is None:
+    if not isinstance(loop, PrivateDescent):
         return {}
     asked = state.paid()
+    if job.algorithm.method is not None or often or job.clients.sizes is None:
+        return {c: {"example_epsilon": None, "example_delta": loop.delta} for c in asked.tolist()}
     sizes = job.clients.sizes[asked]
     steps = taken(spec, sizes) * state.costs[asked, 0].astype(np.int64)
     pairs = set(zip(sizes.tolist(), steps.tolist(), strict=True))

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights
 from foedus.backends.cohort import Guides
-from foedus.core.client import Client, manner
+from foedus.core.client import Client, LocalTraining, manner
 from foedus.core.method import Consult, Contribution, Measure, Method, Request, Train, Trained, Visit
-from foedus.errors import FoedusError, TrainingError
+from foedus.errors import FoedusError, NoGuarantee, TrainingError
 from foedus.rounds.brought import check_contribution, check_generator, check_lengths, check_own, check_request
 from foedus.rounds.work import METHOD, Job, Orders, held_out, read, under
 from foedus.tree import Layout, Vector
@@ -88,11 +88,26 @@ def phase(orders: Orders, training: int) -> int:
 def contributions(job: Job, visits: Sequence[Visit], train: Train_, answer: Answer_) -> list[Contribution]:
     """What every client's visit ends with."""
     method = method_of(job)
-    found = drive(job, visits, method.local, (train, answer))
+    found = drive(job, visits, method.local, (train, _covered(job, answer)))
     for brought, seen in zip(found, visits, strict=True):
         check_contribution(method.label, brought, seen)
         check_lengths(method.label, brought, method.lengths(seen.layout))
     return found
+
+
+def _covered(job: Job, answer: Answer_) -> Answer_:
+    """The same answers; none where the noise that hides single examples is in their training, and not in answers."""
+    client, label = job.algorithm.client, method_of(job).label
+    if not (isinstance(client, LocalTraining) and client.private):
+        return answer
+
+    def refused(_: int, request: Measure | Consult) -> Any:
+        raise NoGuarantee(
+            f"clients train by dp_sgd(), and the method {label} asks for a {type(request).__name__} of their data, "
+            "which has no noise: what it sends would not be covered. Leave the method out, or take another"
+        )
+
+    return refused
 
 
 def own_model(job: Job, seen: Visit, train: Train_, answer: Answer_) -> Weights:

@@ -14,9 +14,11 @@ from torch import nn
 import foedus as fd
 from foedus.backends.private import each
 from foedus.core.client import LocalTraining, LoopContext
+from foedus.core.compose import composed
 from foedus.core.examples import Examples
+from foedus.core.method import Consult, Contribution, Local, Measure, Method, Train, Visit, averaging
 from foedus.core.values import Context
-from foedus.errors import FoedusError
+from foedus.errors import FoedusError, NoGuarantee
 from foedus.privacy import example_epsilon, known_to_all_who_know_the_seed, pld
 from foedus.privacy.events import Gaussian, Sampled
 
@@ -140,3 +142,42 @@ def test_a_run_tells_what_it_cost_each_client_and_goes_on_to_the_same_bytes(tmp_
         steps = 3 * int(line["rounds"])
         told = example_epsilon(1.0, batch_size=10, examples=size, steps=steps, delta=1e-3)
         assert (line["example_epsilon"], line["example_delta"]) == (told, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        fd.qfedavg,
+        lambda client: fd.afl(client, domains=[0, 1]),
+        lambda client: fd.fedavg(client, personal=fd.ifca(2)),
+        lambda client: composed(client, fd.self_checked(within={"loss": (0.0, 1.5)})),
+    ],
+)
+def test_methods_that_look_at_the_data_otherwise_are_refused(made: Any) -> None:
+    with pytest.raises(NoGuarantee, match="the noise in their training does not cover that"):
+        made(fd.dp_sgd(0.1, clip=1.0, noise_multiplier=1.0, batch_size=4, steps=2))
+
+
+def small(method: Method) -> tuple[fd.Task, fd.Algorithm, fd.Clients]:
+    task = fd.Task(lambda: nn.Linear(4, 2), nn.functional.cross_entropy)
+    local = fd.dp_sgd(0.1, clip=1.0, noise_multiplier=1.0, batch_size=4, steps=2)
+    clients = fd.Clients.of({i: (np.ones((6, 4), "f4"), np.zeros(6, int)) for i in range(2)})
+    return task, composed(local, method), clients
+
+
+@pytest.mark.parametrize("request_", [Measure(np.zeros(10, "f4")), Consult(lambda examples: examples.targets)])
+def test_a_method_that_does_not_say_so_gets_no_answer(request_: Any) -> None:
+    def local(visit: Visit) -> Local:
+        yield request_
+        return Contribution.of((yield Train()), visit)
+
+    how = fd.Settings(progress=False, executor=fd.executors.debug())
+    with pytest.raises(NoGuarantee, match=f"asks for a {type(request_).__name__} of their data, which has no noise"):
+        fd.simulate(*small(Method(local, "asks()")), rounds=1, settings=how)
+
+
+def test_what_is_not_known_of_an_example_is_not_left_out(tmp_path: Path) -> None:
+    how = fd.Settings(folder=tmp_path / "run", progress=False, executor=fd.executors.debug())
+    fd.simulate(*small(averaging()), rounds=1, settings=how)
+    (line, _) = map(json.loads, (tmp_path / "run" / "costs.jsonl").read_text().splitlines())
+    assert line["example_epsilon"] is None

@@ -15,6 +15,7 @@ from foedus.core.method import averaging
 from foedus.core.select import Sampler
 from foedus.errors import NoGuarantee
 from foedus.privacy.claims import round_event, seen_by_nobody
+from foedus.privacy.distributed import gaussian_shares, trusted_sum
 from foedus.privacy.events import Gaussian, LocalGaussian, Sampled
 from foedus.privacy.mechanisms import adaptive, central, local
 
@@ -114,3 +115,21 @@ def test_who_adds_the_noise_decides_whether_a_round_of_nobody_is_seen() -> None:
     assert seen_by_nobody(fd.chain(fd.rotate(), RULE))
     assert not seen_by_nobody(LOCAL)
     assert not seen_by_nobody(fd.mean())
+
+
+@pytest.mark.parametrize("method", [fd.lazy(share=0.5), fd.self_checked(within={"loss": (0.0, 1.5)})])
+@pytest.mark.parametrize(
+    "rule", [LOCAL, trusted_sum(gaussian_shares(clip=1.0, noise_multiplier=2.0, cohort=40, honest=20), planned=40)]
+)
+def test_no_noise_of_clients_covers_whether_they_send(method: fd.Method, rule: fd.Aggregator) -> None:
+    silent = composed(fd.local_sgd(0.1), method, aggregator=rule)
+    with pytest.raises(NoGuarantee, match="to decide whether they send anything, and the server sees who does"):
+        round_event(silent, POISSON)
+    assert round_event(composed(fd.local_sgd(0.1), averaging(), aggregator=rule), POISSON) == rule.event
+
+
+def test_lazy_updates_are_refused_with_local_noise_even_where_all_channels_have_it() -> None:
+    lag = fd.lag()
+    lag = lag._replace(sides=dict.fromkeys(lag.sides, LOCAL))
+    with pytest.raises(NoGuarantee, match="to decide whether they send anything"):
+        round_event(composed(fd.local_sgd(0.1), lag, aggregator=LOCAL), POISSON)
