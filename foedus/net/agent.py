@@ -40,6 +40,7 @@ from foedus.errors import (
     Unreachable,
     WorkerDied,
 )
+from foedus.net.identity.files import private_file, private_folder, read_secret
 from foedus.net.identity.keys import PublicKey
 from foedus.net.identity.signed import check, check_content
 from foedus.net.journal import About, Journal
@@ -214,8 +215,7 @@ class Agent:
     draw: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
 
     def __post_init__(self) -> None:
-        self.place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.journal = Journal(self.place.folder / "agent.sqlite")
+        self.journal = Journal(private_file(self.place.folder / "agent.sqlite"))
         self.ledger = self.place.owner.ledger()
         self.approvals = Approvals(self.place.owner.path)
         self.state = session.State(self.hello, self.journal.held(), finished=self._models())
@@ -508,8 +508,6 @@ class Agent:
                 f"updates are encrypted under a key that the silos share, and there is none at {path}. Agree on "
                 "one with the others (foedus silos agree), or name its file: foedus join ... --silo-key FILE"
             )
-        from foedus.net.identity.files import read_secret
-
         await self.training.ask({"do": "key"}, [read_secret(path)])
 
     async def _decrypted(self, accepted: Accepted) -> bytes:
@@ -728,7 +726,7 @@ class Agent:
         content = await self.transport.fetch(finished.model)
         check_content(finished.model, content)
         folder = self.place.folder / "models" / file_name(finished.run)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         models = await self._named(finished, content)
         if len(models) > 1:
             files.replace(folder / "personal.safetensors", models[1])

@@ -206,7 +206,7 @@ class Outside(NamedTuple):
 def _agent(mine: Credentials, data: Any, settings: Joining, outside: Outside) -> Agent:
     place = Place(mine.url, mine.trust.pin, mine.trust.signing, settings.owner, settings.silo_key)
     scratch = place.folder / "training"
-    scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(scratch)
     kinds = (Kind.TRAIN, Kind.EVALUATE) if settings.evaluate else (Kind.TRAIN,)
     return Agent(
         place,

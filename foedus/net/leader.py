@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from foedus.errors import ConfigurationError
+from foedus.net.identity.files import private_folder
 from foedus.net.leases import SECONDS, lead, resign
 from foedus.net.locks import taken
 from foedus.net.store import Lease, Store
@@ -80,7 +81,7 @@ class OwnFolder:
     name."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         name = folder / "server-name"
         self._file: IO[Any] = open(folder / ".in-use", "ab")  # noqa: SIM115  # held until the process ends
         self.alone = taken(self._file)

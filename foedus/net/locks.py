@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from foedus.errors import ConfigurationError
+from foedus.net.identity.files import private_folder
 
 __all__ = ["alone", "in_turn", "taken"]
 
@@ -33,7 +34,7 @@ def alone(path: Path, told: str) -> Iterator[None]:
     Raises:
         ConfigurationError: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     with open(path, "a+b") as file:
         if not taken(file):
             raise ConfigurationError(told)

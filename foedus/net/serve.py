@@ -50,7 +50,7 @@ from foedus.net.logs import say
 from foedus.net.metrics import Metrics
 from foedus.net.owner import rules as owner_rules
 from foedus.net.recording import Recording
-from foedus.net.served import Keeping, Served
+from foedus.net.served import Served
 from foedus.net.serving import Serving
 from foedus.net.store import SqlStore, open_store
 from foedus.net.uploads import Uploads
@@ -58,7 +58,7 @@ from foedus.protocol.round import Phase
 from foedus.record.folder import Record, read
 from foedus.rounds.evaluate import Evaluation, checked
 
-DATABASE, BLOBS, IDENTITY, RUNS = "foedus.sqlite", "blobs", "identity", "runs"
+DATABASE, BLOBS, IDENTITY, RUNS, SEALING = "foedus.sqlite", "blobs", "identity", "runs", "sealing.key"
 KEEP_ALIVE = 120  # seconds that an idle connection is held open
 DAY = 86400.0  # seconds between two looks at whether the certificate is to be renewed
 INVITED = 1000  # clients that the printed token lets in
@@ -168,7 +168,7 @@ class Server:
         self.store: SqlStore = open_store(settings.database or f"sqlite:///{self.folder / DATABASE}")
         self.metrics = Metrics()
         self.leader = Leader(self.store, self.own.name, self._url(settings.port), fresh=self.own.alone)
-        self.coordinator = Coordinator(self._ground(runs), [learning_of(run, settings) for run in runs])
+        self.coordinator = Coordinator(self._ground(), [learning_of(run, settings) for run in runs])
         self.coordinator.check()
         self._bundle()
         self.recording = Recording(self.coordinator, self.folder / RUNS)
@@ -198,10 +198,9 @@ class Server:
         scheme = "http" if self.settings.insecure_loopback else "https"
         return f"{scheme}://{self.settings.names[0] if self.settings.names else self.settings.host}:{port}"
 
-    def _ground(self, runs: Sequence[Served]) -> Ground:
-        settings, operator = self.settings, None
-        if any(run.keeping is Keeping.SEALED for run in runs):
-            operator = sealing.of_file(self.folder / "sealing.key")
+    def _ground(self) -> Ground:
+        settings = self.settings
+        operator = sealing.of_file(self.folder / IDENTITY / SEALING)  # made in any mode: it is copied with the identity
         return Ground(
             store=self.store, blobs=open_blobs(settings.blobs or self.folder / BLOBS), secret=secrets.token_bytes,
             uploads=Uploads(most=settings.uploads), epoch=self.leader.epoch,

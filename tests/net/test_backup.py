@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,21 @@ from foedus.errors import ConfigurationError, StorageError
 from foedus.net.backup import backup, restore
 from foedus.net.blobs import open_blobs
 from foedus.net.identity.authority import Authority
+from foedus.net.sealing import of_file
+from foedus.net.served import Keeping
 from foedus.net.status import audit, runs
 from foedus.net.store import open_store
+from foedus.protocol.messages import Received
 
 from .federations import Federation
 from .test_coordinator import plain_trainee
 from .test_learning import OWN
 
 
-def of_folder(folder: Path) -> Federation:
+def of_folder(folder: Path, **how: Any) -> Federation:
     return Federation(
         plain_trainee(fd.fedavg(OWN, server=fd.adam(lr=0.1))), store=open_store(f"sqlite:///{folder}/foedus.sqlite"),
-        blobs=open_blobs(folder / "blobs"),
+        blobs=open_blobs(folder / "blobs"), **how,
     )  # fmt: skip
 
 
@@ -58,6 +62,43 @@ def test_a_server_goes_on_from_a_backup_to_the_same_model(tmp_path: Path) -> Non
     for found, wanted in zip(again.learning.state.weights, federation.learning.state.weights, strict=True):
         np.testing.assert_array_equal(found, wanted)
     again.store.close()
+
+
+@pytest.mark.slow
+def test_a_backup_has_no_key_of_the_round_and_goes_on_without(tmp_path: Path) -> None:
+    folder, copy, back = (tmp_path / name for name in ("server", "copy", "back"))
+    Authority.kept(folder / "identity", now=1.7e9)
+    sealed = {"how": {"keeping": Keeping.SEALED}, "ground": {"operator": of_file(folder / "identity" / "sealing.key")}}
+    federation = of_folder(folder, **sealed)
+    federation.tick()
+    assert isinstance(federation.visit(0), Received)
+    with federation.store.begin() as rows:
+        (row,) = rows.runs()
+    assert row.key
+    assert backup(folder, copy) == 1
+    assert row.key not in b"".join(path.read_bytes() for path in copy.rglob("*") if path.is_file())
+    federation.store.close()
+    restore(copy, back)
+    sealed["ground"] = {"operator": of_file(back / "identity" / "sealing.key")}
+    again = of_folder(back, **sealed)
+    again.held = federation.held
+    assert again.standing(0) == "again"
+    again.run()
+    assert [line["trained"] for line in again.lines()] == [4, 4, 4]
+    again.store.close()
+
+
+@pytest.mark.slow
+def test_a_backup_that_fails_half_way_is_none(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "server", tmp_path / "copies" / "monday"
+    federation = of_folder(folder)
+    federation.tick()
+    federation.store.close()
+    with pytest.raises(StorageError, match="There is no backup"):  # it has no identity
+        backup(folder, copy)
+    assert list(copy.parent.iterdir()) == []
+    Authority.kept(folder / "identity", now=1.7e9)
+    assert backup(folder, copy) == 1
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from foedus.protocol.messages import (
     Place,
     Received,
     Refused,
+    Stands,
     StartUpload,
     Submit,
 )
@@ -470,6 +471,21 @@ def test_bytes_that_two_have_sent_are_not_removed_for_one_of_them() -> None:
     course.stored.clear()
     federation.coordinator._driver.discard(first)
     assert not federation.blobs.has(first)
+
+
+def test_updates_under_a_key_that_is_lost_are_asked_for_again() -> None:
+    """A server whose operator has another key leads: what it cannot read it asks for, and the round goes on."""
+    operator = {"operator": Vault(bytes(range(32)))}
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"keeping": Keeping.SEALED}, ground=operator)
+    federation.tick()
+    for position in (0, 1):
+        assert isinstance(federation.visit(position), Received)
+    federation.ground = {"operator": Vault(bytes(32))}
+    federation.restarted(9)
+    assert "round key lost" in [event for event, _ in federation.events]
+    assert [federation.standing(position) for position in (0, 1)] == [Stands.AGAIN, Stands.AGAIN]
+    federation.run()
+    assert [line["trained"] for line in federation.lines()] == [4, 4, 4]
 
 
 def test_where_too_few_are_left_rounds_wait_and_are_not_passed_over() -> None:

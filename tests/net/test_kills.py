@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import time
 from collections.abc import Coroutine, Iterator
@@ -150,19 +151,20 @@ def answers(server: Process) -> bool:
 
 
 @pytest.mark.slow
-def test_another_server_takes_over_from_one_that_was_killed(tmp_path: Path, processes: list[Process]) -> None:
+@pytest.mark.parametrize("keeping", ["ephemeral", "sealed"])
+def test_another_server_takes_over_from_one_that_was_killed(
+    tmp_path: Path, keeping: str, processes: list[Process]
+) -> None:
     """On one PostgreSQL, with one identity. Clients know the address of the one that waits: it says who leads, and when
     that one is no more they come back to it; and so do their ears for the doorbell."""
-    url, blobs = databases.postgres_url(), str(tmp_path / "blobs")
-    one = Process(tmp_path / "one", port=free_port(), database=url, blobs=blobs).start()
+    shared = {"database": databases.postgres_url(), "blobs": str(tmp_path / "blobs"), "keeping": keeping}
+    one = Process(tmp_path / "one", port=free_port(), **shared).start()
     processes.append(one)
 
     async def act() -> float:
         who = trainee()
         visitors = await everybody(one, who, tmp_path)
-        two = Process(tmp_path / "two", port=free_port(), database=url, blobs=blobs, token=one.told["token"])
-        import shutil
-
+        two = Process(tmp_path / "two", port=free_port(), token=one.told["token"], **shared)
         shutil.copytree(tmp_path / "one" / "identity", tmp_path / "two" / "identity")
         two.start()
         processes.append(two)

@@ -140,10 +140,12 @@ class Recovery:
             seat = course.state.seats.get(key)
             if seat is None or seat.at is not At.AGAIN or not self._ground.blobs.has(digest):
                 continue
-            data = self._safe.update_of(course, seat, digest)
             try:
-                self._taking.merged(course, seat, data)
+                self._taking.merged(course, seat, self._safe.update_of(course, seat, digest))
             except (UpdateRefused, ProtocolError):
+                continue
+            except CheckpointError:  # damaged, or of a key that is lost: asked for again
+                self._driver.discard(course.stored.pop(key))
                 continue
             self._driver.ahead(course, machine.Started(now, key, scale_of(seat)), now)
             self._driver.ahead(course, machine.Received(now, key), now)

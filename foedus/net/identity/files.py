@@ -17,15 +17,28 @@ from pathlib import Path
 from foedus.errors import NotTrusted
 from foedus.record.files import storage
 
-__all__ = ["create_once", "private_folder", "read_secret", "write_secret"]
+__all__ = ["create_once", "private_file", "private_folder", "read_secret", "write_secret"]
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can enter; one that is there is left as it is."""
+    """Make a folder that only its owner can enter, and those above it that are missing (``mkdir`` would make these for
+    everybody); one that is there is left as it is."""
     with storage(path):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(exist_ok=True)  # fails where it is a file
+    return path
+
+
+def private_file(path: Path) -> Path:
+    """Make an empty file that only its owner can read, in a folder of that kind, for a library that writes it itself;
+    one that is there is left as it is."""
+    private_folder(path.parent)
+    with storage(path), contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     return path
 
 

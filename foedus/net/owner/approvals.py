@@ -18,9 +18,9 @@ from pathlib import Path
 
 from foedus.errors import ConfigurationError
 from foedus.net.bundle import Bundle, differences, read_bundle
+from foedus.net.identity.files import private_folder
 from foedus.net.locks import in_turn
 from foedus.record import files
-from foedus.record.files import storage
 
 __all__ = ["Approvals", "Decision", "Filed"]
 
@@ -76,8 +76,7 @@ class Approvals:
             BundleRefused: it is no bundle, or not the one that was announced.
         """
         bundle = read_bundle(content, digest)
-        with storage(self._bundles):
-            self._bundles.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._bundles)
         path = self.path(bundle.digest.hex())
         if not path.exists() or path.read_bytes() != bundle.content:
             files.replace(path, bundle.content)

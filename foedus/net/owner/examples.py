@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from foedus.core.checks import check_number, check_whole
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError, DataError, StorageError
+from foedus.net.identity.files import private_file
 from foedus.record.files import tensors
 
 __all__ = ["ExampleStore"]
@@ -148,8 +149,7 @@ class ExampleStore:
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """The database, in one transaction."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=30.0)) as database, database:
+            with closing(sqlite3.connect(private_file(self.path), timeout=30.0)) as database, database:
                 database.execute("PRAGMA secure_delete = ON")
                 database.executescript(_SCHEMA)
                 yield database

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foedus.errors import ConfigurationError
+from foedus.net.identity.files import private_folder
 from foedus.net.owner import rules
 from foedus.net.owner.consent import Consents
 from foedus.net.owner.ledger import Ledger
-from foedus.record.files import replace, storage
+from foedus.record.files import replace
 
 __all__ = ["OwnerFolder", "default", "file_name"]
 
@@ -83,18 +84,18 @@ class OwnerFolder:
     def rules(self) -> rules.Rules:
         """The rules; a file with the template is written if there is none."""
         if not self.rules_file.exists():
-            self._make(self.path)
+            private_folder(self.path)
             replace(self.rules_file, rules.TEMPLATE.encode())
         return rules.read(self.rules_file)
 
     def consents(self) -> Consents:
         """The records of consent."""
-        self._make(self.path)
+        private_folder(self.path)
         return Consents(self.path / "consent.jsonl")
 
     def ledger(self) -> Ledger:
         """The ledger, checked."""
-        self._make(self.path)
+        private_folder(self.path)
         return Ledger(self.path / "ledger.jsonl")
 
     def server(self, address: str) -> Path:
@@ -103,7 +104,3 @@ class OwnerFolder:
         if not name:
             raise ConfigurationError(f"{address!r} is no address of a server; write https://HOST:PORT")
         return self.path / "servers" / name
-
-    def _make(self, path: Path) -> None:
-        with storage(path):
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 
 from foedus.errors import ConfigurationError, NoGuarantee
+from foedus.net.identity.files import private_folder
 from foedus.protocol.secagg.messages import Identity, certified, pinned
 from foedus.record.files import storage
 from foedus.secure.primitives import KEY, SIGNATURE, identity_key
@@ -70,8 +71,8 @@ def identity(folder: Path) -> Identity:
 def own_secret(folder: Path) -> bytes:
     """This client's secret key, readable by its owner only."""
     path = folder / "peers.key"
+    private_folder(folder)
     with storage(path):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(os.urandom(KEY))
