@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -9,12 +10,27 @@ import click
 from foedus.cli.verb import Verb
 from foedus.errors import ConfigurationError
 
+# What is to be done where clients decline, by the reason that they gave (``protocol/messages.py``).
+DECLINED = {
+    "rules": "their owners' rules say no, as each agent's own output tells; often they want an update summed with more "
+    "others: foedus serve --minimum 3, or more",
+    "data": "they have no example to train on",
+    "training": "training failed there; the agent's own output tells how",
+    "secure-aggregation": "something of a masked or encrypted sum was not as it must be; the agent's own output tells "
+    "what",
+    "signature": "orders or source are not what this server signed; does a proxy change them, or is its identity new?",
+    "interrupted": "they were started again in the middle, and take part in the next attempt",
+    "too large": "their updates are larger than what this server takes: Serving(uploads=...)",
+    "other": "for a reason that this version does not know; the agent's own output tells it",
+}
+
 
 @click.command("status", cls=Verb, examples=("foedus status", "foedus status /srv/foedus", "foedus status --log"))
 @click.argument("folder", default="foedus-server", type=click.Path(path_type=Path))
 @click.option("--database", help="postgresql://..., where it is not in the folder.")
 @click.option("--log", is_flag=True, help="The audit log instead, checked line by line.")
-def command(folder: Path, database: str | None, log: bool) -> None:
+@click.option("--json", "plain", is_flag=True, help="A list of JSON objects, one for each run.")
+def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
     """How the runs of a server stand, whether it is running or not; and its pin.
 
     FOLDER is the server's own, `foedus-server` by default.
@@ -29,19 +45,20 @@ def command(folder: Path, database: str | None, log: bool) -> None:
         for line in audit(url):
             click.echo(line)
         return
+    found = runs(url)
+    if plain:
+        click.echo(json.dumps(found, indent=1))
+        return
     authority = folder / "identity" / "authority.pem"
     if authority.exists():
         click.echo(f"pin: {_pin(authority)}")
-    found = runs(url)
     if not found:
         click.echo("no round has begun yet")
         return
-    show(table(found))
-    if any(run["declined"] for run in found):
-        click.echo(
-            "clients declined: their owners' rules say no, or training failed there. Why is in the server's log "
-            "(declined); often the rules want an update summed with more others: foedus serve --minimum 3, or more"
-        )
+    show(table([run | {"declined": sum(run["declined"].values())} for run in found]))
+    for run in found:
+        for reason, count in run["declined"].items():
+            click.echo(f"{run['run']}: {count} declined ({reason}): {DECLINED[reason]}")
 
 
 def _pin(authority: Path) -> str:

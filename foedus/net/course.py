@@ -214,6 +214,8 @@ class Course:
         told: dict[str, object] = {"since": seat.since, "scale": seat.scale}
         if seat.key in self.stored and seat.at in machine.ENGAGED:
             told["update"] = self.stored[seat.key]
+        if seat.why:
+            told["why"] = seat.why
         about = json.dumps(told).encode()
         return SeatRow(
             self.name, seat.round, seat.part, seat.attempt, seat.position, seat.key, str(seat.at), about
@@ -224,7 +226,8 @@ class Course:
         """A seat that was written."""
         told = json.loads(row.about)
         return Seat(
-            row.key, row.position, row.round, row.attempt, At(row.state), told["since"], told["scale"], row.part
+            row.key, row.position, row.round, row.attempt, At(row.state), told["since"], told["scale"], row.part,
+            told.get("why", ""),
         )  # fmt: skip
 
     def read(self, state: bytes, rows: list[SeatRow]) -> State:

@@ -6,12 +6,13 @@ Not here: the same over HTTP (``http.py``).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
-from foedus.net.course import EVALUATION
-from foedus.net.store import FIRST_DIGEST, check_log, open_store
+from foedus.net.course import DECRYPTION, EVALUATION, Course
+from foedus.net.store import FIRST_DIGEST, RunRow, SeatRow, check_log, open_store
 from foedus.protocol import round as machine
-from foedus.protocol.round import At
+from foedus.protocol.round import At, State
 
 
 def runs(url: str) -> list[dict[str, Any]]:
@@ -19,22 +20,32 @@ def runs(url: str) -> list[dict[str, Any]]:
     store = open_store(url)
     try:
         with store.begin() as rows:
-            found, clients = rows.runs(), len(rows.clients())
-            seats = {row.name: rows.seats(row.name) for row in found}
+            clients = len(rows.clients())
+            states = {row.name: _state(row, rows.seats(row.name)) for row in rows.runs()}
     finally:
         store.close()
-    told = []
-    for row in found:
-        if row.name.endswith(EVALUATION):
-            continue
-        state = machine.read(row.state, ())
-        here = [s.state for s in seats[row.name] if (s.round, s.attempt) == (state.round, state.attempt)]
-        told.append({
-            "run": row.name, "phase": str(state.phase), "round": state.round, "attempt": state.attempt,
-            "seated": len(here), "counted": here.count(str(At.COUNTED)), "declined": here.count(str(At.DECLINED)),
-            "clients": clients, "why": state.reason,
-        })  # fmt: skip
-    return told
+    return [
+        _told(name, state, states.get(name + DECRYPTION)) | {"clients": clients, "why": state.reason}
+        for name, state in states.items()
+        if not name.endswith((EVALUATION, DECRYPTION))
+    ]  # fmt: skip
+
+
+def _state(row: RunRow, seats: list[SeatRow]) -> State:
+    """A run as it was written, with all the seats of its round."""
+    found = machine.read(row.state, ())
+    return machine.read(row.state, [Course.seat(seat) for seat in seats if seat.round == found.round])
+
+
+def _told(name: str, state: State, decryption: State | None) -> dict[str, Any]:
+    here = [seat.at for seat in state.seats.values() if seat.attempt == state.attempt]
+    declined = Counter(state.declined())
+    if decryption is not None and decryption.round == state.round:
+        declined.update(decryption.declined())
+    return {
+        "run": name, "phase": state.told, "round": state.round, "attempt": state.attempt, "seated": len(here),
+        "counted": here.count(At.COUNTED), "declined": dict(declined.most_common()),
+    }  # fmt: skip
 
 
 def audit(url: str) -> list[str]:

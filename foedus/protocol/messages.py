@@ -217,14 +217,25 @@ class Finished:
     signature: Signature = b""
 
 
+REASONS = (
+    "rules",  # the owner's say no
+    "data",  # there is no example
+    "training",  # it failed
+    "secure-aggregation",  # masks or encryption: something was not as it must be
+    "signature",  # the orders, or the source, are not what the server signed
+    "interrupted",  # it was restarted in the middle, and what it would have sent is gone
+    "too large",  # for what the server takes at a time
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decline:
     """Client → server: I was accepted, and will send nothing. Answered by Later. The seat is free at once.
 
     Attributes:
         key: from Accepted.
-        reason: ``"rules"`` (its owner's say no), ``"data"``, ``"training"`` (it failed), ``"interrupted"``; never
-            anything about the data itself.
+        reason: one of ``REASONS``; a server takes any other for a word that it does not know. Never anything about the
+            data itself.
     """
 
     key: Key

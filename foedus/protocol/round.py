@@ -23,12 +23,13 @@ Not here: sums and models (``net/learning.py``), what is written where (``net/co
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from foedus.protocol.messages import Stands, Why
+from foedus.protocol.messages import REASONS, Stands, Why
 
 
 class Phase(StrEnum):
@@ -63,7 +64,7 @@ class Seat(NamedTuple):
     """A client's seat: its key, whose it is, for what, and where it is.
 
     ``scale`` is what its update counts, once it has asked for a place: then it is in its bytes. ``since`` is when it
-    was let in.
+    was let in. ``why`` is what it said when it declined.
     """
 
     key: bytes
@@ -74,6 +75,7 @@ class Seat(NamedTuple):
     since: float = 0.0
     scale: float | None = None
     part: int = 0
+    why: str = ""
 
 
 class Seats(Mapping[bytes, Seat]):
@@ -195,6 +197,20 @@ class State:
         """Positions of those whose updates are in the sum."""
         return frozenset(s.position for s in self.at(At.RECEIVED))
 
+    @property
+    def told(self) -> str:
+        """The phase, for people: also that a masked or encrypted sum is being opened, which those in it have to do."""
+        opens = self.opening and self.phase in (Phase.SELECTING, Phase.TRAINING, Phase.AGGREGATING)
+        return "opening" if opens else str(self.phase)
+
+    def declined(self) -> dict[str, int]:
+        """How many of the round's clients declined when they were last asked, by reason."""
+        last = {seat.position: seat for seat in sorted(self.seats.values(), key=lambda seat: seat.attempt)}
+        said = Counter(
+            seat.why if seat.why in REASONS else "other" for seat in last.values() if seat.at is At.DECLINED
+        )  # fmt: skip
+        return dict(said.most_common())
+
 
 # --- events ---------------------------------------------------------------------------------------------------
 
@@ -224,6 +240,7 @@ class Declined(NamedTuple):
 
     now: float
     key: bytes
+    why: str = ""
 
 
 class Started(NamedTuple):
@@ -484,7 +501,7 @@ def _declined(state: State, event: Declined, rules: Rules) -> Stepped:
     seat = state.seats.get(event.key)
     if seat is None or seat.at not in OPEN:
         return state, ()
-    return _moved(state, seat._replace(at=At.DECLINED), event.now, rules, write=True)
+    return _moved(state, seat._replace(at=At.DECLINED, why=event.why), event.now, rules, write=True)
 
 
 def _started(state: State, event: Started, rules: Rules) -> Stepped:
@@ -550,7 +567,8 @@ def _moved(state: State, seat: Seat, now: float, rules: Rules, *, write: bool = 
         elif after.phase is Phase.SELECTING and _full(after):
             after = replace(after, phase=Phase.TRAINING)
         if after.phase is Phase.TRAINING and not after.seats.count(*OPEN):
-            return _finished(after, now, rules, "nobody is left to send anything")
+            ended, actions = _finished(after, now, rules, "nobody is left to send anything")
+            return ended, ((Save((seat,)), *actions) if write else actions)
     save = (Save((seat,)),) if write or after.phase is not state.phase else ()
     return after, save
 

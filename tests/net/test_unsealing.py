@@ -159,7 +159,7 @@ def test_a_sum_of_which_all_say_different_things_is_not_used() -> None:
 def test_one_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     """Two are asked; one takes its seat and is gone. After a while another is."""
     silos = Silos(trainee())
-    silos.until("aggregating")
+    silos.until("opening")
     gone = silos.ask_in(0)
     assert gone.kind is Kind.DECRYPT
     silos.visit(1)
@@ -175,7 +175,7 @@ def test_one_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_one_that_declines_is_followed_by_another(tmp_path: Path) -> None:
     silos = Silos(trainee())
-    silos.until("aggregating")
+    silos.until("opening")
     silos.ask(0, Decline(key=silos.ask_in(0).key, reason="rules"))
     for position in (1, 2):
         assert isinstance(silos.visit(position), Received)
@@ -186,7 +186,7 @@ def test_one_that_declines_is_followed_by_another(tmp_path: Path) -> None:
 
 def test_where_all_decline_there_is_no_other_sum_of_this_round() -> None:
     silos = Silos(trainee())
-    silos.until("aggregating")
+    silos.until("opening")
     for position in range(COUNT):
         silos.ask(position, Decline(key=silos.ask_in(position).key, reason="secure-aggregation"))
     silos.tick()
@@ -211,7 +211,7 @@ HOSTILE: dict[str, Callable[[Opened], Opened]] = {
 @pytest.mark.parametrize("lie", HOSTILE.values(), ids=HOSTILE.keys())
 def test_what_no_sum_can_open_to_is_refused(lie: Callable[[Opened], Opened]) -> None:
     silos = Silos(trainee(), lies={0: lie}, how={"rounds": 1})
-    silos.until("aggregating")
+    silos.until("opening")
     assert isinstance(silos.visit(0), Refused)
     silos.run(order=[1, 2, 3])
     assert [line["trained"] for line in silos.lines()] == [COUNT]
@@ -219,7 +219,7 @@ def test_what_no_sum_can_open_to_is_refused(lie: Callable[[Opened], Opened]) -> 
 
 def test_an_answer_of_another_round_is_refused() -> None:
     silos = Silos(trainee())
-    silos.until("aggregating")
+    silos.until("opening")
     for position in (0, 1):
         silos.visit(position)
     silos.tick()
@@ -242,7 +242,7 @@ def restartable(tmp_path: Path, **ground: Any) -> Silos:
 
 def test_a_server_that_dies_while_a_sum_is_opened_goes_on_with_it(tmp_path: Path) -> None:
     silos = restartable(tmp_path, memory=Vault(bytes(32)))
-    silos.until("aggregating")
+    silos.until("opening")
     digest = silos.ask_in(0).orders.digest
     silos.visit(1)  # one answer is there, and lost with the process
     silos.restarted(seed=1)
@@ -255,7 +255,7 @@ def test_a_server_that_dies_while_a_sum_is_opened_goes_on_with_it(tmp_path: Path
 
 def test_a_server_that_has_lost_the_sum_never_opens_another_of_that_round(tmp_path: Path) -> None:
     silos = restartable(tmp_path)
-    silos.until("aggregating")
+    silos.until("opening")
     silos.restarted(seed=1)
     silos.run()
     assert [line["trained"] for line in silos.lines()] == [0, COUNT]
@@ -265,7 +265,7 @@ def test_a_server_that_has_lost_the_sum_never_opens_another_of_that_round(tmp_pa
 
 def test_it_is_written_that_a_sum_is_opened_before_anybody_is_given_it(tmp_path: Path) -> None:
     silos = restartable(tmp_path, memory=Vault(bytes(32)))
-    silos.until("aggregating")
+    silos.until("opening")
     with silos.store.begin() as rows:
         row = rows.run("run")
         assert row is not None
@@ -374,7 +374,7 @@ def test_nothing_travels_beside_an_encrypted_update() -> None:
 def test_figures_beside_an_update_are_not_believed_nor_kept() -> None:
     """A client keeps them to itself (``net/bench.py``); one that does not is not listened to."""
     silos = Silos(trainee())
-    silos.until("aggregating")
+    silos.until("opening")
     outcome = next(iter(silos.coordinator.courses()[0].gathered().outcomes.values()))
     assert np.isnan(outcome.losses).all()
     assert outcome.steps == [0] * COUNT

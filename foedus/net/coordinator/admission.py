@@ -130,7 +130,7 @@ class Admission:
             return
         for action in self._driver.step(course, machine.Came(now, caller.position, self._ground.secret(16)), now):
             if isinstance(action, machine.Seated):
-                self._driver.step(course, machine.Declined(now, action.seat.key), now)
+                self._driver.step(course, machine.Declined(now, action.seat.key, "data"), now)
 
     def _accepted(self, course: Course, seat: Seat, held: bytes | None, now: float) -> Accepted:
         served, state = course.learning.served, course.state

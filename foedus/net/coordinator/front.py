@@ -131,7 +131,7 @@ class Coordinator:
         if course is None or seat is None:
             return later(Window(after_s=self._ground.pause, until_s=2 * self._ground.pause), "")
         open_still = seat.at in machine.OPEN  # not of an attempt that is over: there may be another by now
-        driver.step(course, machine.Declined(now, seat.key), now)
+        driver.step(course, machine.Declined(now, seat.key, message.reason), now)
         driver.drop(course, seat.key)
         if open_still:
             self._masks.left(course, caller.position, now)
@@ -202,10 +202,11 @@ class Coordinator:
             learning, state = course.learning, course.state
             done = 0 if learning.state is None else learning.state.round
             found.append({
-                "run": course.name, "phase": str(state.phase), "round": done, "rounds": learning.served.rounds,
+                "run": course.name, "phase": state.told, "round": done, "rounds": learning.served.rounds,
                 "attempt": state.attempt, "seated": state.seats.count(*machine.ENGAGED),
                 "received": state.seats.count(At.RECEIVED), "goal": min(state.goal, 2**31),
                 "clients": learning.population, "wanted": learning.served.first, "reason": state.reason,
+                "declined": state.declined(),
                 "algorithm": learning.served.algorithm.label,
             })  # fmt: skip
         return found
