@@ -160,6 +160,7 @@ class Learning:
                 f"{masking.least} to {masking.withstand.clients}. Write Withstand(clients={most}, ...), or another "
                 "cohort"
             )
+        masking.withstand.among(served.cohort)
 
     def _check_silos(self, most: int) -> None:
         """Refuse more clients in a round than share a key."""

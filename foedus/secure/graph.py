@@ -14,7 +14,7 @@ they do:
 Where no k below n − 1 will do, all mask with all (Bonawitz et al. 2017, "Practical secure aggregation for
 privacy-preserving machine learning"). The same where the server itself may lie: one that deals the graph could give a
 client neighbours of its choice; then 2t > n + γn, so that it cannot have one secret of a client from some and the other
-from others.
+from others. γn is a number of clients, and stays where fewer than n are asked: a server may ask just those.
 
 Not here: the protocol (``foedus.protocol.secagg``).
 """
@@ -22,7 +22,7 @@ Not here: the protocol (``foedus.protocol.secagg``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -50,7 +50,9 @@ class Withstand:
 
     Attributes:
         clients: at most so many are asked in a round.
-        corrupt: the share of them that may show the server all they know.
+        corrupt: the share of them that may show the server all they know. What is withstood is a number of clients,
+            ``corrupted``: the share of ``clients``, rounded down, and 1 at least unless the share is 0. It stays that
+            number in a round in which fewer are asked (``among``), since nothing keeps a server from asking just them.
         dropouts: the share that may be lost on the way, at whatever stage.
         security: the chance that secrets of an honest client come out is at most 2^−security.
         correctness: the chance that a round fails although no more are lost is at most 2^−correctness.
@@ -78,17 +80,23 @@ class Withstand:
             check_number(name, getattr(self, name), below=1)
         for name in ("security", "correctness"):
             check_number(name, getattr(self, name), above=True, below=256)
-        if self.corrupted > self.clients - 2:
-            raise NoGuarantee(
-                f"with {self.corrupted} of {self.clients} clients corrupt, a sum shows the one that is left. Withstand "
-                "fewer, or ask more clients"
-            )
+        _check_honest(self.corrupted, self.clients)
         _ = self.parameters
 
     @property
     def corrupted(self) -> int:
-        """How many clients may collude with the server."""
-        return math.floor(self.corrupt * self.clients + 1e-9)
+        """How many clients may collude with the server, however many are asked.
+
+        Example:
+            >>> [Withstand(clients=n, corrupt=0.1).corrupted for n in (9, 10, 29, 30)]
+            [1, 1, 2, 3]
+        """
+        return max(math.floor(self.corrupt * self.clients + 1e-9), int(self.corrupt > 0))
+
+    @property
+    def share(self) -> float:
+        """The share of clients that ``corrupted`` are, or ``corrupt`` where that is more."""
+        return max(self.corrupt, self.corrupted / self.clients)
 
     @property
     def lost(self) -> int:
@@ -100,12 +108,43 @@ class Withstand:
         """Degree and threshold."""
         return parameters(self)
 
+    def among(self, clients: int) -> Withstand:
+        """What a round is to withstand in which only so many are asked: **as many** of them may collude, not as large
+        a share. A server that asks fewer may ask all that collude with it.
+
+        Raises:
+            NoGuarantee: too few are asked.
+
+        Example:
+            >>> promised = Withstand(clients=30, corrupt=0.2, dropouts=0.2, malicious=True)
+            >>> promised.corrupted, promised.among(20).corrupted, promised.among(20).parameters
+            (6, 6, Parameters(degree=19, threshold=14))
+        """
+        if clients == self.clients:
+            return self
+        try:
+            _check_honest(self.corrupted, clients)
+            return replace(self, clients=clients, corrupt=self.corrupted / clients)
+        except NoGuarantee as error:
+            raise NoGuarantee(
+                f"{clients} clients are asked, and all {self.corrupted} that may collude by {self.label} may be among "
+                f"them: {error}"
+            ) from None
+
     @property
     def label(self) -> str:
         told = [f"clients={self.clients}", f"corrupt={self.corrupt}", f"dropouts={self.dropouts}"]
         told += [f"{n}={v}" for n, v in (("security", self.security), ("correctness", self.correctness))
                  if v != getattr(Withstand, n)]  # fmt: skip
         return f"Withstand({', '.join(told)}{', malicious=True' * self.malicious})"
+
+
+def _check_honest(corrupted: int, clients: int) -> None:
+    if corrupted > clients - 2:
+        raise NoGuarantee(
+            f"with {corrupted} of {clients} clients corrupt, a sum shows the one that is left. Withstand fewer, or ask "
+            "more clients"
+        )
 
 
 @lru_cache(maxsize=64)
@@ -135,7 +174,7 @@ def parameters(wanted: Withstand) -> Parameters:
 
 def _ring(wanted: Withstand) -> float:
     """k / 2, from which on n (γ + δ)^(k/2) ≤ 2^−security."""
-    share = wanted.corrupt + wanted.dropouts
+    share = wanted.share + wanted.dropouts
     if share >= 1:
         return wanted.clients
     return (wanted.security + math.log2(wanted.clients)) / -math.log2(share) if share else 1.0
@@ -144,7 +183,7 @@ def _ring(wanted: Withstand) -> float:
 def _thresholds(wanted: Withstand, degree: int) -> tuple[int, int]:
     """The least threshold that is secure, and the greatest that is reached."""
     count, others = wanted.clients, wanted.clients - 1
-    apart = count * (wanted.corrupt + wanted.dropouts) ** (degree / 2)
+    apart = count * (wanted.share + wanted.dropouts) ** (degree / 2)
     allowed = (2.0**-wanted.security - apart) / count
     if allowed <= 0:
         return degree + 1, degree

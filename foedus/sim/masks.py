@@ -60,6 +60,7 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
 
     Raises:
         ConfigurationError: says which, and what to write instead.
+        NoGuarantee: so few are asked that masks could not withstand what was promised.
     """
     found = maskings(algorithm, buffers=buffers)
     if not found:
@@ -78,6 +79,8 @@ def check_masks(algorithm: Algorithm, settings: Settings, *, wanted: int | None,
         )
     for masking in found.values():
         _check_cohort(masking, wanted)
+        if wanted is not None:
+            masking.withstand.among(wanted)
 
 
 def check_sealed(algorithm: Algorithm, *, population: int, wanted: int | None, buffers: bool) -> None:
@@ -138,13 +141,28 @@ def check_asked(found: Mapping[str, Masking], asked: Ints) -> None:
         _check_cohort(masking._replace(least=0), len(asked))
 
 
-def too_few(found: Mapping[str, Masking | Sealed], outcome: Outcome) -> str:
-    """Why a round shows no sum: fewer have sent something than are to be in one; empty if it does."""
+def too_few(found: Mapping[str, Masking | Sealed], outcome: Outcome, asked: int) -> str:
+    """Why a round shows no sum: fewer were asked than can withstand what was promised, or have sent something than are
+    to be in a sum; empty if it does."""
     sums = {UPDATE: outcome.message, BUFFERS: outcome.buffers, **outcome.sides}
     for channel, hiding in found.items():
         message = sums.get(channel)
-        if message is not None and int(message["count"][0]) < hiding.least:
+        if message is None:
+            continue
+        if int(message["count"][0]) < hiding.least:
             return f"{int(message['count'][0])} clients are in the sum, and {hiding.least} are needed"
+        if reason := _unfit(hiding, asked):
+            return reason
+    return ""
+
+
+def _unfit(hiding: Masking | Sealed, asked: int) -> str:
+    """Why so few clients would not begin a masked sum; empty if they would."""
+    if isinstance(hiding, Masking):
+        try:
+            hiding.withstand.among(asked)
+        except (NoGuarantee, ConfigurationError) as error:
+            return str(error)
     return ""
 
 

@@ -337,7 +337,7 @@ def in_step(called: _Called, outcome: Outcome, fewest: int) -> Brought:
 def shown(ground: Ground, brought: Brought, state: RunState) -> Brought:
     """A round as it counts where nobody sees single updates: with too few in a sum, none is shown."""
     averaged = ground.job.task.average_buffers and state.weights.buffers.size > 0
-    failed = too_few(hidings(ground.job.algorithm, buffers=averaged), brought.outcome)
+    failed = too_few(hidings(ground.job.algorithm, buffers=averaged), brought.outcome, len(brought.asked))
     if not failed:
         return brought
     return brought._replace(enough=False, told={**brought.told, "secure": {"failed": failed}})

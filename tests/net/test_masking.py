@@ -484,6 +484,15 @@ def test_a_cohort_without_room_is_refused() -> None:
         Learning(Served(name="run", task=task, algorithm=algorithm, rounds=1, cohort=6), open_trainer(task, seed=0))
 
 
+def test_a_cohort_too_small_for_what_is_promised_is_refused() -> None:
+    """4 of 10 may collude, and still do where 6 are asked."""
+    task = fd.Task(fd.linear(2))
+    rule = fd.masked(fd.Withstand(clients=10, corrupt=0.4, dropouts=0.4), least=6)
+    algorithm = fd.fedavg(fd.local_sgd(0.1), aggregator=rule)
+    with pytest.raises(NoGuarantee, match="6 clients are asked, and all 4 that may collude"):
+        Learning(Served(name="run", task=task, algorithm=algorithm, rounds=1, cohort=6), open_trainer(task, seed=0))
+
+
 def test_a_deadline_that_leaves_no_time_to_train_is_refused() -> None:
     """Everybody would be taken for lost as soon as numbers are waited for, in every attempt."""
     with pytest.raises(ConfigurationError, match="leaves no time to train"):

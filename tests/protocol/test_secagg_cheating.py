@@ -23,9 +23,11 @@ from foedus.protocol.secagg.messages import (
     Keys,
     Masked,
     Parcels,
+    Promise,
     Roster,
     Shares,
     Survivors,
+    Terms,
     Votes,
     bits,
     certificate,
@@ -33,6 +35,8 @@ from foedus.protocol.secagg.messages import (
     commitment,
     flags,
     pinned,
+    survivors_text,
+    terms_for,
 )
 from foedus.protocol.secagg.server import From, Phase
 from foedus.secure.graph import Withstand
@@ -217,6 +221,83 @@ def test_terms_that_protect_less_than_was_promised_are_refused(change: dict[str,
     clients.begin(termed(promise), own(0, promise))
     with pytest.raises(SecureAggregationFailed):
         clients.begin(termed(promise, **change), own(0, promise))
+
+
+# --- fewer clients than were promised -----------------------------------------------------------------------
+
+
+def fewer(promise: Promise, asked: int) -> Terms:
+    return terms_for(
+        promise, session=b"s" * 16, round=3, attempt=1, model=MODEL, graph=digest(b"graph"), clients=asked
+    )  # fmt: skip
+
+
+def asked_of(terms: Terms, promise: Promise) -> Table:
+    """A table with all of those who are asked, at which their masked numbers are sent."""
+    same = {name: getattr(terms, name) for name in ("clients", "degree", "threshold")}
+    table = Table(promise, **same)
+    assert table.terms == terms
+    return table.until_masked()
+
+
+def equivocated(table: Table, colluders: int, *, victim: int) -> dict[int, tuple[Any, ...]]:
+    """What honest clients do when a server that has colluders' keys shows half of them a set without the victim, and
+    each half as many signatures of its set as there can be: its own, and all colluders'."""
+    count = table.terms.clients
+    honest = [slot for slot in range(colluders, count) if slot != victim]
+    everybody, without = set(range(count)), set(range(count)) - {victim}
+    found = {}
+    for half, told in ((honest[::2], everybody), (honest[1::2], without)):
+        survivors = Survivors(present(*told, count=count), len(told))
+        for slot in half:
+            table.tell(slot, survivors)
+        text = survivors_text(table.terms.binding, survivors.present, survivors.number)
+        signatures = {s: signed(PRIVATE[s], text) for s in range(colluders)}
+        signatures |= {s: table.said[s].signature for s in half}  # type: ignore[union-attr]
+        rows = np.stack([np.frombuffer(signatures[s], np.uint8) for s in sorted(signatures)])
+        votes = Votes(present(*signatures, count=count), rows)
+        found |= {slot: table.tell(slot, votes) for slot in half}
+    return found
+
+
+@pytest.mark.parametrize("asked", [16, 20, 23, 30])
+def test_a_server_that_asks_fewer_and_all_of_its_colluders_has_no_second_set_signed(asked: int) -> None:
+    """6 of 30 may collude. Asked among fewer they are a larger share of them, and must still not help two sets to
+    enough signatures: with both answered, both secrets of the victim come out."""
+    promise = promised(30, least=15, corrupt=0.2, dropouts=0.2, malicious=True)
+    assert promise.withstand.corrupted == 6
+    done = equivocated(asked_of(fewer(promise, asked), promise), 6, victim=asked - 1)
+    answered = {slot for slot, actions in done.items() if any(isinstance(a, Send) for a in actions)}
+    assert len({slot % 2 for slot in answered}) <= 1, "never both halves"
+    assert all("have signed the set of survivors" in left(done[slot]) for slot in set(done) - answered)
+
+
+def test_with_the_same_share_of_fewer_both_sets_would_be_signed() -> None:
+    """What the test above guards against: a promise about the same share of 16 lets both halves answer."""
+    promise = promised(16, least=15, corrupt=0.2, dropouts=0.2, malicious=True)
+    assert promise.withstand.corrupted == 3
+    done = equivocated(Table(promise).until_masked(), 6, victim=15)
+    assert all(any(isinstance(a, Send) for a in actions) for actions in done.values())
+
+
+@pytest.mark.parametrize("malicious", [False, True])
+def test_terms_for_fewer_that_count_colluders_by_their_share_are_refused(malicious: bool) -> None:
+    promise = promised(30, least=15, corrupt=0.2, dropouts=0.2, malicious=malicious)
+    share = Withstand(clients=16, corrupt=0.2, dropouts=0.2, malicious=malicious).parameters
+    assert share.threshold < fewer(promise, 16).threshold
+    with pytest.raises(SecureAggregationFailed, match="the server's terms say threshold="):
+        clients.begin(fewer(promise, 16)._replace(threshold=share.threshold), own(0, promise))
+
+
+def test_among_too_few_nothing_is_begun() -> None:
+    """Nor are clients led to begin it by a server that makes terms up."""
+    promise = promised(30, corrupt=0.2, dropouts=0.2, malicious=True)
+    with pytest.raises(NoGuarantee, match="all 6 that may collude"):
+        fewer(promise, 7)
+    for threshold in range(1, 8):
+        made = fewer(promise, 16)._replace(clients=7, degree=6, threshold=threshold)
+        with pytest.raises(NoGuarantee, match="all 6 that may collude"):
+            clients.begin(made, own(0, promise))
 
 
 # --- keys ---------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def tail(population: int, marked: int, drawn: int, least: int) -> Fraction:
 
 def withstood(wanted: Withstand, degree: int, threshold: int) -> bool:
     """The three conditions, said anew in exact arithmetic."""
-    n, gamma, delta = wanted.clients, Fraction(wanted.corrupt), Fraction(wanted.dropouts)
+    n, gamma, delta = wanted.clients, Fraction(wanted.share), Fraction(wanted.dropouts)
     apart = n * (gamma + delta) ** (degree // 2)
     seen = n * tail(n - 1, wanted.corrupted, degree, threshold)
     missed = n * (1 - tail(n - 1, n - 1 - wanted.lost, degree, threshold))
@@ -56,6 +56,57 @@ def test_the_degree_withstands_it_and_the_next_smaller_one_does_not(clients: int
     degree, threshold = wanted.parameters
     assert withstood(wanted, degree, threshold)
     assert not any(withstood(wanted, degree - 2, t) for t in range(1, degree))
+
+
+@pytest.mark.parametrize(("clients", "asked", "share"), [(200, 101, 0.05), (1000, 600, 0.05), (300, 170, 0.1)])
+def test_where_fewer_are_asked_as_many_may_collude(clients: int, asked: int, share: float) -> None:
+    """The server may ask all that collude with it, and leave out others: degree and threshold hold for that number."""
+    promised = Withstand(clients=clients, corrupt=share, dropouts=share)
+    wanted = promised.among(asked)
+    assert (wanted.clients, wanted.corrupted, wanted.dropouts) == (asked, promised.corrupted, share)
+    assert wanted.share >= promised.corrupted / asked
+    degree, threshold = wanted.parameters
+    assert degree < asked - 1
+    assert withstood(wanted, degree, threshold)
+    assert not any(withstood(wanted, degree - 2, t) for t in range(1, degree))
+    as_a_share = Withstand(clients=asked, corrupt=share, dropouts=share).parameters
+    assert not withstood(wanted, *as_a_share), "the same share of fewer would not have done"
+
+
+@given(st.integers(3, 300), st.data())
+def test_the_number_stays_however_many_are_asked_or_it_is_refused(clients: int, data: st.DataObject) -> None:
+    share, malicious = data.draw(st.floats(0, 0.4)), data.draw(st.booleans())
+    asked = data.draw(st.integers(3, clients))
+    try:
+        promised = Withstand(clients=clients, corrupt=share, dropouts=0.1, malicious=malicious)
+    except NoGuarantee:
+        return
+    try:
+        wanted = promised.among(asked)
+    except NoGuarantee:
+        lost = math.floor(0.1 * asked)
+        needed = (asked + promised.corrupted) // 2 + 1 if malicious else max(promised.corrupted + 1, 2)
+        assert promised.corrupted > asked - 2 or needed > asked - lost
+        return
+    assert wanted.corrupted == promised.corrupted
+    _, threshold = wanted.parameters
+    assert threshold > promised.corrupted or wanted.parameters.degree < asked - 1
+    assert not malicious or 2 * threshold > asked + promised.corrupted
+
+
+def test_a_share_is_rounded_down_and_is_never_nobody() -> None:
+    found = [Withstand(clients=n, corrupt=0.1).corrupted for n in (3, 9, 10, 19, 20, 100)]
+    assert found == [1, 1, 1, 1, 2, 10]
+    assert Withstand(clients=9, corrupt=0.0).corrupted == 0
+    assert Withstand(clients=9, corrupt=0.1, dropouts=0.0, malicious=True).parameters.threshold == 6
+
+
+def test_so_few_that_what_was_promised_cannot_be_withstood_are_refused() -> None:
+    promised = Withstand(clients=30, corrupt=0.2, dropouts=0.2)
+    with pytest.raises(NoGuarantee, match=r"7 clients are asked, and all 6 that may collude by .*clients=30, .*6 of 7"):
+        promised.among(7)
+    with pytest.raises(NoGuarantee, match="it would take 17 clients to put a secret together, and 16 are left"):
+        Withstand(clients=40, corrupt=0.3, dropouts=0.2, malicious=True).among(20)
 
 
 def test_twice_the_logarithm_is_not_enough() -> None:

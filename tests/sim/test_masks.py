@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import foedus as fd
+from foedus.core.select import Sampler
 from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.rounds.freight import update_blob
@@ -139,6 +140,20 @@ def test_a_round_with_too_few_shows_nothing_and_changes_nothing(tmp_path: Path) 
         found = run(rule, tmp_path / name, cohort=None, rounds=2, world=world, cryptography=cryptography)
         assert all("failed" in line["secure"] for line in found.metrics)
         assert not found.weights.vector.any()
+
+
+def test_a_round_that_asks_too_few_to_withstand_what_was_promised_shows_nothing(tmp_path: Path) -> None:
+    """4 of 10 may collude, and still do where 6 are asked: with and without the real protocol, and told at once where
+    the number is known."""
+    rule = fd.masked(fd.Withstand(clients=10, corrupt=0.4, dropouts=0.4), bits=16, bound=2.0, least=6)
+    some = Sampler(lambda population, seed, round: np.arange(10 if round == 1 else 6), lambda population: 8.0, "some()")
+    plain, real = (run(rule, tmp_path / str(c), cohort=some, cryptography=c) for c in (False, True))
+    for found in (plain, real):
+        assert "failed" not in found.metrics[0].get("secure", {})
+        assert "6 clients are asked, and all 4 that may collude" in found.metrics[1]["secure"]["failed"]
+    assert plain.weights.vector.tobytes() == real.weights.vector.tobytes()
+    with pytest.raises(NoGuarantee, match="6 clients are asked, and all 4 that may collude"):
+        run(rule, tmp_path / "known", cohort=6)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.errors import ForgedMessage, NoGuarantee, SecureAggregationFailed
-from foedus.secure.graph import Parameters, Withstand, ring
+from foedus.secure.graph import Withstand, ring
 from foedus.secure.planes import packed_bytes, word
 from foedus.secure.primitives import KEY, SIGNATURE, TAG, check_signature, digest, identity_key, signed
 
@@ -145,6 +145,7 @@ def check_terms(terms: Terms, promise: Promise) -> None:
 
     Raises:
         SecureAggregationFailed: says which.
+        NoGuarantee: so few are asked that those who may collude could undo the masks.
     """
     if terms.version != VERSION:
         raise SecureAggregationFailed(f"the server speaks version {terms.version}, and this client version {VERSION}")
@@ -154,7 +155,7 @@ def check_terms(terms: Terms, promise: Promise) -> None:
         raise SecureAggregationFailed(
             f"{terms.clients} clients are to take part, and sums have room for {promise.withstand.clients}"
         )
-    wanted = agreed(promise.withstand, terms.clients)
+    wanted = promise.withstand.among(terms.clients).parameters
     told = {
         "degree": wanted.degree, "threshold": wanted.threshold, "least": promise.least,
         "channels": promise.channels, "malicious": promise.withstand.malicious,
@@ -168,23 +169,6 @@ def check_terms(terms: Terms, promise: Promise) -> None:
         raise SecureAggregationFailed("rounds and attempts are counted from 1")
 
 
-def agreed(withstand: Withstand, clients: int) -> Parameters:
-    """Degree and threshold for the clients who were really asked.
-
-    Raises:
-        NoGuarantee: so few cannot withstand it.
-    """
-    given = withstand if clients == withstand.clients else _among(withstand, clients)
-    return given.parameters
-
-
-def _among(withstand: Withstand, clients: int) -> Withstand:
-    return Withstand(
-        clients=clients, corrupt=withstand.corrupt, dropouts=withstand.dropouts, security=withstand.security,
-        correctness=withstand.correctness, malicious=withstand.malicious,
-    )  # fmt: skip
-
-
 def terms_for(
     promise: Promise, *, session: bytes, round: int, attempt: int, model: bytes, graph: bytes, clients: int
 ) -> Terms:
@@ -193,7 +177,7 @@ def terms_for(
     Raises:
         NoGuarantee: so few cannot withstand what was promised.
     """
-    degree, threshold = agreed(promise.withstand, clients)
+    degree, threshold = promise.withstand.among(clients).parameters
     return Terms(
         session, round, attempt, model, graph, clients, degree, threshold, promise.least, promise.channels,
         promise.withstand.malicious,
