@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     "privacy",
     cls=Verb,
     examples=(
-        "foedus privacy --noise-multiplier 1 --rounds 1500 --cohort 100 --population 3400 --hidden --delta 3e-4",
+        "foedus privacy --noise-multiplier 1 --rounds 1500 --cohort 100 --population 3400 --hidden --delta 2e-4",
         "foedus privacy --epsilon 4 --rounds 200 --cohort 50 --population 5000 --hidden --delta 1e-5",
         "foedus privacy --epsilon 8 --rounds 50 --cohort 10 --delta 1e-4 --plot epsilon.png",
         "foedus privacy --epsilon 8 --rounds 50 --cohort 10 --delta 1e-3 --simulate federation.py --clip 0.5",
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--rounds", type=click.IntRange(1), required=True, help="Rounds in all.")
 @click.option("--cohort", type=float, required=True, help="Planned clients per round.")
-@click.option("--delta", type=float, required=True, help="δ; well below 1 / population.")
+@click.option("--delta", type=float, required=True, help="δ; well below 1 / population, and never above.")
 @click.option("--noise-multiplier", type=float, help="z = σ / clip: how private is that?")
 @click.option("--epsilon", type=float, help="ε of the whole run: how much noise does that take?")
 @click.option("--population", type=click.IntRange(1), help="How many clients there are.")
@@ -46,6 +46,7 @@ def command(
     this machine, clipped with and without that noise. Sampling counts only with --hidden.
     """
     from foedus.privacy import Plan, calibrate
+    from foedus.privacy.claims import check_failing
     from foedus.report.tables import show
 
     clients = {name: more[name] for name in ("population", "hidden")}
@@ -58,6 +59,8 @@ def command(
         noise_multiplier = calibrate(epsilon, delta, rounds=rounds, cohort=cohort, **clients)
     assert noise_multiplier is not None
     plan = Plan(noise_multiplier=noise_multiplier, rounds=rounds, cohort=cohort, **clients)
+    check_failing(delta, plan.cohort, plan.population)
+    federation = None if more["simulate"] is None else fitting(plan, load(more["simulate"]))
     click.echo(told(plan, delta))
     curves = costs(plan, delta, points)
     show(drawn(curves))
@@ -66,8 +69,8 @@ def command(
 
         plot_epsilon(curves, more["plot"], delta=delta)
         click.echo(f"figure: {more['plot']}")
-    if more["simulate"] is not None:
-        show(tried(plan, load(more["simulate"]), more["clip"]))
+    if federation is not None:
+        show(tried(plan, federation, more["clip"]))
 
 
 def told(plan: Plan, delta: float) -> str:
@@ -98,6 +101,25 @@ def drawn(curves: dict[str, list[Point]]) -> Any:
 
     rounds = [point.round for point in next(iter(curves.values()))]
     return table([{"round": n, **{name: curves[name][i].epsilon for name in curves}} for i, n in enumerate(rounds)])
+
+
+def fitting(plan: Plan, federation: Federation) -> Federation:
+    """The federation with its clients made, if a cohort as planned can be drawn from them."""
+    from dataclasses import replace
+
+    clients = federation.population()
+    if plan.population not in (None, len(clients)):
+        raise ConfigurationError(
+            f"the plan is for {plan.population} clients, and the federation has {len(clients)}: what noise costs the "
+            f"one is not what it costs the other. Write --population {len(clients)}, or give a federation of "
+            f"{plan.population}"
+        )
+    if plan.cohort > len(clients):
+        raise ConfigurationError(
+            f"the plan has {plan.cohort:g} clients in a round, and the federation has {len(clients)}. Write --cohort "
+            f"{len(clients)}, or less, or give a federation of more"
+        )
+    return replace(federation, clients=clients)
 
 
 def tried(plan: Plan, federation: Federation, clip: float) -> Any:

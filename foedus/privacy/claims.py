@@ -2,7 +2,8 @@
 
 :func:`round_event` looks at everything that a round releases, and refuses the run if a part of it is not covered:
 another channel without noise, averaged buffers, rounds that do not wait for their cohort. Sampling counts only where it
-is Poisson and unseen.
+is Poisson and unseen. Whatever the sampler, the event of a round is about one client's contribution against zeros in
+its place; only unseen Poisson sampling also makes nothing of whether the client is there (``events.py`` says why).
 
 Not here: the engine that stops (``foedus.sim``), what an event is worth (``accounting.py``).
 """
@@ -262,6 +263,30 @@ class Plan:
         return ((self.event, self.rounds),)
 
 
+def check_failing(delta: float, cohort: float, population: int | None = None) -> None:
+    """Refuse a δ that promises nothing: whatever publishes the data of one client in 1/δ keeps it.
+
+    Args:
+        delta: δ in (0, 1).
+        cohort: planned clients in a round: so many there are at least.
+        population: how many there are, where that is known.
+
+    Raises:
+        ConfigurationError: δ is more than one in as many as there are clients.
+
+    Example:
+        >>> check_failing(1e-5, cohort=50, population=5000)
+    """
+    check_number("delta", delta, above=True, below=1)
+    clients = max(cohort, 1) if population is None else population
+    if delta * clients > 1.01:  # 1 / clients may be written with few digits
+        known = "clients" if population is not None else "clients in a round, and no fewer in all"
+        raise ConfigurationError(
+            f"delta={delta:g} with {clients:g} {known}: whoever publishes all data of {delta * clients:.3g} of them "
+            f"keeps that promise. Take well below 1 / {clients:g}, such as {0.1 / clients:.1g}"
+        )
+
+
 def curve(plan: Plan, delta: float, *, by: Accountant = rdp, points: int = 20) -> list[Point]:
     """ε over the rounds of a plan.
 
@@ -271,12 +296,16 @@ def curve(plan: Plan, delta: float, *, by: Accountant = rdp, points: int = 20) -
         by: the accountant, ``rdp`` or ``pld``.
         points: how many, at most.
 
+    Raises:
+        ConfigurationError: δ is more than one in as many as there are clients.
+
     Example:
         >>> rows = curve(Plan(noise_multiplier=8.0, rounds=100, cohort=10), 1e-5, points=2)
         >>> [(n, round(epsilon, 2)) for n, epsilon in rows]
         [(50, 4.11), (100, 6.12)]
     """
     check_whole("points", points)
+    check_failing(delta, plan.cohort, plan.population)
     rounds = sorted({-(-plan.rounds * i // points) for i in range(1, points + 1)})
     return [Point(n, by([(plan.event, n)], delta)) for n in rounds]
 
@@ -314,7 +343,8 @@ def calibrate(
     """The least noise multiplier that keeps a run within (ε, δ): for ``foedus.privacy.central`` and ``adaptive``.
 
     Args:
-        epsilon: of the whole run, against one client more or less.
+        epsilon: of the whole run: one client contributes in all its rounds, or zeros in its place. With ``hidden``, or
+            where everybody takes part in every round, that is the same as its being there or not.
         delta: the probability with which that may fail; well below 1 / population.
         rounds: in all.
         cohort: planned clients in a round.
@@ -325,13 +355,14 @@ def calibrate(
         by: ``rdp``, which budgets stop by, or the tighter ``pld`` for a plan that is kept (``Budget(planned=...)``).
 
     Raises:
-        ConfigurationError: the figures cannot be.
+        ConfigurationError: the figures cannot be, or δ is more than one in as many as there are clients.
 
     Example:
         >>> round(calibrate(8.0, 1e-5, rounds=100, cohort=50, population=5000, hidden=True), 2)
         0.5
     """
     check_number("epsilon", epsilon, above=True)
+    check_failing(delta, cohort, population)
 
     def event_of(noise_multiplier: float) -> tuple[Event, int]:
         plan = Plan(

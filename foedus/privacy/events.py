@@ -3,6 +3,12 @@
 Every event is about one release, and knows against which *neighbours* it was calibrated: what two situations it makes
 hard to tell apart. Figures of different neighbours are not comparable, and are never added up.
 
+A sum is made private against *one client contributes, or zeros in its place*. That one client were not there at all is
+another question: of a cohort of fixed size, or of those who come first, somebody else would then have its place, and
+the sum would differ by two contributions, not one. Only where every client takes part by itself, whoever else does
+(everybody, Poisson), is an absent client the same as zeros; and only :class:`Sampled` claims it. (Replacing a client by
+another one is two steps: out, and in.)
+
 Not here: what events are worth (``accounting.py``), how often each has run (``ledger.py``).
 """
 
@@ -21,21 +27,27 @@ from foedus.errors import NoGuarantee
 class Neighbours(StrEnum):
     """Which two situations cannot be told apart, up to (ε, δ)."""
 
-    ONE_CLIENT_MORE = "one client takes part with all its data, or does not, beside the same others"
+    ONE_CLIENT_MORE = "one client is there with all its data, or is not, beside the same others"
     ANOTHER_UPDATE = "one client sends its update, or any other"
     ONE_CLIENT_BLANK = "one client contributes, or zeros in its place"
+
+    @property
+    def of_a_sum(self) -> bool:
+        """Whether it is about a contribution to a sum, against zeros in its place; where a client can be left out
+        without another one coming, that is the same."""
+        return self is not Neighbours.ANOTHER_UPDATE
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Gaussian noise on a sum that one client can change by at most C in norm.
+    """Gaussian noise on a sum to which one client contributes at most C in norm, whoever is chosen for it.
 
     Attributes:
         noise_multiplier: z = σ / C.
 
     Example:
         >>> Gaussian(1.1).neighbours.value
-        'one client takes part with all its data, or does not, beside the same others'
+        'one client contributes, or zeros in its place'
     """
 
     noise_multiplier: float
@@ -45,7 +57,7 @@ class Gaussian:
 
     @property
     def neighbours(self) -> Neighbours:
-        return Neighbours.ONE_CLIENT_MORE
+        return Neighbours.ONE_CLIENT_BLANK
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class Sampled:
 
     @property
     def neighbours(self) -> Neighbours:
-        return self.event.neighbours
+        return Neighbours.ONE_CLIENT_MORE  # nobody comes in the place of a client that is not drawn
 
 
 @dataclass(frozen=True)
@@ -313,7 +325,7 @@ class Concentrated:
 
     @property
     def neighbours(self) -> Neighbours:
-        return Neighbours.ONE_CLIENT_MORE
+        return Neighbours.ONE_CLIENT_BLANK
 
 
 Shared = SharedGaussian | SharedSkellam

@@ -2,7 +2,8 @@
 
 A ledger is a value. Charging it gives another; whoever keeps it writes it down *before* the release that it counts,
 with the model that the release made, so that a restart finds both or neither. The same bytes sent again are one
-release, and carry the same name; a round tried again with fresh noise is another, and counts again.
+release, and carry the same name; other bytes of the same round are another one, and count again. Runs decode a round
+once, and need no names: an attempt that failed has shown nothing.
 
 Not here: what a round is worth (``accounting.py``), which event a run makes (``claims.py``).
 """

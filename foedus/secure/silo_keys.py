@@ -159,7 +159,7 @@ class Silo:
                 f"{self.maker!r}"
             )
         told = self._told("wrapped", self.name, about, wrapped.body)
-        check_signature(self._roster[self.maker], wrapped.signature, told)
+        self._check("wrapped key for", self.name, self.maker, wrapped.signature, told)
         return SiloKey(opened(self._shared(offers[self.maker], self.name, about), wrapped.body, about))
 
     def receipt(self, key: SiloKey, offers: Mapping[str, Offer]) -> Receipt:
@@ -177,9 +177,9 @@ class Silo:
         about = self._offered(offers)
         if missing := sorted(set(self._roster) - set(receipts)):
             raise SecureAggregationFailed(f"no receipt has come from {', '.join(missing)}")
-        for silo, public in self._roster.items():
+        for silo in self._roster:
             receipt = receipts[silo]
-            check_signature(public, receipt.signature, self._told("receipt", silo, about, receipt.id))
+            self._check("receipt of", silo, silo, receipt.signature, self._told("receipt", silo, about, receipt.id))
             if receipt.id != key.id:
                 raise SecureAggregationFailed(
                     f"{silo!r} has another key than {self.name!r}: whoever made it gave out two. Do not use it"
@@ -190,11 +190,22 @@ class Silo:
         if offers.keys() != self._roster.keys():
             strange = sorted(offers.keys() ^ self._roster.keys())
             raise SecureAggregationFailed(f"offers and roster do not name the same silos: {', '.join(strange)}")
-        for silo, public in self._roster.items():
-            check_signature(public, offers[silo].signature, self._told("offer", silo, offers[silo].public))
+        for silo in self._roster:
+            told = self._told("offer", silo, offers[silo].public)
+            self._check("offer of", silo, silo, offers[silo].signature, told)
         if offers[self.name].public != self._public:
             raise ForgedMessage(f"the offers hold another of {self.name!r} than it made in this session")
         return digest(self._about, *(offers[silo].public for silo in sorted(offers)))
+
+    def _check(self, what: str, silo: str, signer: str, signature: bytes, told: bytes) -> None:
+        """Refuse what was not signed by a silo of the roster; says which message it is."""
+        try:
+            check_signature(self._roster[signer], signature, told)
+        except ForgedMessage:
+            raise ForgedMessage(
+                f"the {what} {silo!r} is not signed by the identity that the roster has for {signer!r}, or was made "
+                "for other offers, another session or another roster"
+            ) from None
 
     def _told(self, what: str, silo: str, *parts: bytes) -> bytes:
         """What is signed."""

@@ -376,6 +376,31 @@ def test_privacy_draws_its_curve_and_says_what_noise_costs(
     assert float(rows["clipped, no noise"]) > 0.8
     assert abs(float(rows["clipped, no noise"]) - float(rows["with noise"])) < 0.1
     assert run(["privacy", *words.split(), "--clip", "1.0"]) == 2
+    capsys.readouterr()
+    for more, wanted in (
+        ("--cohort 50", "50 clients in a round, and the federation has 30"),
+        ("--cohort 20 --population 100000 --hidden --delta 1e-6", "for 100000 clients, and the federation has 30"),
+    ):
+        words = f"--noise-multiplier 1 --rounds 4 --delta 1e-3 {more} --simulate noisy_federation.py --clip 1.0"
+        assert run(["privacy", *words.split()]) == 2
+        assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--cohort 100 --delta 0.5", "100 clients in a round"),
+        ("--cohort 100 --population 3400 --delta 3e-4", "delta=0.0003 with 3400 clients"),
+        ("--cohort 100 --population 3400 --delta 1", "delta"),
+    ],
+)
+@pytest.mark.parametrize("noise", ["--epsilon 8", "--noise-multiplier 1"])
+def test_privacy_takes_no_delta_that_promises_nothing(
+    words: str, told: str, noise: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dp_accounting")
+    assert run(["privacy", "--rounds", "5", *words.split(), *noise.split()]) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", ["", "--epsilon 8 --noise-multiplier 1", "--epsilon 8 --hidden", "--epsilon -1"])

@@ -71,7 +71,7 @@ def test_rounds_do_not_go_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "told"), [("noise", "no event"), (None, "no event"), (Tree(1.0, 5), "different neighbours")]
+    ("event", "told"), [("noise", "no event"), (None, "no event"), (LocalGaussian(1.0), "different neighbours")]
 )
 def test_what_cannot_be_accounted_for_changes_nothing(event: object, told: str) -> None:
     ledger = after([EVENTS[0]])

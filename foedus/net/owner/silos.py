@@ -11,7 +11,9 @@ nothing.
 | ``NAME.wrapped`` | the key, sealed for that silo by the first by name |
 | ``NAME.receipt`` | which key that silo has |
 
-Until all have said that they have the same, the secrets lie in ``silo-SESSION.*`` in the owner's folder.
+Until all have said that they have the same, the secrets lie in ``silo-SESSION.*`` in the owner's folder. Afterwards
+``agreed-SESSION`` there has what this silo wrote for the others: where files were lost that somebody else still waits
+for, the same command puts them back.
 
 Not here: how the identities in the roster came to be known: by telephone or on paper, from person to person.
 """
@@ -26,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, ForgedMessage, SecureAggregationFailed
 from foedus.net.identity.files import create_once, private_folder, read_secret, write_secret
 from foedus.net.owner.folder import OwnerFolder
 from foedus.net.owner.peers import own_secret
@@ -103,16 +105,24 @@ def agree(owner: OwnerFolder, shared: Path, *, name: str, roster: Mapping[str, b
     """
     if name not in roster:
         raise ConfigurationError(f"{name!r} is not in the roster, which names {', '.join(sorted(roster)) or 'nobody'}")
-    if done := _done(owner, shared, name):
+    number = hashlib.sha256(session.encode()).hexdigest()[:16]
+    secrets, agreed = owner.path / f"silo-{number}", owner.path / f"agreed-{number}"
+    if done := _done(owner, shared, name, agreed):
         return done
-    secrets = owner.path / f"silo-{hashlib.sha256(session.encode()).hexdigest()[:16]}"
     private_folder(owner.path)
     create_once(_fresh(secrets), os.urandom(KEY))
     silo = Silo(
         name, identity=own_secret(owner.path), roster=roster, session=session.encode(),
         fresh=read_secret(_fresh(secrets)),
     )  # fmt: skip
-    return _Step(owner, shared, silo, secrets, tuple(sorted(roster))).taken()
+    step = _Step(owner, shared, silo, secrets, agreed, tuple(sorted(roster)))
+    try:
+        return step.taken()
+    except (ForgedMessage, SecureAggregationFailed) as error:
+        raise type(error)(
+            f"{error}. It lies in {shared}, as NAME.offer, NAME.wrapped or NAME.receipt: have it sent again by who "
+            "wrote it, and move files of an earlier agreement away"
+        ) from None
 
 
 class _Step(NamedTuple):
@@ -122,6 +132,7 @@ class _Step(NamedTuple):
     shared: Path
     silo: Silo
     secrets: Path
+    agreed: Path
     names: tuple[str, ...]
 
     def taken(self) -> Agreement:
@@ -167,6 +178,12 @@ class _Step(NamedTuple):
                 f"all have the key {key.id.hex()}, and another lies at {self.owner.silo_key}. Move that away if no "
                 "federation needs it any more, and run the command again"
             )
+        name, others = self.silo.name, self.names if self.silo.name == self.silo.maker else ()
+        own = [f"{name}.offer", f"{name}.receipt", *(f"{other}.wrapped" for other in others if other != name)]
+        with storage(self.agreed):
+            for file in own:
+                private_folder(self.agreed)
+                replace(self.agreed / file, (self.shared / file).read_bytes())
         write_secret(self.owner.silo_key, bytes(key))
         with storage(self.secrets):
             for path in (_fresh(self.secrets), self.secrets.with_suffix(".made")):
@@ -174,13 +191,21 @@ class _Step(NamedTuple):
         return Agreement(key.id, "")
 
 
-def _done(owner: OwnerFolder, shared: Path, name: str) -> Agreement | None:
-    """Whether the key that this silo has given a receipt for lies in its place."""
-    receipt = _read(shared / f"{name}.receipt", Receipt)
+def _done(owner: OwnerFolder, shared: Path, name: str, agreed: Path) -> Agreement | None:
+    """Whether the key that this silo has given a receipt for lies in its place; then what it wrote is put back for
+    others who may still need it."""
+    receipt = _read(agreed / f"{name}.receipt", Receipt)
     if receipt is None or not owner.silo_key.exists():
         return None
     key = SiloKey(read_secret(owner.silo_key))
-    return Agreement(key.id, "") if key.id == receipt.id else None
+    if key.id != receipt.id:
+        return None
+    with storage(shared):
+        shared.mkdir(parents=True, exist_ok=True)
+        for path in agreed.iterdir():
+            if not (shared / path.name).exists():
+                replace(shared / path.name, path.read_bytes())
+    return Agreement(key.id, "")
 
 
 def _fresh(secrets: Path) -> Path:

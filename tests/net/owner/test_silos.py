@@ -58,6 +58,40 @@ def test_all_end_with_one_key_in_whatever_order_they_run_it(tmp_path: Path, orde
         assert not list(each.path.glob("silo-*")), "what was needed meanwhile is gone"
 
 
+def test_files_that_were_lost_are_put_back_by_whoever_wrote_them(tmp_path: Path) -> None:
+    """Zug has the key, and Basel and Bern have not read its receipt yet, when the shared folder is emptied."""
+    owners = Owners(tmp_path)
+    for name in (*NAMES, "Basel", "Bern"):
+        owners.step(name)
+    done = owners.step("Zug")
+    assert done.id
+    assert not owners.folders["Bern"].silo_key.exists()
+    for path in owners.shared.iterdir():
+        path.unlink()
+    assert owners.step("Zug") == done, "it does not begin anew"
+    owners.until_done()
+    assert len(owners.keys()) == 1
+    (owners.shared / "Bern.receipt").unlink()
+    assert owners.step("Bern") == done
+    assert (owners.shared / "Bern.receipt").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("Bern.offer", "the offer of 'Bern'"), ("Zug.wrapped", "the wrapped key for 'Zug'"),
+     ("Bern.receipt", "the receipt of 'Bern'")],
+)  # fmt: skip
+def test_what_was_not_signed_by_whom_it_says_is_named(tmp_path: Path, file: str, told: str) -> None:
+    owners = Owners(tmp_path)
+    for name in (*NAMES, "Basel", "Bern"):
+        owners.step(name)
+    path = owners.shared / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"signature": "00" * 64}))
+    with pytest.raises(ForgedMessage, match=told) as caught:
+        owners.step("Zug")
+    assert str(owners.shared) in str(caught.value)
+
+
 def test_it_says_who_is_awaited_and_nobody_has_a_key_before_all_have_the_same(tmp_path: Path) -> None:
     owners = Owners(tmp_path)
     assert owners.step("Basel").awaited == "the offers of Bern, Zug"
