@@ -159,7 +159,8 @@ def by_data(clients: int) -> Sampler:
         if population.sizes is None:
             raise ConfigurationError(
                 "by_data() needs the clients' sizes, and this population does not know them. Write "
-                "Clients.generated(..., sizes=[...])"
+                "Clients.generated(..., sizes=[...]); between machines every owner has to let it be told, by the rule "
+                "data.tell_examples"
             )
         with_data = int((population.sizes > 0).sum())
         if not population.passing:

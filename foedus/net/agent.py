@@ -313,6 +313,8 @@ class Agent:
             self._say(f"not now: {'; '.join(reasons)}")
             await self._rest(self.clock.now() + LOOK_S)
         rules, examples = self._rules(), self._known.examples if self._known else None
+        if examples and not rules.tell_examples:  # that there are any; what is trained may have to hide how many
+            examples = None
         asked = {SECURE: rules.secure_others is not None, ENCRYPTED: rules.encrypted_others is not None}
         demands = tuple(name for name, wanted in {**asked, BUDGET: rules.budget}.items() if wanted)
         kinds = (*self.hello.kinds, *((Kind.DECRYPT,) if self.place.silo_key.exists() else ()))

@@ -38,7 +38,7 @@ from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import ClientFigures
 from foedus.rounds.freight import closed_of, figures_blob, opened_blob, orders_of, update_blob
 from foedus.rounds.masks import masked_together, promise_of, sealed_update
-from foedus.rounds.parcel import Parcel, Terms, admitted, hushed, packed
+from foedus.rounds.parcel import Parcel, Terms, admitted, outward, packed
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import UPDATE, Given, Job, Orders, held_out
 
@@ -190,8 +190,7 @@ class Bench:
         parcel = packed(terms, int(orders.cohort[0]), given.contribution, given.examples)
         kept = [] if parcel.kept is None else [blob.pack({n: np.asarray(a) for n, a in parcel.kept.items()})]
         if not parcel.masked:
-            sent = parcel if self._sealed() is None else hushed(parcel)
-            return {"keeps": bool(kept)}, (update_blob(sent), *kept)
+            return {"keeps": bool(kept)}, (update_blob(outward(opened.job.algorithm, parcel)), *kept)
         return {"keeps": bool(kept)}, (blob.pack(_added_up(terms, int(orders.cohort[0]), parcel)), *kept)
 
     def _evaluate(self, said: Said, blobs: Blobs) -> Done:

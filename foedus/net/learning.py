@@ -42,7 +42,7 @@ from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
 from foedus.rounds.lines import described, round_line
 from foedus.rounds.masks import lengths, masked_together, promise_of, sealed_update
-from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, hushed, let_in, packed
+from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, let_in, outward, packed
 from foedus.rounds.sending import Sender
 from foedus.rounds.spending import Spending, spending
 from foedus.rounds.state import COSTS, RunState
@@ -412,8 +412,7 @@ class Learning:
             late = version in self._old and version != self.step.round
             terms = self._late_terms(version) if late else self._terms(edge)
             gathering.intakes[edge, version] = Intake(terms, seats=gathering.seats, outcome=outcome)
-        if self.sealing is not None:  # what would be told beside ciphertexts is not wanted
-            parcel = hushed(parcel)._replace(examples=self._examples(position))
+        parcel = outward(self.served.algorithm, parcel)
         if position in gathering.counted:
             raise UpdateRefused(
                 f"the update of client {position} is counted already in round {self.step.round}",
@@ -445,10 +444,6 @@ class Learning:
         }  # fmt: skip
         step = self.step.round
         gathering.counted = {p: Counted(step, 1.0, n) for p, n in zip(positions, examples, strict=True)}
-
-    def _examples(self, position: int) -> int:
-        """How many a client said that it has, where its update does not say; 1 if it does not say."""
-        return max(1, int(self._sizes[position])) if position < len(self._sizes) else 1
 
     # --- sums that are encrypted
 

@@ -94,8 +94,18 @@ def seen_by_nobody(rule: Aggregator) -> bool:
         >>> seen_by_nobody(mean())
         False
     """
-    by_clients = isinstance(rule.event, LocalGaussian | SharedGaussian | SharedSkellam)
-    return rule.event is not None and rule.masking is None and not by_clients
+    return rule.event is not None and rule.masking is None and not noised_by_clients(rule)
+
+
+def noised_by_clients(rule: Aggregator) -> bool:
+    """Whether every client adds noise, or a share of it, to what it sends.
+
+    Example:
+        >>> from foedus.core.aggregate import mean
+        >>> noised_by_clients(mean())
+        False
+    """
+    return isinstance(rule.event, LocalGaussian | SharedGaussian | SharedSkellam)
 
 
 def fewest(rule: Aggregator) -> int:

@@ -127,7 +127,8 @@ class CheckIn:
     Attributes:
         run: the run it wants to take part in; empty for any that is offered to it.
         kinds: what it is ready to do; at least one.
-        examples: how many examples it has; ``None`` if it does not say.
+        examples: how many examples it has; ``None``: some, it does not say how many, since a run may have to hide
+            that; 0: nothing to train on.
         software: versions by package, e.g. ``{"foedus": "0.1.0", "torch": "2.13.0"}``.
         protections: what its owner demands, e.g. ``"secure-aggregation"``; the server MUST NOT accept it for less.
         pending: keys of which it still holds bytes. The server MUST say of none of them that they are unknown only

@@ -36,7 +36,7 @@ def round_line(
         "round": state.round,
         "cohort": len(costs),
         "trained": len(outcome.clients),
-        "examples": sum(outcome.examples),
+        "examples": None if 0 in outcome.examples else sum(outcome.examples),
         "steps": int(np.sum(outcome.steps)),
         "train_loss": train_loss(outcome),
         "bytes_up": int(costs[:, 1].sum()),

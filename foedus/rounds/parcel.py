@@ -23,6 +23,7 @@ from foedus.core.gate import Form, Gate, check_replay, forms_of
 from foedus.core.method import Contribution, Travels, Vectors, travelling
 from foedus.core.values import NOTHING, Context, Message, Secret, State, Update
 from foedus.errors import FoedusError, Reason, SecureAggregationFailed, SumOverflow, UpdateRefused
+from foedus.rounds.untold import noised, sealed, trained_in_private
 from foedus.rounds.work import (
     BUFFERS,
     ENCODING,
@@ -131,7 +132,7 @@ def packed(terms: Terms, client: int, brought: Contribution, examples: int, *, s
     Raises:
         SumOverflow, UpdateRefused: the update cannot be encoded.
     """
-    weight = weight_of(brought, examples)
+    weight = 1.0 if noised(terms.job.algorithm) else weight_of(brought, examples)
     messages: dict[str, Message] = {}
     vectors: dict[str, Carried] = {}
     memory: State = {}
@@ -152,8 +153,20 @@ def packed(terms: Terms, client: int, brought: Contribution, examples: int, *, s
 
 
 def hushed(parcel: Parcel) -> Parcel:
-    """A parcel that is encrypted, without the figures that would say in the open what its ciphertexts hide."""
+    """A parcel without the figures that would say in the open what its ciphertexts, or its noise, hide."""
     return parcel._replace(weight=1.0, examples=1, steps=0, loss=math.nan, report={})
+
+
+def outward(algorithm: Algorithm, parcel: Parcel) -> Parcel:
+    """A parcel as it may leave its client, and as a server takes it: with the figures that this algorithm may show.
+
+    Args:
+        algorithm: the run's.
+        parcel: as it was packed; or as it came, since a client may say more than is wanted.
+    """
+    if sealed(algorithm) or noised(algorithm):
+        return hushed(parcel)
+    return parcel._replace(loss=math.nan, report={}) if trained_in_private(algorithm) else parcel
 
 
 def masked_among(algorithm: Algorithm, channels: Iterable[str]) -> frozenset[str]:
@@ -274,6 +287,7 @@ class Intake:
             UpdateRefused: with the reason; nothing has been changed.
         """
         context = Context(self._terms.job.seed, self._terms.orders.round, client)
+        parcel = outward(self._terms.job.algorithm, parcel)
         check_replay(context, self.counted)
         self._check_figures(parcel, context)
         for channel, message in parcel.messages.items():
@@ -288,9 +302,9 @@ class Intake:
         self._listed(client, parcel)
 
     def _listed(self, client: int, parcel: Parcel) -> None:
-        out = self.outcome
+        out, algorithm = self.outcome, self._terms.job.algorithm
         out.clients.append(client)
-        out.examples.append(parcel.examples)
+        out.examples.append(0 if sealed(algorithm) or noised(algorithm) else parcel.examples)
         out.steps.append(parcel.steps)
         out.losses.append(parcel.loss)
         out.sent.append(parcel.bytes)

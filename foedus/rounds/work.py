@@ -129,8 +129,8 @@ class Outcome:
         buffers: the merged messages of the buffers; None if there are none.
         sides: the merged messages of the method's other channels.
         sizes: the length of the vectors in each of them.
-        clients, examples, steps, losses: one entry per client that trained: position, number of examples,
-            number of local steps, mean training loss.
+        clients, examples, steps, losses: one entry per client that trained: position, number of examples (0: not
+            told), number of local steps, mean training loss.
         sent: bytes that each of them sent, in the same order.
         senders: how many clients sent something.
         refused: updates that were refused.

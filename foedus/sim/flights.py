@@ -24,6 +24,7 @@ from foedus.core.timing import Buffered
 from foedus.core.values import State
 from foedus.errors import ConfigurationError, NothingToAggregate
 from foedus.rounds.state import RunState
+from foedus.rounds.untold import stands_for
 from foedus.rounds.work import Outcome, Session, union
 from foedus.sim.pace import Brought, Ground, Ints
 from foedus.sim.world import World, journeys, spent
@@ -207,7 +208,7 @@ class AsTheyCome:
             scale = self._timing.staleness.weight(now - version) * (1.0 if mixing is None else mixing)
             orders = replace(ground.orders(version + 1, state, cohort), start=weights, down=down, scale=scale, part=0)
             found = ground.bring(session, orders, state)
-            weight = found.weight
+            weight = stands_for(ground.job.algorithm, found)
             if mixing is not None:
                 pull.vector[:] += scale * weight * (weights.vector.astype(np.float64) - state.weights.vector)
             pull.buffers[:] += scale * weight * (weights.buffers.astype(np.float64) - state.weights.buffers)

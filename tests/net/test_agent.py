@@ -18,7 +18,7 @@ from foedus.net.identity.keys import SigningKey
 from foedus.net.served import Rounds
 from foedus.net.source import own, to_bytes
 from foedus.protocol.blob import unpack
-from foedus.protocol.messages import Ask, Finished, Standing, Standings, Stands, Window
+from foedus.protocol.messages import Ask, CheckIn, Finished, Standing, Standings, Stands, Window
 
 from .agents import DATA, FEDAVG, URL, Server, client, closing, owner, simulated
 
@@ -158,6 +158,32 @@ async def until(each: Any, holds: Any, *, most: int = 60) -> None:
         await each.agent.work(once=True)
         await each.agent.clock.rest(5.0)
     raise AssertionError(each.said)
+
+
+@pytest.mark.parametrize("tell", [False, True])
+async def test_how_many_examples_there_are_is_said_only_where_the_owner_lets_it(tmp_path: Path, tell: bool) -> None:
+    server = Server(tmp_path)
+    each = client(server, 2, rules="[data]\ntell_examples = true\n" if tell else "")
+    said: list[Any] = []
+    plain = each.agent.transport.ask
+
+    async def ask(message: Any) -> Any:
+        said.append(message)
+        return await plain(message)
+
+    each.agent.transport.ask = ask  # type: ignore[method-assign]
+    with server.store.begin() as rows:  # it had nothing yesterday
+        found = rows.client("2")
+        assert found is not None
+        rows.put_client(found._replace(examples=0))
+    server.restarted()
+    async with closing(each):
+        await each.agent.work(once=True)
+    first = next(message for message in said if isinstance(message, CheckIn))
+    assert first.examples == (len(DATA[2][1]) if tell else None)
+    with server.store.begin() as rows:
+        assert [each.examples for each in rows.clients()] == [9, 10, 11 if tell else -2]
+    assert server.learning.population == 3
 
 
 async def test_who_has_nothing_left_to_train_on_says_so_once(tmp_path: Path) -> None:

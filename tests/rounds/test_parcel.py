@@ -21,12 +21,16 @@ from foedus.core.aggregate import add
 from foedus.core.linear import logistic
 from foedus.core.method import Contribution, averaging
 from foedus.errors import MalformedMessage, ProtocolError, Reason, UpdateRefused
+from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.protocol import blob
 from foedus.protocol.blob import Tensors
 from foedus.rounds.evaluate import ClientFigures
 from foedus.rounds.freight import figures_blob, figures_of, orders_blob, orders_of, parcel_of, update_blob
-from foedus.rounds.parcel import Carried, Intake, Parcel, Terms, packed
-from foedus.rounds.work import Job, Orders
+from foedus.rounds.lines import round_line
+from foedus.rounds.parcel import Carried, Intake, Parcel, Terms, outward, packed
+from foedus.rounds.state import COSTS, RunState
+from foedus.rounds.untold import stands_for
+from foedus.rounds.work import Job, Orders, Outcome, Refusal
 from foedus.tree import Layout
 
 SIZE = 7
@@ -244,3 +248,63 @@ def test_a_changed_update_is_taken_or_refused(data: st.DataObject) -> None:
     except ProtocolError:
         return
     taken(Intake(these, seats=12), parcel)
+
+
+# --- what is not told beside an update ------------------------------------------------------------------------
+
+LOCAL = fd.chain(fd.privacy.local(clip=1.0, noise_multiplier=20.0), fd.mean())
+SHARES = fd.privacy.trusted_sum(
+    fd.privacy.gaussian_shares(clip=1.0, noise_multiplier=1.0, cohort=12, honest=8, bits=24), planned=12
+)
+TELLING = Contribution(
+    np.linspace(-1, 1, SIZE, dtype=np.float32), steps=47, loss=0.123456789, buffers=np.ones(2, np.float32),
+    report={"sent": 0.5},
+)  # fmt: skip
+
+
+def plain(aggregator: Any, **more: Any) -> Terms:
+    made = {"client": fd.local_sgd(0.1), "aggregator": aggregator} | more
+    job = Job(fd.Task(logistic(5, 2)), fd.Algorithm(**made), CLIENTS, seed=0)
+    return Terms.of(job, Orders(1, START, np.arange(12)), LAYOUTS)
+
+
+def sent_of(these: Terms, examples: int = 617) -> Tensors:
+    parcel = packed(these, 3, TELLING, examples, secret=known_to_all_who_know_the_seed)
+    return blob.unpack(update_blob(outward(these.job.algorithm, parcel)))
+
+
+@pytest.mark.parametrize("rule", [LOCAL, SHARES])
+def test_noise_of_a_clients_own_travels_without_figures_from_the_same_data(rule: Any) -> None:
+    told = sent_of(plain(rule))
+    figures = {name: told.told[name] for name in ("examples", "weight", "steps", "loss", "report")}
+    assert figures == {"examples": "1", "weight": "1.0", "steps": "0", "loss": "nan", "report": "{}"}
+    other = sent_of(plain(rule), examples=9)
+    assert other.told == told.told
+    for name, array in told.arrays.items():  # weights within messages, those of averaged buffers, too
+        assert array.tobytes() == other.arrays[name].tobytes()
+
+
+def test_training_that_hides_examples_tells_no_loss_and_no_report() -> None:
+    private = fd.dp_sgd(0.1, clip=1.0, noise_multiplier=1.0, batch_size=4, steps=2)
+    told = sent_of(plain(fd.mean(), client=private)).told
+    assert (told["examples"], told["steps"], told["loss"], told["report"]) == ("617", "47", "nan", "{}")
+
+
+@pytest.mark.parametrize("rule", [LOCAL, SHARES])
+def test_a_server_writes_nothing_down_that_a_client_tells_all_the_same(rule: Any) -> None:
+    these = plain(rule)
+    intake = Intake(these, seats=12)
+    parcel = packed(these, 3, TELLING, 617, secret=known_to_all_who_know_the_seed)
+    intake.take(3, parcel._replace(examples=617, weight=617.0, loss=0.1))
+    out = intake.outcome
+    assert (out.examples, out.steps, out.reports) == ([0], [0], {})
+    assert np.isnan(out.losses).all()
+    state = RunState(1, START, {}, {}, {}, np.zeros((12, len(COSTS))))
+    line = round_line(these.job, state, out, np.zeros((1, len(COSTS))))
+    assert (line["examples"], line["train_loss"], line["trained"]) == (None, None, 1)
+
+
+def test_where_all_count_the_same_stale_models_pull_by_clients_and_not_by_examples() -> None:
+    found = Outcome(clients=[1, 2, 5], examples=[10, 20, 30], refused=[Refusal(2, "too long")])
+    assert stands_for(plain(fd.mean()).job.algorithm, found) == 40
+    assert stands_for(plain(LOCAL).job.algorithm, found) == 2

@@ -83,7 +83,7 @@ class Admission:
         before = self._examples.get(caller.position, NEVER)
         told = message.examples
         if told is None:
-            told = UNTOLD if before == NEVER else before
+            told = UNTOLD if before in (NEVER, 0) else before
         if told == before:
             return
         with self._ground.store.begin(self._ground.epoch()) as rows:

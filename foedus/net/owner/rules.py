@@ -50,6 +50,7 @@ by_hand = true                   # also those approved by `foedus tasks approve`
 # offered = ["heart"]            # names of data sets that may be trained on; without it, the one that is given
 least = 1                        # train only with at least so many examples
 # most = 100000                  # and at most so many
+# tell_examples = true           # say how many there are, not only whether there are any, before anything is trained
 
 [when]
 # hours = ["22:00-06:00"]        # local time; without it, at any hour
@@ -142,6 +143,7 @@ class Rules:
     offered: tuple[str, ...] = ()
     least: int = 1
     most: int | None = None
+    tell_examples: bool = False
     hours: tuple[tuple[time, time], ...] = ()
     days: tuple[str, ...] = ()
     idle_minutes: float = 0.0
@@ -451,6 +453,7 @@ _KEYS: Mapping[str, Mapping[str, _Key]] = {
         "offered": _Key("offered", _many(_text), 'names of data sets, e.g. ["heart"]'),
         "least": _Key("least", _count, "a whole number of at least 0"),
         "most": _Key("most", _count, "a whole number of at least 0"),
+        "tell_examples": _Key("tell_examples", _bool, "true or false"),
     },
     "when": {
         "hours": _Key("hours", _many(_hours), 'spans of local time, e.g. ["22:00-06:00"]'),
