@@ -25,7 +25,7 @@ from foedus.errors import Code, FoedusError, MalformedMessage, NotNow, ProtocolE
 from foedus.net import api
 from foedus.net.brokers.broker import Broker
 from foedus.net.brokers.receipts import Receipt
-from foedus.net.course import EVALUATION
+from foedus.net.course import DECRYPTION, EVALUATION
 from foedus.net.identity.access import Access
 from foedus.net.identity.callers import OPERATE, TRAIN, Caller, Scope
 from foedus.net.identity.routes import peer_of, refusal
@@ -84,8 +84,8 @@ class Gateway:
             return self._passed_on(caller, message, now)
         if isinstance(message, StartUpload):
             return self._place(caller, message, now)
-        if seat.run.endswith(EVALUATION):
-            return self._figures(caller, message, now)
+        if seat.run.endswith((EVALUATION, DECRYPTION)):
+            return self._answered(caller, message, now)
         return self._receipt(caller, message, seat, now)
 
     def load(self, now: float) -> None:
@@ -167,8 +167,8 @@ class Gateway:
             raise MalformedMessage("the coordinator does not say when to come back")
         return Received(later=answer.later)
 
-    def _figures(self, caller: Caller, message: Submit, now: float) -> Message:
-        """An evaluation is small, and goes on to the coordinator as it is."""
+    def _answered(self, caller: Caller, message: Submit, now: float) -> Message:
+        """What is no update, but figures or what a sum opens to, goes on to the coordinator as it is."""
         content = bytes(self._whole(message))
         begin = StartUpload(key=message.key, size=message.size, digest=message.digest)
         place = self._passed_on(caller, begin, now)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .test_bell import line
 from .test_learning import simulated
 from .test_serve import trainee_of
 from .trainees import Trainee
-from .visitors import joined
+from .visitors import Silo, Visitor, joined
 
 
 def each_of(trainee: Trainee) -> Rounds:
@@ -44,12 +45,10 @@ def each_of(trainee: Trainee) -> Rounds:
 class Roles:
     """All three in threads of this process; workers and gateways can be killed and added."""
 
-    def __init__(self, folder: Path, trainee: Trainee, broker: Broker) -> None:
+    def __init__(self, folder: Path, trainee: Trainee, broker: Broker, **how: Any) -> None:
         self.folder, self.broker = folder, broker
-        self.runs = [Served(
-            name="run", task=trainee.task, algorithm=trainee.algorithm, rounds=3, seed=trainee.seed,
-            each=each_of(trainee), central_test=trainee.clients.central_test,
-        )]  # fmt: skip
+        what = {"algorithm": trainee.algorithm, "rounds": 3, "central_test": trainee.clients.central_test} | how
+        self.runs = [Served(name="run", task=trainee.task, seed=trainee.seed, each=each_of(trainee), **what)]
         port = roles._free_port()
         self.settings = Serving(folder=folder, port=port, progress=False, names=["localhost"], farewell=20.0)
         self.server = Server(self.runs, self.settings, elsewhere=roles._elsewhere(self.settings))
@@ -59,8 +58,6 @@ class Roles:
         self.threads[0].start()
 
     def gateway(self) -> GatewayServer:
-        from dataclasses import replace
-
         self.gateways.append(GatewayServer(replace(self.settings, port=0), self.broker, server=self.server))
         self.threads.append(threading.Thread(target=blocking, args=(self.gateways[-1],), daemon=True))
         self.threads[-1].start()
@@ -90,20 +87,22 @@ class Roles:
 
 
 @contextmanager
-def opened(folder: Path, trainee: Trainee, broker: Broker) -> Iterator[Roles]:
-    found = Roles(folder, trainee, broker)
+def opened(folder: Path, trainee: Trainee, broker: Broker, **how: Any) -> Iterator[Roles]:
+    found = Roles(folder, trainee, broker, **how)
     try:
         yield found
     finally:
         found.stop()
 
 
-async def trained(trainee: Trainee, folder: Path, found: Roles, act: Callable[[], None] = lambda: None) -> list[bytes]:
+async def trained(
+    trainee: Trainee, folder: Path, found: Roles, act: Callable[[], None] = lambda: None, kind: type[Visitor] = Visitor
+) -> list[bytes]:
     def where(number: int) -> Callable[[], tuple[str, str, str]]:
         gateway = found.gateways[number % len(found.gateways)]
         return lambda: (gateway.url, found.server.authority.pin, found.server.invite())
 
-    visitors = [await joined(trainee, i, folder, where(i)) for i in range(len(trainee.clients))]
+    visitors = [await joined(trainee, i, folder, where(i), kind=kind) for i in range(len(trainee.clients))]
     running = asyncio.gather(*(visitor.until_finished() for visitor in visitors))
     await asyncio.to_thread(act)
     await running
@@ -191,6 +190,26 @@ def test_over_kafka_with_a_worker_that_dies(tmp_path: Path, kafka: Broker) -> No
 
 
 @pytest.mark.slow
+def test_encrypted_updates_are_merged_by_workers_that_cannot_read_them(tmp_path: Path) -> None:
+    """And those in the sum open it through the gateways."""
+    pytest.importorskip("tenseal")
+    from .test_unsealing import rule, simulated, trainee
+
+    who = trainee()
+    blind = replace(who.algorithm, aggregator=rule())
+    broker = MemoryBroker(partitions=2)
+    with opened(tmp_path / "server", who, broker, algorithm=blind, rounds=2, central_test=None) as found:
+        for _ in range(2):
+            found.gateway()
+            found.worker()
+        asyncio.run(trained(who, tmp_path, found, kind=Silo))
+    wanted, record = simulated(tmp_path / "simulated"), read(tmp_path / "server" / "runs" / "run")
+    assert [line["trained"] for line in record.metrics] == [len(who.clients)] * 2
+    for parameter, array in wanted.parameters.items():
+        np.testing.assert_array_equal(record.parameters[parameter], array)
+
+
+@pytest.mark.slow
 def test_all_in_one_process_by_one_setting(tmp_path: Path) -> None:
     """What ``foedus serve --broker memory:`` does."""
     trainee = trainee_of("adam")
@@ -240,6 +259,10 @@ def test_what_does_not_fit_behind_a_broker_is_refused(tmp_path: Path) -> None:
     median = Served(name="run", task=task, algorithm=fd.fedavg(fd.local_sgd(0.1), aggregator=fd.median()), rounds=1)
     with pytest.raises(ConfigurationError, match="needs its updates in one place"):
         serve_roles([median], settings)
+    masked = fd.masked(fd.Withstand(clients=4, corrupt=0.0, dropouts=0.25), bits=16, most=100, least=3)
+    hidden = Served(name="run", task=task, algorithm=fd.fedavg(fd.local_sgd(0.1), aggregator=masked), rounds=1)
+    with pytest.raises(ConfigurationError, match="clients talk about with one server"):
+        serve_roles([hidden], settings)
     many = Served(
         name="run",
         task=task,

@@ -33,7 +33,7 @@ from foedus.protocol.messages import (
     Received,
     Refused,
 )
-from foedus.rounds.freight import closed_of, opened_blob, parcel_of
+from foedus.rounds.freight import opened_blob, parcel_of
 from foedus.rounds.masks import sealed_update
 from foedus.rounds.parcel import Terms
 from foedus.rounds.visits import layouts_of
@@ -83,12 +83,7 @@ class Silos(Federation):
     def opened(self, position: int, told: Accepted) -> Opened:
         """What a silo finds in the sum, by its own key."""
         content = self.coordinator.blob(self.caller(position), told.orders.digest)
-        orders = self.trainee.orders(self.learning.model(), position)
-        terms = Terms.of(self.trainee.job, replace(orders, round=told.round), layouts_of(self.trainee.trainer))
-        context = terms.context(position, UPDATE, terms.layout(UPDATE, 0).size)
-        sealed = self.trainee.algorithm.aggregator.sealed
-        assert sealed is not None
-        return sealed.open(closed_of(blob.unpack(content), run="run", round=told.round), context)
+        return self.trainee.opened(content, "run", told.round, position)
 
     def visit(self, position: int) -> Any:
         found = self.ask_in(position)

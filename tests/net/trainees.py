@@ -13,9 +13,9 @@ from foedus.core.values import State
 from foedus.protocol import blob
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import ClientFigures
-from foedus.rounds.freight import figures_blob, orders_of, update_blob
+from foedus.rounds.freight import closed_of, figures_blob, orders_of, update_blob
 from foedus.rounds.parcel import Parcel, Terms, packed
-from foedus.rounds.work import Job, Orders, held_out
+from foedus.rounds.work import UPDATE, Job, Orders, held_out
 
 
 @dataclass
@@ -57,6 +57,15 @@ class Trainee:
         parcel = self._waiting.pop((position, blob.digest_of(content)), None)
         if parcel is not None and parcel.kept is not None:
             self.kept[position] = parcel.kept
+
+    def opened(self, closed: bytes, run: str, round: int, position: int) -> dict[str, Any]:
+        """What a client finds in an encrypted sum, by its own key."""
+        orders = Orders(round, self.trainer.initial(), np.array([position]))
+        terms = Terms.of(self.job, orders, (self.trainer.layout, self.trainer.buffer_layout))
+        context = terms.context(position, UPDATE, terms.layout(UPDATE, 0).size)
+        sealed = self.algorithm.aggregator.sealed
+        assert sealed is not None
+        return sealed.open(closed_of(blob.unpack(closed), run=run, round=round), context)
 
     def figures(self, data: bytes | memoryview, position: int) -> bytes:
         """The figures of an evaluation, as bytes."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from foedus.errors import Unreachable
 from foedus.net.identity import visits
@@ -29,6 +29,7 @@ from foedus.protocol.messages import (
     StartUpload,
     Submit,
 )  # fmt: skip
+from foedus.rounds.freight import opened_blob
 
 from .trainees import Trainee
 
@@ -79,15 +80,20 @@ class Visitor:
             await asyncio.sleep(PAUSE)
         raise AssertionError("the run does not end")
 
+    kinds: ClassVar[tuple[Kind, ...]] = (Kind.TRAIN, Kind.EVALUATE)
+
     async def visit(self) -> Answer:
         """A device session, as far as it goes."""
         await self.again()
         size = int(self.trainee.clients.sizes[self.position])
         pending = () if self.held is None else (self.held[0],)
-        found = await self.ask(CheckIn(run=self.run, kinds=(Kind.TRAIN, Kind.EVALUATE), examples=size, pending=pending))
+        found = await self.ask(CheckIn(run=self.run, kinds=self.kinds, examples=size, pending=pending))
         if not isinstance(found, Accepted):
             return found
         check(self.public, found)
+        return await self.takes_part(found)
+
+    async def takes_part(self, found: Accepted) -> Answer:
         if found.held is None or self.held is None:
             orders = await self.transport.fetch(found.orders)
             check_content(found.orders, orders)
@@ -131,8 +137,25 @@ class Visitor:
             self.held = None
 
 
+class Silo(Visitor):
+    """A client that has the key of encrypted sums."""
+
+    kinds = (Kind.TRAIN, Kind.DECRYPT)
+
+    async def takes_part(self, found: Accepted) -> Answer:
+        if found.kind is not Kind.DECRYPT:
+            return await super().takes_part(found)
+        held, closed = self.held, await self.transport.fetch(found.orders)
+        opened = self.trainee.opened(closed, found.run, found.round, self.position)
+        self.held = found.key, opened_blob(opened, found.orders.digest)
+        answer = await self.send()
+        self.held = held  # an answer is not held: another is asked instead
+        return answer
+
+
 async def joined(
-    trainee: Trainee, position: int, folder: Path, address: Callable[[], tuple[str, str, str]]
+    trainee: Trainee, position: int, folder: Path, address: Callable[[], tuple[str, str, str]],
+    kind: type[Visitor] = Visitor,
 ) -> Visitor:  # fmt: skip
     """Enrol a client; positions are given in the order of enrolment."""
     url, pin, token = address()
@@ -142,4 +165,4 @@ async def joined(
         now=time.time(),
     )  # fmt: skip
     client = visits.client(mine, outward=outward, clock=time.time)
-    return Visitor(trainee, position, HttpTransport(client, follows=lambda _: True), mine.trust.signing)
+    return kind(trainee, position, HttpTransport(client, follows=lambda _: True), mine.trust.signing)

@@ -157,6 +157,11 @@ def check_fits(learning: Learning) -> None:
     """
     served = learning.served
     what = f"the run {served.name!r} ({served.algorithm.label})"
+    if learning.masking is not None:
+        raise ConfigurationError(
+            f"{what} masks its updates: their sum is what all its clients talk about with one server, and no worker "
+            "can merge a part of it. Serve it without --broker"
+        )
     if served.algorithm.timing is not None or not learning.summable:
         raise ConfigurationError(
             f"{what} needs its updates in one place, one by one or in order, and cannot be merged by several workers. "
