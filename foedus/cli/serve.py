@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("targets", metavar="MODULE:OBJECT...", nargs=-1, required=True)
-@click.option("--rounds", type=click.IntRange(0), help="Rounds in all.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds in all.")
 @click.option("--cohort", type=click.IntRange(1), help="Clients per round: the first that come.")
 @click.option("--seed", type=int, help="Everything random is a function of it.")
 @click.option("--every", type=click.IntRange(0), help="Evaluate after each so many rounds.")

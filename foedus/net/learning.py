@@ -256,7 +256,7 @@ class Learning:
         """Why there is no further round; None if there is one."""
         state = self.state
         if state is None:
-            return "no rounds were wanted" if self.served.rounds == 0 else None
+            return None
         if self._spending is not None and state.stopped is None and not self.part:
             state.stopped = self._spending.stop(state)
         if state.stopped is not None:

@@ -92,8 +92,8 @@ def serve(
         >>> record = serve(task, fedavg(local_sgd(lr=0.1)), rounds=20)  # doctest: +SKIP
     """
     settings = settings or Serving()
-    served = _served(task, algorithm, settings)
-    served = replace(served, rounds=rounds, cohort=cohort, seed=seed, evaluation=evaluation or Evaluation())
+    served = _served(task, algorithm, settings, rounds)
+    served = replace(served, cohort=cohort, seed=seed, evaluation=evaluation or Evaluation())
     return serve_all([served], settings)[0]
 
 
@@ -116,15 +116,15 @@ def serve_all(runs: Sequence[Served], settings: Serving) -> list[Record]:
         server.close()
 
 
-def _served(task: Task, algorithm: Algorithm, settings: Serving) -> Served:
+def _served(task: Task, algorithm: Algorithm, settings: Serving, rounds: int) -> Served:
     """What is served, as far as the settings say."""
     test = settings.test
     if test is not None and not isinstance(test, Examples):
         test = Clients.of({"test": test}).train(0)
     return Served(
-        name=settings.name, task=task, algorithm=algorithm, rounds=0, each=settings.rounds, keeping=settings.keeping,
-        budget=settings.budget, start=settings.start, central_test=test, target=settings.target,
-        source=None if settings.source is None else Path(settings.source),
+        name=settings.name, task=task, algorithm=algorithm, rounds=rounds, each=settings.rounds,
+        keeping=settings.keeping, budget=settings.budget, start=settings.start, central_test=test,
+        target=settings.target, source=None if settings.source is None else Path(settings.source),
     )  # fmt: skip
 
 

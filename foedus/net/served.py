@@ -120,7 +120,7 @@ class Served:
     protections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_whole("rounds", self.rounds, least=0)
+        check_whole("rounds", self.rounds, least=1)
         if not (whole(self.seed, least=-(2**63)) and self.seed < 2**63):
             raise ConfigurationError(f"seed must be a whole number of at most 64 bits, not {self.seed!r}")
         if self.cohort is not None and not isinstance(self.cohort, Sampler) and not whole(self.cohort, least=1):

@@ -93,6 +93,13 @@ class Serving:
         check_whole("Serving(port=...)", self.port, least=0)
         check_whole("Serving(uploads=...)", self.uploads, least=1, also=" byte")
         check_number("Serving(farewell=...)", self.farewell)
+        if not isinstance(self.role, Role):
+            raise ConfigurationError(f"Serving(role=...) takes a foedus.net.serving.Role, and was given {self.role!r}")
+        if self.role is not Role.ALL and self.broker is None:
+            raise ConfigurationError(
+                f"a {self.role} works with processes on other machines, by way of a broker, and none is named. Write "
+                "broker='kafka://host:9092' (--broker), or leave out the role: one server does it all"
+            )
         if isinstance(self.names, str):
             raise ConfigurationError(f"names is a list; write names=[{self.names!r}]")
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum() or len(self.name) > 64:

@@ -275,5 +275,8 @@ def test_what_does_not_fit_behind_a_broker_is_refused(tmp_path: Path) -> None:
         serve_roles([many], settings)
     with pytest.raises(ConfigurationError, match="--role gateway works with processes on other machines"):
         serve_roles([many], Serving(folder=tmp_path, broker="memory:", role=Role.GATEWAY))
+    for role in (Role.GATEWAY, Role.AGGREGATOR, Role.COORDINATOR):  # or it would be a whole server, unnoticed
+        with pytest.raises(ConfigurationError, match=f"a {role} works with processes on other machines"):
+            Serving(folder=tmp_path, role=role)
     with pytest.raises(ConfigurationError, match="no broker; write kafka://host:9092"):
         open_broker("redis://x")
