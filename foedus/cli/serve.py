@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @click.option("--behind-proxy", is_flag=True, help="A reverse proxy ends TLS.")
 @click.option("--stay", is_flag=True, help="Go on serving when all rounds are done.")
 @click.option("--no-progress", is_flag=True, help="Print no join command.")
-@click.option("--quiet", is_flag=True, help="Write no log.")
+@click.option("--quiet", is_flag=True, help="Write no log, except of what fails.")
 def command(targets: tuple[str, ...], quiet: bool, **flags: Any) -> None:
     """Serve federations to clients on other machines.
 

@@ -35,6 +35,7 @@ def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
 
     FOLDER is the server's own, `foedus-server` by default.
     """
+    from foedus.net import troubles
     from foedus.net.status import audit, runs
     from foedus.report.tables import show, table
 
@@ -52,6 +53,9 @@ def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
     authority = folder / "identity" / "authority.pem"
     if authority.exists():
         click.echo(f"pin: {_pin(authority)}")
+    for each in troubles.shown(folder):
+        when = f"since {_moment(each.since)}, {each.times} times until {_moment(each.last)}"
+        click.echo(f"{each.what} {when}: {each.why}")
     if not found:
         click.echo("no round has begun yet")
         return
@@ -59,6 +63,12 @@ def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
     for run in found:
         for reason, count in run["declined"].items():
             click.echo(f"{run['run']}: {count} declined ({reason}): {DECLINED[reason]}")
+
+
+def _moment(seconds: float) -> str:
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _pin(authority: Path) -> str:

@@ -62,6 +62,29 @@ def open_blobs(place: str | Path) -> Blobs:
     return RemoteBlobs(str(place))
 
 
+def tried(place: str | Path) -> Blobs:
+    """:func:`open_blobs`, once a few bytes have been put there, got and removed: before anybody is told that there is a
+    server.
+
+    Raises:
+        ConfigurationError: it does not work, and why.
+    """
+    blobs = open_blobs(place)
+    content = b"whether anything can be kept here: " + secrets.token_bytes(16)
+    try:
+        digest = blobs.put(content)
+        blobs.get(digest)
+        blobs.remove(digest)
+    except (StorageError, CheckpointError) as error:
+        why = error.__cause__ or error
+        told = why.strerror if isinstance(why, OSError) and why.strerror else f"{type(why).__name__}: {why}"
+        raise ConfigurationError(
+            f"models cannot be kept in {place}: {told}. Name another place (--blobs, or Serving(blobs=...)), or see "
+            "to it that this one can be written"
+        ) from error
+    return blobs
+
+
 class FolderBlobs:
     """Blobs in a folder, synced to disk."""
 
@@ -162,8 +185,9 @@ class RemoteBlobs:
             yield
         except (StorageError, CheckpointError):
             raise
-        except OSError as error:
-            raise StorageError(f"{self._url} could not be read or written: {error}; it is tried again") from error
+        except Exception as error:  # every kind of place has errors of its own kind
+            told = f"{type(error).__name__}: {error}"
+            raise StorageError(f"{self._url} could not be read or written: {told}; it is tried again") from error
 
 
 def _is_digest(name: str) -> bool:

@@ -11,7 +11,6 @@ Not here: what is answered (``coordinator``), who somebody is (``identity``), th
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +37,10 @@ from foedus.errors import (
 from foedus.net import openapi
 from foedus.net.api import AT_ONCE, BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
 from foedus.net.identity.callers import Caller, Scope
-from foedus.net.logs import logger, say
+from foedus.net.logs import say
 from foedus.net.metrics import Metrics
 from foedus.net.rings import Ring
+from foedus.net.troubles import Troubles
 from foedus.net.turnstile import Line, Turnstile
 from foedus.net.uploads import Uploads
 from foedus.protocol import wire
@@ -53,6 +53,7 @@ LARGE = 1 << 18  # bytes of a blob that is given to one after the other
 DIGESTED = 1 << 20  # bytes of an upload that are digested at once
 HELD = 15.0  # seconds that somebody who asks for a place waits in line for it
 TICK = 0.1  # seconds between two looks at the clock
+SLOWEST = 1.0  # and at most, where every look fails
 LEASE = 1.0  # seconds between two renewals of the lease
 _NAMES = {kind: name for name, kind in KINDS.items()}
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -105,15 +106,17 @@ class Shell:
         metrics: counts what happens.
         leading: where several processes serve together; ``None`` for one alone.
         more: further routes, such as the door's own.
+        troubles: where it is told what fails again and again.
     """
 
     def __init__(
         self, core: Core, door: Door, *, clock: Callable[[], float], metrics: Metrics | None = None,
-        leading: Leading | None = None, more: Sequence[BaseRoute] = (),
+        leading: Leading | None = None, more: Sequence[BaseRoute] = (), troubles: Troubles | None = None,
     ) -> None:  # fmt: skip
         self.core, self.door, self.clock = core, door, clock
         self.metrics = metrics or Metrics()
         self.leading, self._more = leading, more
+        self.troubles = troubles or Troubles(clock)
         self.ring: Callable[[Ring], Awaitable[None]] | None = None  # the doorbell, where there is one
         self._thread = ThreadPoolExecutor(1, "coordinator")
         self._lease = ThreadPoolExecutor(1, "lease")
@@ -177,15 +180,17 @@ class Shell:
         self._digests.shutdown(cancel_futures=True)
 
     async def _again(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
-        """Do something again and again; what fails is told, and tried the next time."""
+        """Do something again and again; what fails is told, and tried again, a little later each time."""
+        pause = seconds
         while True:
             try:
                 await act()
-            except FoedusError as error:
-                say("tick failed", level=logging.ERROR, error=f"{type(error).__name__}: {error}")
-            except Exception:
-                logger().exception("tick failed")
-            await asyncio.sleep(seconds)
+                pause = seconds
+            except Exception as error:
+                self.troubles.failed("tick failed", error)
+                pause = min(2 * pause, max(seconds, SLOWEST))  # other runs' deadlines are looked at all the same
+            self.troubles.lasting()
+            await asyncio.sleep(pause)
 
     async def _tick(self) -> None:
         try:
@@ -302,9 +307,9 @@ class Shell:
             case StaleEpoch():
                 return Problem(code=Code.NOT_LEADER, told="another server leads now; ask again", after_s=1.0)
             case StorageError():
-                say("storage failed", level=logging.ERROR, error=str(error))
+                self.troubles.failed("storage failed", error)
                 return Problem(code=Code.STORAGE, told="the server cannot write at the moment; ask again", after_s=5.0)
-        logger().error("request failed", exc_info=error)
+        self.troubles.failed("request failed", error)
         return Problem(code=Code.OTHER, told="the server failed at this request; it is in its log", after_s=30.0)
 
     def _check_leads(self) -> None:
@@ -393,7 +398,10 @@ class Shell:
         return Response(await self.aside(self.core.lines, run, file, after), media_type="application/x-ndjson")
 
     async def _health(self, _: Request) -> Response:
-        return JSONResponse({"status": "closing" if self.closing else "ok", "leading": self._ready})
+        found = self.troubles.lasting()  # why is in the log: anybody may ask here
+        told = {"status": "closing" if self.closing else "failing" if found else "ok", "leading": self._ready}
+        failing = [{"what": each.what, "since": round(each.since), "times": each.times} for each in found]
+        return JSONResponse(told | ({"failing": failing} if failing else {}))
 
     async def _leads(self, _: Request) -> Response:
         """For reverse proxies: 200 where requests are to go."""

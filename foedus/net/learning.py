@@ -240,6 +240,15 @@ class Learning:
             self.state = self.server.first(start.weights(self.served.start, self.trainer))
         return self.state
 
+    def check_start(self) -> None:
+        """Whether there are weights to start from; before anybody is told that there is a server.
+
+        Raises:
+            ConfigurationError: they cannot be read, or are not this model's.
+        """
+        if self.served.start is not None:
+            start.weights(self.served.start, self.trainer)
+
     @property
     def step(self) -> Step:
         """The step that is next, or under way."""

@@ -30,6 +30,21 @@ class _Lines(logging.Formatter):
         return json.dumps(told, ensure_ascii=False, default=str)
 
 
+class _Unheard(logging.Handler):
+    """Where nobody has asked for a log: what fails, in full; all else is for a log. (Python itself would print the
+    event of every warning, without what is told of it.)"""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """To standard error, unless another handler has it."""
+        others = [*logger().handlers, *(logging.getLogger().handlers if logger().propagate else ())]
+        if record.levelno < logging.ERROR or any(other is not self for other in others):
+            return
+        told: dict[str, Any] = getattr(record, "told", {})
+        trace = f"{told['trace']}" if "trace" in told else ""
+        rest = "".join(f"; {name}: {value}" for name, value in told.items() if name not in ("error", "trace"))
+        print(f"foedus: {record.getMessage()}: {told.get('error', '')}{rest}\n{trace}", file=sys.stderr, end="")
+
+
 def logger() -> logging.Logger:
     """The server's logger."""
     return logging.getLogger(NAME)
@@ -54,3 +69,6 @@ def say(event: str, *, level: int = logging.INFO, **told: Any) -> None:
         told: figures and texts, by name.
     """
     logger().log(level, event, extra={"told": told})
+
+
+logger().addHandler(_Unheard())

@@ -27,7 +27,7 @@ import uvicorn
 
 from foedus.errors import ConfigurationError, FoedusError
 from foedus.net import sealing
-from foedus.net.blobs import Blobs, open_blobs
+from foedus.net.blobs import Blobs, tried
 from foedus.net.brokers.aggregation import Worker
 from foedus.net.brokers.broker import Broker
 from foedus.net.brokers.elsewhere import Elsewhere, Keeper, check_fits
@@ -49,6 +49,7 @@ from foedus.net.serve import BLOBS, DATABASE, DAY, IDENTITY, Ear, Server, blocki
 from foedus.net.served import Served
 from foedus.net.serving import Role, Serving
 from foedus.net.store import SqlStore, open_store
+from foedus.net.troubles import Troubles
 from foedus.net.uploads import Uploads
 from foedus.record.folder import Record, read
 
@@ -67,7 +68,13 @@ def open_broker(address: str) -> Broker:
     if address == "memory:":
         return MemoryBroker()
     if address.startswith("kafka://"):
-        return KafkaBroker(address)
+        broker = KafkaBroker(address)
+        try:
+            broker.check()
+        except BaseException:
+            broker.close()
+            raise
+        return broker
     raise ConfigurationError(f"{address!r} is no broker; write kafka://host:9092, or memory: within one process")
 
 
@@ -96,6 +103,8 @@ def serve_roles(runs: Sequence[Served], settings: Serving) -> list[Record]:
 
 def _aggregating(runs: Sequence[Served], settings: Serving, broker: Broker) -> None:
     worker = Aggregator(runs, settings, broker)
+    if settings.progress:
+        print(f"merging what gateways tell {settings.broker} of; clients join at a gateway", flush=True)
     try:
         worker.run(threading.Event())
     except KeyboardInterrupt:
@@ -183,7 +192,7 @@ class Aggregator:
 
     def run(self, stop: threading.Event) -> None:
         """Merge until told to stop."""
-        written = time.monotonic()
+        written, troubles = time.monotonic(), Troubles(time.time)
         while not stop.is_set():
             try:
                 self._worker.step(0.1)
@@ -191,7 +200,7 @@ class Aggregator:
                     self._worker.flush()
                     written = time.monotonic()
             except FoedusError as error:
-                say("aggregation failed", error=f"{type(error).__name__}: {error}")
+                troubles.failed("aggregation failed", error)
                 stop.wait(1.0)
         self.close()
 
@@ -293,7 +302,7 @@ def _store(settings: Serving) -> SqlStore:
 
 
 def _blobs(settings: Serving) -> Blobs:
-    return open_blobs(settings.blobs or Path(settings.folder) / BLOBS)
+    return tried(settings.blobs or Path(settings.folder) / BLOBS)
 
 
 def _vault(settings: Serving) -> sealing.Vault:

@@ -32,7 +32,7 @@ from foedus.core.select import Sampler
 from foedus.core.task import Task
 from foedus.errors import ConfigurationError
 from foedus.net import bundle, sealing
-from foedus.net.blobs import open_blobs
+from foedus.net.blobs import tried
 from foedus.net.brokers.elsewhere import Elsewhere
 from foedus.net.coordinator import Coordinator, Ground
 from foedus.net.doorbell import with_doorbell
@@ -53,6 +53,7 @@ from foedus.net.recording import Recording
 from foedus.net.served import Served
 from foedus.net.serving import Serving
 from foedus.net.store import SqlStore, open_store
+from foedus.net.troubles import Troubles
 from foedus.net.uploads import Uploads
 from foedus.protocol.round import Phase
 from foedus.record.folder import Record, read
@@ -161,34 +162,41 @@ class Server:
             raise ConfigurationError("two runs have one name; clients ask for runs by name, so give each its own")
         self.settings, self.folder, self._elsewhere = settings, Path(settings.folder), elsewhere
         self.own = OwnFolder(self.folder)
-        if settings.database is None:
-            self.own.check_alone()
-        now = time.time()
-        self.authority = Authority.kept(self.folder / IDENTITY, now=now)
-        self.store: SqlStore = open_store(settings.database or f"sqlite:///{self.folder / DATABASE}")
-        self.metrics = Metrics()
-        self.leader = Leader(self.store, self.own.name, self._url(settings.port), fresh=self.own.alone)
-        self.coordinator = Coordinator(self._ground(), [learning_of(run, settings) for run in runs])
-        self.coordinator.check()
-        self._bundle()
-        self.recording = Recording(self.coordinator, self.folder / RUNS)
-        self.context = None if self._plain else tls.server_context(self.authority, list(settings.names), now=now)
-        channel = None if settings.behind_proxy else "" if self._plain else tls.shown(self.authority)
-        self.access = Access(self.authority, self.store, channel=channel)
-        self.shell = Shell(
-            self.coordinator, self.access, clock=time.time, metrics=self.metrics, leading=self.leader,
-            more=door.routes(
-                self.access, clock=time.time, rate=Rate(per_s=20.0, burst=1000), aside=asyncio.to_thread
-            ),
-        )  # fmt: skip
-        self.shell.after = self._after
-        self._ended_at: float | None = None
-        self._told_at: float | None = None
-        self._reloaded, self._renewed = 0.0, now
-        self.stopped = threading.Event()
-        for warned in self.warnings():
-            say("few contributors", level=logging.WARNING, told=warned)
-        self.uvicorn: uvicorn.Server = Ear(configuration(self.shell, settings, self.context))
+        with contextlib.ExitStack() as undone:
+            undone.callback(self.own.close)
+            if settings.database is None:
+                self.own.check_alone()
+            now = time.time()
+            self.authority = Authority.kept(self.folder / IDENTITY, now=now)
+            self.store: SqlStore = open_store(settings.database or f"sqlite:///{self.folder / DATABASE}")
+            undone.callback(self.store.close)
+            self.metrics, self.troubles = Metrics(), Troubles(time.time, self.folder)
+            self.leader = Leader(self.store, self.own.name, self._url(settings.port), fresh=self.own.alone)
+            self.coordinator = Coordinator(self._ground(), [learning_of(run, settings) for run in runs])
+            self.coordinator.check()
+            for learning in self.coordinator.learnings:
+                learning.check_start()
+            self._bundle()
+            self.recording = Recording(self.coordinator, self.folder / RUNS)
+            self.context = None if self._plain else tls.server_context(self.authority, list(settings.names), now=now)
+            channel = None if settings.behind_proxy else "" if self._plain else tls.shown(self.authority)
+            self.access = Access(self.authority, self.store, channel=channel)
+            self.shell = Shell(
+                self.coordinator, self.access, clock=time.time, metrics=self.metrics, leading=self.leader,
+                troubles=self.troubles,
+                more=door.routes(
+                    self.access, clock=time.time, rate=Rate(per_s=20.0, burst=1000), aside=asyncio.to_thread
+                ),
+            )  # fmt: skip
+            self.shell.after = self._after
+            self._ended_at: float | None = None
+            self._told_at: float | None = None
+            self._reloaded, self._renewed = 0.0, now
+            self.stopped = threading.Event()
+            for warned in self.warnings():
+                say("few contributors", level=logging.WARNING, told=warned)
+            self.uvicorn: uvicorn.Server = Ear(configuration(self.shell, settings, self.context))
+            undone.pop_all()
 
     @property
     def _plain(self) -> bool:
@@ -202,8 +210,8 @@ class Server:
         settings = self.settings
         operator = sealing.of_file(self.folder / IDENTITY / SEALING)  # made in any mode: it is copied with the identity
         return Ground(
-            store=self.store, blobs=open_blobs(settings.blobs or self.folder / BLOBS), secret=secrets.token_bytes,
-            uploads=Uploads(most=settings.uploads), epoch=self.leader.epoch,
+            store=self.store, blobs=tried(settings.blobs or self.folder / BLOBS),
+            secret=secrets.token_bytes, uploads=Uploads(most=settings.uploads), epoch=self.leader.epoch,
             signing=self.authority.signing, watch=self._watch,
             memory=sealing.in_memory(self.folder), operator=operator, elsewhere=self._elsewhere,
         )  # fmt: skip
@@ -225,6 +233,9 @@ class Server:
                 self.metrics.round.labels(told["run"]).set(told["round"])
             case "committed" | "failed":
                 self.metrics.steps.labels(told["run"], event).inc()
+            case "storage failed":
+                self.troubles.failed(event, str(told["error"]), run=str(told["run"]))
+                return
         say(event, **told)
 
     def _after(self) -> None:

@@ -173,6 +173,8 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
     broker = KafkaBroker("kafka://127.0.0.1:1", settings=settings)
     with pytest.raises(StorageError, match="the client keeps its bytes"):
         broker.publish("t", b"", b"")
+    with pytest.raises(ConfigurationError, match=r"no Kafka answers at 127\.0\.0\.1:1: "):
+        broker.check(seconds=0.3)
     broker.close()
     with pytest.raises(ConfigurationError, match="write kafka://host:9092"):
         KafkaBroker("localhost:9092")

@@ -12,7 +12,9 @@ Not here: passwords; what librdkafka needs to know beyond the address is given a
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
@@ -20,6 +22,7 @@ from typing import Any
 
 from foedus.errors import ConfigurationError, MissingExtra, StorageError
 from foedus.net.brokers.broker import LARGEST, Record, Shares
+from foedus.net.troubles import Troubles
 
 __all__ = ["KafkaBroker"]
 
@@ -45,12 +48,28 @@ class KafkaBroker:
             raise ConfigurationError(f"{address!r} is not the address of a Kafka cluster; write kafka://host:9092")
         self._library = _library()
         self._settings = {"bootstrap.servers": servers, "client.id": "foedus", **(settings or {})}
+        self._logger = _logger()
         self._producer = self._library.Producer(
-            {"enable.idempotence": True, "acks": "all", "linger.ms": 2, "message.timeout.ms": 9000, **self._settings}
+            {"enable.idempotence": True, "acks": "all", "linger.ms": 2, "message.timeout.ms": 9000, **self._settings},
+            logger=self._logger,
         )
         self._closing = threading.Event()
         self._polling = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._polling.start()
+
+    def check(self, *, seconds: float = 5.0) -> None:
+        """Whether the cluster answers within some seconds; before anybody is told that there is a server.
+
+        Raises:
+            ConfigurationError: it does not.
+        """
+        try:
+            self._producer.list_topics(timeout=seconds)
+        except self._library.KafkaException as error:
+            raise ConfigurationError(
+                f"no Kafka answers at {self._settings['bootstrap.servers']}: {error.args[0].str()}. Is the address "
+                "right, does it run, and may this machine reach it?"
+            ) from error
 
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
         """Return once all replicas in step have it."""
@@ -75,7 +94,8 @@ class KafkaBroker:
                 "partition.assignment.strategy": "cooperative-sticky",
                 **self._settings,
                 "group.id": group,
-            }
+            },
+            logger=self._logger,
         )
         return _Reader(consumer, topic, shares)
 
@@ -148,6 +168,25 @@ def _settled(done: Future[None]) -> Callable[[Any, Any], None]:
             done.set_exception(_library().KafkaException(error))
 
     return settle
+
+
+class _Lines(logging.Handler):
+    """librdkafka's own lines, in our log: it writes one at every attempt to connect, many a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._troubles = Troubles(time.time)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Those that matter; the same once."""
+        if record.levelno >= logging.WARNING:
+            self._troubles.failed("kafka failed", record.getMessage())
+
+
+def _logger() -> logging.Logger:
+    found = logging.Logger("librdkafka")  # of this broker, and of no tree of loggers
+    found.addHandler(_Lines())
+    return found
 
 
 def _library() -> Any:
