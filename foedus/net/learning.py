@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights
-from foedus.core.aggregate import add, message_bytes
-from foedus.core.method import Contribution, Vectors
+from foedus.core.aggregate import Aggregator, add, message_bytes
+from foedus.core.method import Contribution, Method, Vectors
 from foedus.core.population import Clients
 from foedus.core.select import Population
 from foedus.core.timing import Buffered, Hierarchical
@@ -321,6 +321,31 @@ class Learning:
         for version, own in _by_number(arrays, "old.").items():
             self._old[version] = Weights(own["vector"], own["buffers"]), *freight.beside_of(own)
         self.again()
+
+    @property
+    def once(self) -> bool:
+        """Whether what a round releases may be released once only: it has noise, or clients answer it once."""
+        rules = self.served.algorithm.aggregator, *_sides(self.served.algorithm.method)
+        noisy = self._spending is not None or any(rule.event is not None for rule in rules)
+        return noisy or self.masking is not None or self.sealing is not None
+
+    def skip(self, reached: int) -> None:
+        """Rounds up to this one were released by a server that was lost: they are counted, and not made again.
+
+        Raises:
+            CheckpointError: the noise of these rounds belongs to that of the next.
+        """
+        state = self.state
+        assert state is not None
+        if self.served.algorithm.aggregator.streams:
+            raise CheckpointError(
+                f"the run {self.served.name!r} was put back to round {state.round}, and had come to round {reached}: "
+                f"the noise of {self.served.algorithm.aggregator.label} hangs together over rounds, was drawn once for "
+                "each, and what was drawn is lost. Serve what is left as a run of its own, under another name"
+            )
+        if self._spending is not None:
+            self._spending.missed(state, reached)
+        state.round = reached
 
     # --- orders
 
@@ -727,6 +752,10 @@ class Learning:
         )  # fmt: skip
         budget = self.served.budget
         return told | ({} if budget is None else {"budget": budget.label})
+
+
+def _sides(method: Method | None) -> tuple[Aggregator, ...]:
+    return () if method is None else tuple(method.sides.values())
 
 
 def _elsewhere(client: object) -> Any:

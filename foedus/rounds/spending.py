@@ -43,6 +43,14 @@ class Spending(NamedTuple):
         ledger = charged(of_ledger_state(state.privacy), self.event, round=number, budget=self.budget)
         state.privacy = ledger_state(ledger)
 
+    def missed(self, state: RunState, last: int) -> None:
+        """Count the rounds up to one, of which nothing else is known than that they may have been released: whether or
+        not the budget allows it."""
+        ledger = of_ledger_state(state.privacy)
+        for number in range(state.round + 1, last + 1):
+            ledger = charged(ledger, self.event, round=number)
+        state.privacy = ledger_state(ledger)
+
     def line(self, state: RunState) -> dict[str, Any]:
         """Figures of the round's record: ε by Rényi divergences of all so far."""
         ledger = of_ledger_state(state.privacy)

@@ -16,6 +16,7 @@ from foedus.net.coordinator.safe import Safe, scale_of
 from foedus.net.coordinator.taking import Taking
 from foedus.net.course import Course
 from foedus.net.learning import Learning
+from foedus.net.restored import Gap, gap_of
 from foedus.net.store import RunRow
 from foedus.protocol import round as machine
 from foedus.protocol.messages import Kind
@@ -51,10 +52,13 @@ class Recovery:
             CheckpointError: a run of the same name was begun as another.
         """
         with self._ground.store.begin() as rows:
-            found = [(learning, rows.run(learning.served.name)) for learning in self._learnings]
-        for learning, row in found:
+            names = [learning.served.name for learning in self._learnings]
+            found = [(rows.run(name), gap_of(rows, name)) for name in names]
+        for learning, (row, gap) in zip(self._learnings, found, strict=True):
             if row is not None:
                 _check_same(learning, row)
+                if machine.read(row.state, ()).phase is not Phase.OVER:
+                    _check_told(learning, gap)
 
     def load(self, now: float) -> None:
         """Go on from what is written; called when this process begins to lead.
@@ -86,19 +90,36 @@ class Recovery:
         with self._ground.store.begin() as rows:
             row = rows.run(course.name)
             seats = [] if row is None else rows.seats(course.name)
+            gap = gap_of(rows, course.run)
         if row is None:
             return
         learning = course.learning
         _check_same(learning, row)
         if course.kind is Kind.TRAIN and row.checkpoint:
             learning.restore(self._ground.blobs.get(row.checkpoint))
+            self._skip(learning, gap)
         course.checkpoint, course.key = row.checkpoint, row.key
         if course.kind is Kind.DECRYPT and not self._driver.courses[learning.served.name].state.opening:
             return  # the sum that was being opened is committed, or lost
         course.state = course.read(row.state, seats)
+        if gap is not None and gap.reached is not None and gap.round < gap.reached >= course.state.round:
+            course.state = machine.State(Phase.IDLE, gap.reached)  # what was under way took place elsewhere
+            return
         if course.kind is Kind.TRAIN and learning.state is not None:  # what the process before knew of late updates
             learning.remember(course.versions())
         self._resume(course, row, now)
+
+    def _skip(self, learning: Learning, gap: Gap | None) -> None:
+        """Rounds that took place after the backup which this is from are counted, and left out."""
+        state = learning.state
+        if gap is None or state is None:
+            return
+        if learning.over is None:
+            _check_told(learning, gap)
+        if gap.reached is not None and state.round < gap.reached:
+            missed = {"run": learning.served.name, "round": state.round, "reached": gap.reached}
+            learning.skip(gap.reached)
+            self._ground.watch("rounds left out", missed)
 
     def _resume(self, course: Course, row: RunRow, now: float) -> None:
         """The step that was under way goes on with what of its sum can still be read."""
@@ -166,6 +187,19 @@ def _check_same(learning: Learning, row: RunRow) -> None:
             f"the run {row.name!r} was begun with another task, algorithm, cohort or seed. Give those again, or choose "
             "another name or folder"
         )
+
+
+def _check_told(learning: Learning, gap: Gap | None) -> None:
+    """Refuse a run that was put back, and nobody says what it released since."""
+    if gap is None or gap.reached is not None or not learning.once:
+        return
+    name = learning.served.name
+    raise CheckpointError(
+        f"the run {name!r} was put back from a backup that was made after its round {gap.round}. What it released "
+        "since then would be released again, and counted once. Restore it again, into an empty folder, with the last "
+        f"round that had begun: foedus restore BACKUP FOLDER --reached {name}=ROUND (or any later one; clients know "
+        "it: foedus ledger). Or serve it under another name, as a run of its own"
+    )
 
 
 __all__ = ["Parts", "Recovery"]
