@@ -25,6 +25,8 @@ BYTES = "application/octet-stream"
 OFFSET = "Upload-Offset"
 AT_ONCE = "Foedus-At-Once"  # a gateway says so, which serves others meanwhile: answer, and let nobody wait in line
 LEADER = "Foedus-Leader"  # where the leader is, in the answer of a server that is not
+SERVERS = "Foedus-Servers"  # where all servers are that share a database, with spaces between
+MOST_SERVERS = 16  # of which a client is told, and which it remembers
 DOORBELL = "socket.io"
 BELL = "bell"  # the doorbell's event; its only argument is an encoded Bell
 

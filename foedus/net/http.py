@@ -35,7 +35,7 @@ from foedus.errors import (
     TooLarge,
 )  # fmt: skip
 from foedus.net import openapi
-from foedus.net.api import AT_ONCE, BYTES, LEADER, MEDIA, OFFSET, PATHS, status_of
+from foedus.net.api import AT_ONCE, BYTES, LEADER, MEDIA, MOST_SERVERS, OFFSET, PATHS, SERVERS, status_of
 from foedus.net.identity.callers import Caller, Scope
 from foedus.net.logs import say
 from foedus.net.metrics import Metrics
@@ -91,6 +91,9 @@ class Leading(Protocol):
 
     def address(self) -> str | None:
         """Where the leader is; ``None`` if it is here."""
+
+    def servers(self) -> tuple[str, ...]:
+        """Where all processes are that serve together."""
 
     def resign(self, now: float) -> None:
         """Let another process take over."""
@@ -290,6 +293,8 @@ class Shell:
 
     def _said(self, reply: Message) -> Response:
         status, headers = 200, {}
+        if self.leading is not None and len(there := self.leading.servers()) > 1:
+            headers[SERVERS] = " ".join(there[:MOST_SERVERS])
         if isinstance(reply, Problem):
             self.metrics.problems.labels(str(reply.code)).inc()
             status = status_of(reply.code)

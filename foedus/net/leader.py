@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from foedus.errors import ConfigurationError
 from foedus.net.identity.files import private_folder
-from foedus.net.leases import SECONDS, lead, resign
+from foedus.net.leases import SECONDS, lead, leave, resign, stand
 from foedus.net.locks import taken
 from foedus.net.store import Lease, Store
 
@@ -36,6 +36,8 @@ class Leader:
         >>> one, two = (Leader(store, name, f"https://{name}:8765", fresh=False) for name in "ab")
         >>> one.renew(0.0), two.renew(0.0), two.address()
         (True, False, 'https://a:8765')
+        >>> two.servers()
+        ('https://a:8765', 'https://b:8765')
         >>> two.renew(60.0), one.renew(60.0), one.address(), two.epoch()
         (True, False, 'https://b:8765', 2)
         >>> store.close()
@@ -47,6 +49,7 @@ class Leader:
         self._store, self._holder, self._own = store, holder, address
         self._fresh, self._seconds = fresh, seconds
         self._lease: Lease | None = None
+        self._servers: tuple[str, ...] = ()
 
     def renew(self, now: float) -> bool:
         """Take the lease or renew it; whether this process leads from now on, and did not before."""
@@ -54,6 +57,7 @@ class Leader:
         found = lead(self._store, self._holder, self._own, now, seconds=self._seconds, fresh=self._fresh)
         self._fresh = False
         self._lease = found
+        self._servers = stand(self._store, self._holder, self._own, now)
         mine = found.holder == self._holder
         return mine and (before is None or (before.holder, before.epoch) != (found.holder, found.epoch))
 
@@ -63,6 +67,10 @@ class Leader:
             return ""
         return None if self._lease.holder == self._holder else self._lease.address
 
+    def servers(self) -> tuple[str, ...]:
+        """Where all the processes are that are there, this one too."""
+        return self._servers
+
     def epoch(self) -> int | None:
         """What this process's writes carry; they fail if it does not lead."""
         if self._lease is None or self._lease.holder != self._holder:
@@ -70,7 +78,8 @@ class Leader:
         return self._lease.epoch
 
     def resign(self, now: float) -> None:
-        """Let another process take over at once."""
+        """Let another process take over at once; this one is there no more."""
+        leave(self._store, self._holder)
         if self._lease is not None and self._lease.holder == self._holder:
             resign(self._store, self._lease, now)
             self._lease = None

@@ -4,6 +4,9 @@ A lease is a row {name, holder, address, epoch, expires_at}. Its holder renews i
 run out, whoever asks next takes it, with the next epoch. A process that stood still meanwhile may believe that it
 leads: its writes carry the old epoch, and the store refuses them (``store.py``).
 
+Every process has a lease of its own beside it, by which the others know that it is there: clients are told of all, and
+go to another when the one they joined is gone.
+
 Not here: what a leader does (``coordinator``), and how the others forward to it (``http.py``).
 """
 
@@ -12,6 +15,8 @@ from __future__ import annotations
 from foedus.net.store import LEADER, Lease, Store
 
 SECONDS = 6.0  # how long a lease runs; renewed after a third of it
+THERE = "server "  # the lease of a process that is there; after it comes its name
+THERE_S = 60.0  # how long one is believed to be there that says no more
 
 
 def lead(
@@ -53,3 +58,37 @@ def resign(store: Store, lease: Lease, now: float) -> None:
         found = rows.lease(LEADER)
         if found is not None and (found.holder, found.epoch) == (lease.holder, lease.epoch):
             rows.put_lease(found._replace(expires_at=now))
+
+
+def stand(store: Store, holder: str, address: str, now: float) -> tuple[str, ...]:
+    """Say that a process is there, whether it leads or not; the addresses of all that are.
+
+    Args:
+        store, holder, address: as for :func:`lead`.
+        now: seconds.
+
+    Example:
+        >>> from foedus.net.store import open_store
+        >>> store = open_store("sqlite://")
+        >>> stand(store, "a", "http://a", now=0.0), stand(store, "b", "http://b", now=1.0)
+        (('http://a',), ('http://a', 'http://b'))
+        >>> stand(store, "b", "http://b", now=100.0)
+        ('http://b',)
+        >>> store.close()
+    """
+    with store.begin() as rows:
+        there = {lease.name: lease for lease in rows.leases() if lease.name.startswith(THERE)}
+        for name in [name for name, lease in there.items() if lease.expires_at <= now]:
+            rows.forget_lease(name)
+            del there[name]
+        mine = Lease(THERE + holder, holder, address, 0, now + THERE_S)
+        known = there.pop(mine.name, mine._replace(expires_at=now))
+        if known.expires_at < now + THERE_S / 2 or known.address != address:
+            rows.put_lease(mine)
+        return tuple(sorted({lease.address for lease in there.values()} | {address}))
+
+
+def leave(store: Store, holder: str) -> None:
+    """Say that a process is there no more."""
+    with store.begin() as rows:
+        rows.forget_lease(THERE + holder)

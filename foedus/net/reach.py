@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from foedus.errors import ConfigurationError, NotTrusted, ProtocolError, Unreachable
+from foedus.errors import ConfigurationError, NotTrusted, ProtocolError, StorageError, Unreachable
 from foedus.net.identity.credentials import Credentials
 from foedus.net.identity.tls import Outward, client_context, permitted
 from foedus.net.transport import HttpTransport
@@ -36,7 +37,8 @@ class Reach:
 
     def __init__(self, mine: Credentials, outward: Outward, clock: Callable[[], float]) -> None:
         self._mine, self._outward, self._clock = mine, outward, clock
-        self.transport = HttpTransport(self._http(), follows=self._trusted)
+        others = [address for address in mine.servers() if self._trusted(address)]
+        self.transport = HttpTransport(self._http(), follows=self._trusted, others=others, remember=self._remember)
 
     @property
     def ticket(self) -> str:
@@ -50,6 +52,10 @@ class Reach:
             return known and bool(self._mine.trust.pin)
         except (ConfigurationError, ValueError):
             return False
+
+    def _remember(self, addresses: tuple[str, ...]) -> None:
+        with suppress(StorageError):  # a full disk: they are named again
+            self._mine.keep_servers(addresses)
 
     def context(self) -> ssl.SSLContext | None:
         """For a connection that is no HTTP; ``None`` on plain HTTP."""

@@ -109,6 +109,8 @@ class Transaction(Protocol):
 
     def lease(self, name: str) -> Lease | None: ...
     def put_lease(self, lease: Lease) -> None: ...
+    def leases(self) -> list[Lease]: ...
+    def forget_lease(self, name: str) -> None: ...
 
     def clients(self) -> list[Enrolled]: ...
     def client(self, name: str) -> Enrolled | None: ...
@@ -231,6 +233,13 @@ class SqlTransaction:
 
     def put_lease(self, lease: Lease) -> None:
         self._put(LEASES, lease._asdict(), (LEASES.c.name == lease.name,))
+
+    def leases(self) -> list[Lease]:
+        """All of them, whether they have run out or not."""
+        return [Lease(*row) for row in self._connection.execute(sa.select(LEASES).order_by(LEASES.c.name))]
+
+    def forget_lease(self, name: str) -> None:
+        self._connection.execute(sa.delete(LEASES).where(LEASES.c.name == name))
 
     # --- clients
 

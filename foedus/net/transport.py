@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from foedus.errors import Code, MalformedMessage, TooLarge, Unreachable
@@ -56,16 +56,23 @@ class Transport(Protocol):
 class HttpTransport:
     """A server over HTTP.
 
-    Where several servers share a database one of them leads, and the others say which. The transport goes on there,
-    and comes back when it cannot be reached: any server's address will do.
+    Where several servers share a database one of them leads, and the others say which. The transport goes on there.
+    All of them say who the others are: where one cannot be reached another is asked, the one at the base address
+    first. So any server's address will do, and it may be gone later.
 
     Args:
         client: an ``httpx.AsyncClient`` whose base address is the server's, and that says who calls.
         follows: whether to go on at an address that the server names.
+        others: addresses of servers that were named before.
+        remember: is told when other servers are named.
     """
 
-    def __init__(self, client: Any, *, follows: Callable[[str], bool] = lambda _: False) -> None:
+    def __init__(
+        self, client: Any, *, follows: Callable[[str], bool] = lambda _: False, others: Sequence[str] = (),
+        remember: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self._client, self._home, self._follows = client, client.base_url, follows
+        self._others, self._remember = tuple(others), remember
         self._former: list[Any] = []
         self._elsewhere = asyncio.Event()
 
@@ -127,18 +134,33 @@ class HttpTransport:
             await client_before.aclose()
 
     async def _called(self, method: str, path: str, **given: Any) -> _Found:
-        """One request and its answer, which is small; of the server that leads, if it is another."""
-        for last in (False, True):
+        """One request and its answer, which is small; of the server that leads, if it is another; of any server, where
+        the one that was asked is not there."""
+        left: list[str] | None = None
+        moved = False
+        while True:
             try:
                 found = await self._once(method, path, **given)
             except Unreachable:
-                if last or self._client.base_url == self._home:
+                left = [str(self._home).rstrip("/"), *self._others] if left is None else left
+                left = [address for address in left if address != self.address]
+                if not left:
+                    self._go(self._home)
                     raise
-                self._go(self._home)  # whoever led there does not any more
+                self._go(left.pop(0))
                 continue
-            if not last and not self._moves(found):
-                break
-        return found
+            self._hear_of(found)
+            if moved or not self._moves(found):
+                return found
+            moved = True
+
+    def _hear_of(self, found: _Found) -> None:
+        """Remember the other servers that an answer names."""
+        named = found.headers.get(api.SERVERS, "").split()[: api.MOST_SERVERS]
+        others = tuple(address for address in named if self._follows(address))
+        if others and others != self._others:
+            self._others = others
+            self._remember(others)
 
     async def _once(self, method: str, path: str, **given: Any) -> _Found:
         async with _limited(len(given.get("content", b""))), self._client.stream(method, path, **given) as response:

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from foedus.errors import ConfigurationError, CountedTwice, MissingExtra, StaleEpoch, StorageError
-from foedus.net.leases import lead, resign
+from foedus.net.leases import lead, leave, resign, stand
 from foedus.net.store import LEADER, InvitedRow, Lease, RunRow, SeatRow, SqlStore, check_log, open_store
 from foedus.net.tables import METADATA
 
@@ -139,6 +139,20 @@ def test_a_lease_given_back_is_free_at_once(store: SqlStore) -> None:
     assert lead(store, "b", "http://b", 1.0).holder == "a", "another epoch's is not given back"
     resign(store, mine, 1.0)
     assert lead(store, "b", "http://b", 1.0).holder == "b"
+
+
+def test_who_is_there_is_known_until_it_leaves_or_is_silent_for_long(store: SqlStore) -> None:
+    assert lead(store, "a", "http://a", 0.0).holder == "a"
+    assert stand(store, "a", "http://a", 0.0) == ("http://a",)
+    assert stand(store, "b", "http://b", 1.0) == ("http://a", "http://b")
+    assert stand(store, "a", "http://other", 2.0) == ("http://b", "http://other"), "it has moved"
+    assert stand(store, "b", "http://b", 50.0) == ("http://b", "http://other")
+    assert stand(store, "b", "http://b", 62.0) == ("http://b",), "a has been silent for a minute"
+    assert stand(store, "a", "http://a", 63.0) == ("http://a", "http://b")
+    leave(store, "b")
+    assert stand(store, "a", "http://a", 64.0) == ("http://a",)
+    with store.begin() as rows:
+        assert [lease.name for lease in rows.leases()] == [LEADER, "server a"]
 
 
 def test_who_was_taken_over_writes_nothing(store: SqlStore) -> None:

@@ -27,6 +27,7 @@ from foedus.protocol.messages import (
     Blob,
     CheckIn,
     Closed,
+    Decline,
     Later,
     Place,
     Problem,
@@ -178,6 +179,42 @@ async def test_a_server_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     for call in calls:
         with pytest.raises((Unreachable, TooLarge)):
             await asyncio.wait_for(call, 10)
+
+
+async def test_another_server_is_asked_when_one_is_gone() -> None:
+    """Of those that were named: those that are trusted, each once, and the first one before others."""
+    gone, asked, kept = set[str](), list[str](), list[tuple[str, ...]]()
+    named = "http://one http://two http://evil http://three"
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host in gone:
+            raise httpx.ConnectError("nobody is there")
+        content = wire.encode(Later(after_s=1.0, until_s=2.0, reason="none"))
+        return answer(200, content, {"Content-Type": api.MEDIA, api.SERVERS: named})
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answers), base_url="http://one")
+    way = HttpTransport(client, follows=lambda address: "evil" not in address, remember=kept.append)
+
+    async def ways() -> list[str]:
+        asked.clear()
+        await way.ask(Decline(key=b"k" * 16, reason="training"))
+        return list(asked)
+
+    assert await ways() == ["one"]
+    assert kept == [("http://one", "http://two", "http://three")]
+    gone.update({"one", "two"})
+    assert await ways() == ["one", "two", "three"]
+    assert await ways() == ["three"], "it stays where it was answered"
+    gone.add("three")
+    with pytest.raises(Unreachable):
+        await ways()
+    assert asked == ["three", "one", "two"]
+    assert way.address == "http://one"
+    gone.clear()
+    assert await ways() == ["one"]
+    assert len(kept) == 1, "what is known is not remembered anew"
+    await way.close()
 
 
 async def test_what_the_door_says_is_a_problem() -> None:

@@ -6,6 +6,7 @@
 | ``certificate.pem`` | the server's word on that key, for mutual TLS; renewed by itself | 0600 |
 | ``server.pem`` | the server's authority and signing key, checked against the pin | 0600 |
 | ``joined.json`` | the server's address and pin, the client's name and position | 0600 |
+| ``servers`` | where other servers of the same federation are, as the last one said | 0600 |
 
 Not here: asking for any of it (``visits.py``).
 """
@@ -74,6 +75,15 @@ class Credentials:
             raise NotTrusted(f"{path} is damaged; restore it from a copy, or join again with a new token") from error
         trust = Trust.checked(read_secret(folder / "server.pem"), pin=pin, now=now)
         return cls(folder, url, trust, SigningKey.kept(folder / "key.pem"), name, position)
+
+    def servers(self) -> tuple[str, ...]:
+        """Where other servers of the federation were said to be; what is there is proven by the pin."""
+        path = self.folder / "servers"
+        return tuple(read_secret(path).decode(errors="replace").split()) if path.exists() else ()
+
+    def keep_servers(self, addresses: tuple[str, ...]) -> None:
+        """Remember where other servers are, for when this one is gone."""
+        write_secret(self.folder / "servers", "\n".join(addresses).encode())
 
     def joined(self, *, name: str, position: int, certificate: bytes) -> Credentials:
         """Keep the server's answer; what was written last makes it whole."""
