@@ -1,7 +1,7 @@
 """Secure aggregation: CPU seconds of client and server beside the arithmetic that cannot be saved, and bytes beside the
 published formula.
 
-    python benchmarks/secagg.py                 # all but the paper's table: about five minutes
+    python benchmarks/secagg.py                 # all but the paper's table: about eight minutes
     python benchmarks/secagg.py --paper 500     # its table, too, for 500 clients (1000: a quarter of an hour)
 
 Every setting is a whole attempt in one process: real keys, shares, masks and answers, of all clients. The *bound* is
@@ -272,8 +272,19 @@ def bounds(setting: Setting, rate: Rates, percent: int) -> tuple[float, float]:
     return client, server
 
 
-def measured(setting: Setting) -> Iterator[Figures]:
-    """Seconds, bounds and ratios of a setting."""
+def measured(setting: Setting, repeat: int) -> Iterator[Figures]:
+    """Seconds, bounds and ratios of a setting: medians of some repetitions, and the ratio of the server's first, whose
+    memory is fresh."""
+    for same in zip(*(list(once(setting)) for _ in range(repeat)), strict=True):
+        medians = {name: statistics.median(f[name] for f in same) for name in MEDIANS}
+        yield same[0] | medians | {"server_first": same[0]["server_ratio"]}
+
+
+MEDIANS = ("client", "client_bound", "client_ratio", "server", "server_bound", "server_ratio")
+
+
+def once(setting: Setting) -> Iterator[Figures]:
+    """One repetition."""
     rate = rates(setting.size, setting.bits)
     for found in attempts(setting):
         again = rates(setting.size, setting.bits)  # before and after: the machine's speed wanders
@@ -289,7 +300,7 @@ def measured(setting: Setting) -> Iterator[Figures]:
 
 HEAD = (
     f"{'entries':>9} {'n':>5} {'k':>4} {'t':>4} {'drop':>5} {'client ms':>10} {'bound':>8} {'ratio':>6} "
-    f"{'server s':>9} {'bound':>8} {'ratio':>6}"
+    f"{'server s':>9} {'bound':>8} {'ratio':>6} {'first':>6}"
 )
 
 
@@ -297,7 +308,7 @@ def line(f: Figures) -> str:
     return (
         f"{f['entries']:9,} {f['clients']:5} {f['degree']:4} {f['threshold']:4} {f['drop']:4}% "
         f"{1e3 * f['client']:10.1f} {1e3 * f['client_bound']:8.1f} {f['client_ratio']:6.2f} "
-        f"{f['server']:9.3f} {f['server_bound']:8.3f} {f['server_ratio']:6.2f}"
+        f"{f['server']:9.3f} {f['server_bound']:8.3f} {f['server_ratio']:6.2f} {f['server_first']:6.2f}"
     )
 
 
@@ -316,11 +327,11 @@ def settings() -> Iterator[Setting]:
     yield Setting(full(100), LARGE, width(100, 16, 1), (0, 10, 30))
 
 
-def times(*chosen: Setting) -> list[Figures]:
+def times(*chosen: Setting, repeat: int) -> list[Figures]:
     found = []
     print(HEAD)
     for setting in chosen:
-        for figures in measured(setting):
+        for figures in measured(setting, repeat):
             print(line(figures), flush=True)
             found.append(figures)
     return found
@@ -329,12 +340,12 @@ def times(*chosen: Setting) -> list[Figures]:
 # --- beside others ------------------------------------------------------------------------------------------
 
 
-def paper(counts: list[int]) -> list[Figures]:
+def paper(counts: list[int], repeat: int) -> list[Figures]:
     """The times of Bonawitz et al. 2017 beside ours: 100,000 entries of 24 bits, all with all."""
     found = []
     for count in counts:
         print(f"\n{count} clients, 100,000 entries of 24 bits, all with all; seconds published (Java, 2017) and ours")
-        for figures in measured(Setting(full(count), 100_000, 24, (0, 10, 30))):
+        for figures in measured(Setting(full(count), 100_000, 24, (0, 10, 30)), repeat):
             told = PUBLISHED[count]
             client, server = told["client"], told["server"][figures["drop"]]
             print(
@@ -440,6 +451,8 @@ def main() -> None:
     parser.add_argument("--parts", default="times,bytes,flower", help="some of times, bytes, flower")
     parser.add_argument("--flower", default="50,100", help="numbers of clients beside Flower's")
     parser.add_argument("--paper", default="", help="numbers of clients of the paper's table: 500,1000")
+    parser.add_argument("--settings", default="0,1,2,3,4", help="which of the times: full 100, 1000 (three), large")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions, of which the medians are told")
     parser.add_argument("--json", type=Path, help="keep the figures here")
     options = parser.parse_args()
     if any(os.environ.get(name) != "1" for name in THREADS):  # numpy reads them when it is loaded: begin anew
@@ -449,11 +462,13 @@ def main() -> None:
         found["bytes"] = all_bytes()
     if "times" in parts:
         print()
-        found["times"] = times(*settings())
+        every = list(settings())
+        chosen = [every[int(i)] for i in options.settings.split(",")]
+        found["times"] = times(*chosen, repeat=options.repeat)
     if "flower" in parts:
         found["flower"] = flower([int(n) for n in options.flower.split(",")])
     if options.paper:
-        found["paper"] = paper([int(n) for n in options.paper.split(",")])
+        found["paper"] = paper([int(n) for n in options.paper.split(",")], options.repeat)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

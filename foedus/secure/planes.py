@@ -14,15 +14,17 @@ Not here: codes of quantisers (``core/stage.py``), what the numbers stand for (`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foedus.core.coding import BLOCK, blocks
+from foedus.core.coding import blocks
 from foedus.errors import ConfigurationError
 
 Bytes = NDArray[np.uint8]
+_AT_ONCE = 1 << 17  # numbers that are added at a time: what it takes still fits the cache, and calls are few
 
 
 class _Plane(NamedTuple):
@@ -49,6 +51,7 @@ def word(bits: int) -> np.dtype[Any]:
     return np.dtype(f"<u{next(size for size in (2, 4, 8) if bits <= 8 * size)}")
 
 
+@lru_cache(maxsize=64)
 def packed_bytes(count: int, bits: int) -> int:
     """How many bytes so many numbers take: ⌈count · bits / 8⌉, and up to three more where planes end within a byte.
 
@@ -159,7 +162,8 @@ class Tally:
 
     def __init__(self, count: int, bits: int) -> None:
         self._count, self._bits = count, bits
-        self._sums = [_summing(plane, bits) for plane in _planes(count, bits)]
+        self._total: NDArray[Any] = np.zeros(count, word(bits))  # what the planes have been emptied into
+        self._sums = [_summing(plane, bits, self._total) for plane in _planes(count, bits)]
 
     def add(self, values: Bytes) -> None:
         """Add a packed vector.
@@ -173,33 +177,44 @@ class Tally:
 
     def total(self) -> NDArray[Any]:
         """The sum so far [n], of the :func:`word` that holds ``bits``."""
-        kind = word(self._bits)
-        found = np.zeros(self._count, kind)
         for each in self._sums:
-            sums, shift = each.total().reshape(-1), kind.type(each.of.shift)
-            for place in blocks(self._count):
-                found[place] += sums[place].astype(kind, copy=False) << shift
-        if self._bits < 8 * kind.itemsize:
-            found &= kind.type(2**self._bits - 1)
-        return found
+            each.empty()
+        kind = self._total.dtype
+        return self._total & kind.type(2**self._bits - 1) if self._bits < 8 * kind.itemsize else self._total.copy()
 
 
 class _Sum(Protocol):
-    """The sum of one plane: ``total`` [lane, entry]."""
-
-    of: _Plane
+    """The sum of one plane. ``empty`` adds it to the total, where it begins anew from 0."""
 
     def add(self, values: Bytes) -> None: ...
 
-    def total(self) -> NDArray[Any]: ...
+    def empty(self) -> None: ...
 
 
-def _summing(plane: _Plane, bits: int) -> _Sum:
+def _summing(plane: _Plane, bits: int, total: NDArray[Any]) -> _Sum:
     """What goes beyond the highest plane is left away, and costs nothing; from the others it is carried."""
     top = plane.shift + plane.width == bits
     if plane.width >= 8:
-        return _Words(plane, None if top else word(bits))
-    return _Ring(plane) if top else _Lanes(plane, word(bits))
+        return _Top(plane, total) if top else _Words(plane, total)
+    return _Ring(plane, total) if top else _Lanes(plane, total)
+
+
+def _move(numbers: NDArray[Any], total: NDArray[Any], shift: int) -> None:
+    """Add numbers, so many bits higher, to a total that has as many or fewer, and set them to 0."""
+    by = total.dtype.type(shift)
+    for at in range(0, len(total), _AT_ONCE):
+        part = total[at : at + _AT_ONCE]
+        wide = numbers[at : at + len(part)].astype(total.dtype)
+        np.left_shift(wide, by, out=wide)
+        np.add(part, wide, out=part)
+    numbers[...] = 0
+
+
+def _lane(plane: _Plane, total: NDArray[Any], lane: int) -> NDArray[Any]:
+    """The numbers of the total that lie in one lane of a plane's bytes."""
+    length = plane.stop - plane.start
+    found: NDArray[Any] = total[lane * length : (lane + 1) * length]
+    return found
 
 
 def _own(plane: _Plane, values: Bytes) -> NDArray[Any]:
@@ -208,65 +223,65 @@ def _own(plane: _Plane, values: Bytes) -> NDArray[Any]:
     return part if part.flags.aligned else part.copy()
 
 
+class _Top:
+    """The sum of the highest plane, where its numbers are integers of the machine."""
+
+    def __init__(self, plane: _Plane, total: NDArray[Any]) -> None:
+        self._of, self._total = plane, total
+        self._sums = np.zeros((plane.stop - plane.start) * 8 // plane.width, f"<u{plane.width // 8}")
+
+    def add(self, values: Bytes) -> None:
+        np.add(self._sums, _own(self._of, values), out=self._sums)
+
+    def empty(self) -> None:
+        _move(self._sums, self._total, self._of.shift)
+
+
 class _Words:
-    """The sum of a plane whose numbers are integers of the machine: added as they are, without wider ones.
+    """The sum of another plane of such integers: added as they are, without wider ones.
 
     A sum that is less than what was added last has wrapped around: that is counted, in bytes, and the bytes are emptied
-    before they could wrap around themselves. ``kind``: of the sums; ``None``: nobody wants to know how often.
+    before they could wrap around themselves.
     """
 
-    def __init__(self, plane: _Plane, kind: np.dtype[Any] | None) -> None:
-        self.of, self._kind = plane, kind
+    def __init__(self, plane: _Plane, total: NDArray[Any]) -> None:
+        self._of, self._total = plane, total
         length = (plane.stop - plane.start) * 8 // plane.width
         self._low = np.zeros(length, f"<u{plane.width // 8}")
-        self._carried = np.zeros(0 if kind is None else length, np.uint8)
-        self._wrapped = np.zeros(min(length, BLOCK), bool)  # of one block, each time
-        self._high = None if kind is None else np.zeros(length, kind)
+        self._carried = np.zeros(length, np.uint8)
+        self._wrapped = np.zeros(min(length, _AT_ONCE), bool)  # of one block, each time
         self._added = 0
 
     def add(self, values: Bytes) -> None:
-        part, low = _own(self.of, values), self._low
-        if self._high is None:
-            low += part
-            return
+        part = _own(self._of, values)
         if self._added == 255:
-            self._empty()
+            self.empty()
         self._added += 1
-        for place in blocks(len(part)):
-            own, sums = part[place], low[place]
+        for at in range(0, len(part), _AT_ONCE):
+            own, sums, carried = (each[at : at + _AT_ONCE] for each in (part, self._low, self._carried))
             wrapped = self._wrapped[: len(own)]
             np.add(sums, own, out=sums)
             np.less(sums, own, out=wrapped)
-            self._carried[place] += wrapped.view(np.uint8)
+            np.add(carried, wrapped.view(np.uint8), out=carried)
 
-    def _empty(self) -> None:
-        assert self._high is not None
-        self._high += self._carried
-        self._carried[...] = 0
+    def empty(self) -> None:
+        _move(self._low, self._total, self._of.shift)
+        _move(self._carried, self._total, self._of.shift + self._of.width)
         self._added = 0
-
-    def total(self) -> NDArray[Any]:
-        """The sum [1, entry]."""
-        if self._high is None or self._kind is None:
-            return self._low[None]
-        self._empty()
-        found: NDArray[Any] = self._high << self._kind.type(self.of.width)
-        found += self._low
-        return found[None]
 
 
 class _Ring:
     """The sum of the highest plane, of less than a byte, modulo 2^width: added where the numbers lie. The highest bit
     of each is added by itself, so that nothing runs over into the next number."""
 
-    def __init__(self, plane: _Plane) -> None:
-        self.of = plane
+    def __init__(self, plane: _Plane, total: NDArray[Any]) -> None:
+        self._of, self._total = plane, total
         self._sums = np.zeros(plane.stop - plane.start, np.uint8)
         self._heads = np.uint8(sum(1 << at for at in range(plane.width - 1, 8, plane.width)))
 
     def add(self, values: Bytes) -> None:
-        part, sums = _own(self.of, values), self._sums
-        if self.of.width == 1:
+        part, sums = _own(self._of, values), self._sums
+        if self._of.width == 1:
             sums ^= part
             return
         for place in blocks(len(sums)):
@@ -276,68 +291,67 @@ class _Ring:
             a += b & ~self._heads
             a ^= heads
 
-    def total(self) -> NDArray[Any]:
-        """The sum [lane, entry]."""
-        width = self.of.width
-        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-        found: NDArray[Any] = (self._sums >> shifts) & np.uint8(2**width - 1)
-        return found
+    def empty(self) -> None:
+        own = np.uint8(2**self._of.width - 1)
+        for lane in range(self._of.lanes):
+            part = (self._sums >> np.uint8(lane * self._of.width)) & own
+            _move(part, _lane(self._of, self._total, lane), self._of.shift)
+        self._sums[...] = 0
 
 
 class _Lanes:
-    """The sum of another plane of less than a byte: ``wide`` [lane, entry].
+    """The sum of another plane of less than a byte.
 
     Numbers are summed where they lie, in slots twice as wide, the even ones and the odd ones apart; before the slots
-    are full they are emptied into slots twice as wide again, up to 8 bits, and these into ``wide``. So a vector of
+    are full they are emptied into slots twice as wide again, up to 8 bits, and these into the total. So a vector of
     single bits takes some ten passes over its bytes, and not one for every lane of them.
     """
 
-    def __init__(self, plane: _Plane, kind: np.dtype[Any]) -> None:
-        self.of = plane
-        length = plane.stop - plane.start
-        self._wide = np.zeros((plane.lanes, length), max(kind, np.dtype("<u4")))
+    def __init__(self, plane: _Plane, total: NDArray[Any]) -> None:
+        self._of, self._total = plane, total
         widths = [w for w in (1, 2, 4) if w >= plane.width]
         # A few bytes more, so that rows are whole words of 64 bits: sixty-four slots of a bit are added at a time.
-        words = -(-length // 8)
+        words = -(-(plane.stop - plane.start) // 8)
         self._slots = [np.zeros((2 * w // plane.width, words), np.uint64) for w in widths]
         self._filled = [0] * len(widths)
+        self._words = np.zeros((1, words), np.uint64)  # of the vector that is added
+        self._moved = [np.empty((len(slots) // 2, words), np.uint64) for slots in self._slots]
 
     def add(self, values: Bytes) -> None:
-        part = values[self.of.start : self.of.stop]
-        words = np.zeros((1, self._slots[0].shape[1]), np.uint64)
-        words.view(np.uint8)[0, : len(part)] = part
-        self._into(0, words)
+        part = values[self._of.start : self._of.stop]
+        self._words.view(np.uint8)[0, : len(part)] = part
+        self._into(0, self._words)
 
     def _into(self, level: int, rows: NDArray[np.uint64]) -> None:
         """Add rows [row, word] of slots to those twice as wide."""
-        width = self.of.width << level
+        width = self._of.width << level
         if self._filled[level] == 2**width + 1:  # (2^w + 1) (2^w − 1) = 2^2w − 1: the wider slots are full
             self._empty(level)
         self._filled[level] += 1
-        mask, sums, count = _slots(width), self._slots[level], len(rows)
-        moved = np.bitwise_and(rows, mask)
-        sums[:count] += moved
+        mask, moved = _slots(width), self._moved[level]
+        even, odd = self._slots[level][: len(rows)], self._slots[level][len(rows) :]
+        np.bitwise_and(rows, mask, out=moved)
+        np.add(even, moved, out=even)
         np.right_shift(rows, np.uint64(width), out=moved)
-        moved &= mask
-        sums[count:] += moved
+        np.bitwise_and(moved, mask, out=moved)
+        np.add(odd, moved, out=odd)
 
     def _empty(self, level: int) -> None:
         """Move sums of slots on, to slots twice as wide."""
         if level + 1 < len(self._slots):
             self._into(level + 1, self._slots[level])
         else:
-            for wide, row in zip(self._wide, self._slots[level].view(np.uint8), strict=True):
-                wide += row[: len(wide)]
+            for lane, row in enumerate(self._slots[level].view(np.uint8)):
+                _move(row, _lane(self._of, self._total, lane), self._of.shift)
         self._slots[level][...] = 0
         self._filled[level] = 0
 
-    def total(self) -> NDArray[Any]:
-        """The sum [lane, entry]."""
+    def empty(self) -> None:
         for level in range(len(self._slots)):
             self._empty(level)
-        return self._wide
 
 
+@lru_cache(maxsize=8)
 def _slots(width: int) -> np.uint64:
     """Ones in every other slot of so many bits."""
     slot = (1 << width) - 1

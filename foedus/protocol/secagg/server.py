@@ -254,9 +254,15 @@ def _take(server: Server, event: From) -> None:
 
 def _awaited(server: Server) -> Flags:
     """Who is to send something in this phase."""
-    before = {Phase.KEYS: None, Phase.SHARES: server.keyed, Phase.NUMBERS: server.shared}
-    found = before.get(server.phase, server.survivors)
-    return np.ones(server.terms.clients, bool) if found is None else found
+    match server.phase:  # every message asks: no table is made for it
+        case Phase.KEYS:
+            return np.ones(server.terms.clients, bool)
+        case Phase.SHARES:
+            return server.keyed
+        case Phase.NUMBERS:
+            return server.shared
+        case _:
+            return server.survivors
 
 
 def _complete(server: Server) -> bool:
