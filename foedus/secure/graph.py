@@ -1,5 +1,5 @@
 """Who masks with whom: random graphs of a degree found from what is to be withstood (Bell et al. 2020, "Secure
-single-server aggregation with (poly)logarithmic overhead", sections 3 and 5).
+single-server aggregation with (poly)logarithmic overhead", the protocol against servers that only look).
 
 A client shares masks and secrets with k others instead of all n − 1. Clients are put on a ring in random order, and
 each is joined to the k/2 before and behind it. With a share γ of clients that collude with the server and a share δ
@@ -14,7 +14,8 @@ they do:
 Where no k below n − 1 will do, all mask with all (Bonawitz et al. 2017, "Practical secure aggregation for
 privacy-preserving machine learning"). The same where the server itself may lie: one that deals the graph could give a
 client neighbours of its choice; then 2t > n + γn, so that it cannot have one secret of a client from some and the other
-from others. γn is a number of clients, and stays where fewer than n are asked: a server may ask just those.
+from others. γn is a number of clients, and stays where fewer than n are asked: a server may ask just those. What all
+with all costs grows with n², and is refused beyond :data:`MOST_WITH_ALL` clients.
 
 Not here: the protocol (``foedus.protocol.secagg``).
 """
@@ -30,10 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.checks import check_number, check_whole
-from foedus.errors import NoGuarantee
+from foedus.errors import ConfigurationError, NoGuarantee
 from foedus.secure.primitives import keystream
 
 Ints = NDArray[np.int64]
+MOST_WITH_ALL = 1 << 14  # clients, where the server may lie: beyond it, there is hardly a server with the memory
+HELD = 113  # bytes that a server holds for every two of them: two shares, sealed, one opened, and whether it has come
 
 
 class Parameters(NamedTuple):
@@ -57,10 +60,12 @@ class Withstand:
         security: the chance that secrets of an honest client come out is at most 2^−security.
         correctness: the chance that a round fails although no more are lost is at most 2^−correctness.
         malicious: the server may lie, and not only look: clients then sign keys and the set of survivors, by identities
-            that the server did not issue, and all mask with all.
+            that the server did not issue, and all mask with all. That is n − 1 masks and signatures for a client, and
+            n² sealed shares at the server: 0.1 GB for 1000 clients, 11 GB for 10,000.
 
     Raises:
         NoGuarantee: nothing withstands this.
+        ConfigurationError: the server may lie, and there are more than 16,384 clients.
 
     Example:
         >>> Withstand(clients=1000, corrupt=0.1, dropouts=0.1).parameters
@@ -154,6 +159,7 @@ def parameters(wanted: Withstand) -> Parameters:
 
     Raises:
         NoGuarantee: not even all with all withstand it.
+        ConfigurationError: they would, and are too many.
     """
     if not wanted.malicious:
         first = 2 * math.ceil(_ring(wanted))
@@ -169,7 +175,20 @@ def parameters(wanted: Withstand) -> Parameters:
             f"{wanted.lost} are lost. "
             + ("Against a server that lies, corrupt + 2 · dropouts must be below 1" if wanted.malicious else "")
         )
+    _check_affordable(wanted)
     return Parameters(wanted.clients - 1, low if wanted.malicious else (low + high) // 2)
+
+
+def _check_affordable(wanted: Withstand) -> None:
+    """Refuse that very many mask with all because the server may lie."""
+    if not wanted.malicious or wanted.clients <= MOST_WITH_ALL:
+        return
+    held = HELD * wanted.clients**2 / 1e9
+    raise ConfigurationError(
+        f"{wanted.label}: against a server that lies, all {wanted.clients} clients would mask with all others, which "
+        f"takes {wanted.clients - 1} masks of each, and {held:,.0f} GB of shares at the server. Ask at most "
+        f"{MOST_WITH_ALL} clients in a round; or write malicious=False, with which each has a few dozen neighbours"
+    )
 
 
 def _ring(wanted: Withstand) -> float:

@@ -251,6 +251,26 @@ def test_everybody_is_in_the_sum() -> None:
     np.testing.assert_array_equal(world.vector, world.expected(range(COUNT)).astype(np.float32))
 
 
+class Emptied(World):
+    """A world in which one client has nothing to train on any more when the round begins."""
+
+    def examples(self, position: int) -> int:
+        begun = hasattr(self, "coordinator")
+        return 0 if begun and position == 3 else 3
+
+
+def test_who_has_nothing_to_train_on_any_more_is_not_waited_for() -> None:
+    """It was drawn; the others mask among themselves, without waiting for the end of the window."""
+    world = Emptied()
+    assert world.coordinator.runs()[0]["phase"] == "selecting"
+    begin = world.now
+    world.live()
+    assert world.counted() == [0, 1, 2, 4]
+    assert world.joined[0, 1] == [1], "one attempt"
+    assert world.now - begin < 20.0, "the window"
+    np.testing.assert_array_equal(world.vector, world.expected([0, 1, 2, 4]).astype(np.float32))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("at", LEAVES)
 def test_clients_are_lost_at_every_stage(at: str) -> None:

@@ -29,6 +29,7 @@ from foedus.protocol.secagg.messages import (
     Survivors,
     Terms,
     Votes,
+    about,
     bits,
     certificate,
     certified,
@@ -326,6 +327,17 @@ def test_keys_that_the_server_put_in_place_of_a_clients_are_refused() -> None:
     assert "signature is not" in left(table.tell(0, roster._replace(keys=keys)))
 
 
+def test_keys_that_were_signed_for_another_attempt_or_slot_are_refused() -> None:
+    """Replay: every signature is by an identity on the list, and of the very keys that are told."""
+    promise = promised(5, malicious=True)
+    before, now = Table(promise), Table(promise, attempt=2)
+    old, swapped = dict(now.said) | {2: before.said[2]}, dict(now.said) | {2: now.said[3], 3: now.said[2]}
+    for said in (old, swapped):
+        table = Table(promise, attempt=2)
+        table.said.update(said)
+        assert "signature is not" in left(table.tell(0, passed_on(table, 0)))
+
+
 def test_clients_that_the_server_made_up_are_refused() -> None:
     table = Table(promised(5, malicious=True))
     private = digest(b"made up")
@@ -394,6 +406,23 @@ def test_a_third_partys_certificates_do_as_well_as_a_list() -> None:
 
 
 # --- replay and tampering -----------------------------------------------------------------------------------
+
+
+def test_all_that_the_terms_say_is_in_what_everything_is_bound_to() -> None:
+    """The version and the session, too; and whoever adds a field is told here if it was forgotten."""
+    terms = termed(promised(5, malicious=True))
+    others = {
+        "session": b"t" * 16, "round": 4, "attempt": 2, "model": digest(b"m"), "graph": digest(b"g"), "clients": 6,
+        "degree": 2, "threshold": 2, "least": 4, "channels": (ONE, OTHER), "malicious": False, "version": 1,
+    }  # fmt: skip
+    assert set(others) == set(terms._fields)
+    found = {terms._replace(**{name: other}).binding for name, other in others.items()}
+    assert len(found | {terms.binding}) == len(others) + 1
+
+
+def test_purpose_sender_and_receiver_tell_contexts_apart() -> None:
+    every = [("mask", 1, 2), ("share", 1, 2), ("share", 2, 1), ("share", 1, 3), ("seed", 1, 1), ("keys", 1, 1)]
+    assert len({about(bytes(32), *each) for each in every} | {about(digest(b"1"), "mask", 1, 2)}) == len(every) + 1
 
 
 @pytest.mark.parametrize("change", [{"session": b"t" * 16}, {"round": 4}, {"attempt": 2}, {"graph": digest(b"g")}])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 
 from foedus.errors import ConfigurationError, NoGuarantee
-from foedus.secure.graph import Withstand, ring
+from foedus.secure.graph import MOST_WITH_ALL, Withstand, ring
 
 # Degrees for 40 bits of security and 20 of correctness, where as many are corrupt as drop out.
 DEGREES = {
@@ -125,6 +125,11 @@ def test_thresholds_against_a_server_that_lies(share: float, threshold: int) -> 
     assert 2 * threshold > 100 + math.floor(share * 100)
 
 
+def test_very_many_are_refused_only_where_the_server_may_lie() -> None:
+    assert Withstand(clients=MOST_WITH_ALL, malicious=True).parameters.degree == MOST_WITH_ALL - 1
+    assert Withstand(clients=1 << 20).parameters.degree < 100
+
+
 @given(st.integers(3, 400), st.floats(0, 0.5), st.floats(0, 0.5), st.booleans())
 def test_what_is_found_is_between_what_is_secure_and_what_is_reached(
     clients: int, corrupt: float, dropouts: float, malicious: bool
@@ -151,6 +156,7 @@ def test_what_is_found_is_between_what_is_secure_and_what_is_reached(
         ({"clients": 100, "corrupt": 0.6, "dropouts": 0.5}, "61 clients to put a secret together, and 50 are left"),
         ({"clients": 100, "corrupt": 1 / 3, "dropouts": 0.4, "malicious": True}, "2 · dropouts must be below 1"),
         ({"clients": 5, "corrupt": 0.9}, "shows the one that is left"),
+        ({"clients": 20_000, "malicious": True}, r"all 20000 clients would mask with all others, .* 45 GB of shares"),
     ],
 )
 def test_what_nothing_withstands_is_refused_when_written(wrong: dict[str, float], told: str) -> None:

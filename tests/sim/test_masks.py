@@ -133,6 +133,18 @@ def test_dropouts_of_a_simulated_world_are_survived_by_the_real_protocol(tmp_pat
     assert survivors == [line["trained"] for line in real.metrics]
 
 
+@pytest.mark.parametrize("cryptography", [False, True])
+def test_one_without_examples_is_not_in_the_sum(tmp_path: Path, cryptography: bool) -> None:
+    """It sends nothing, as though it had been lost; the mean is that of the others."""
+    five = {i: (X[i::12], Y[i::12]) for i in range(5)}
+    rule = fd.masked(fd.Withstand(clients=6, corrupt=0.0, dropouts=0.2), bits=24)
+    how = fd.Settings(folder=tmp_path, progress=False, executor=fd.executors.debug(), cryptography=cryptography)
+    clients = fd.Clients.of(five | {5: (X[:0], Y[:0])})
+    found = fd.simulate(TASK, fd.fedavg(LOCAL, aggregator=rule), clients, rounds=1, cohort=6, settings=how)
+    wanted = np.mean([_update(fd.Clients.of(five), i) for i in range(5)], axis=0)
+    np.testing.assert_allclose(found.weights.vector, wanted, atol=1e-5)
+
+
 def test_a_round_with_too_few_shows_nothing_and_changes_nothing(tmp_path: Path) -> None:
     rule = fd.masked(fd.Withstand(clients=12, corrupt=0.0, dropouts=0.1), bits=16, bound=2.0, least=12)
     world = fd.World(device=lambda draw: Device(10.0, 1e6, 1e6, dropout=0.5))

@@ -126,8 +126,8 @@ class Admission:
 
     def _not_waited_for(self, course: Course, caller: Who, now: float) -> None:
         """Who has nothing to train on any more, and was wanted in the round under way, is not waited for."""
-        if course.state.phase is not Phase.SELECTING or course.rules.flowing or course.masks:
-            return
+        if course.state.phase is not Phase.SELECTING or course.rules.flowing or course.masked is not None:
+            return  # a masked sum that is under way has its slots: nobody comes into it, nor leaves it by this
         for action in self._driver.step(course, machine.Came(now, caller.position, self._ground.secret(16)), now):
             if isinstance(action, machine.Seated):
                 self._driver.step(course, machine.Declined(now, action.seat.key, "data"), now)
