@@ -350,14 +350,15 @@ def paper(counts: list[int], repeat: int) -> list[Figures]:
             client, server = told["client"], told["server"][figures["drop"]]
             print(
                 f"  {figures['drop']:2} % lost: client {client:.2f} / {figures['client']:.3f}, server {server:.1f} / "
-                f"{figures['server']:.3f} (bound {figures['server_bound']:.3f}, ratio {figures['server_ratio']:.2f})",
+                f"{figures['server']:.3f} (bound {figures['server_bound']:.3f}, ratio {figures['server_ratio']:.2f}, "
+                f"in the first round {figures['server_first']:.2f})",
                 flush=True,
             )
             found.append(figures | {"published_client": client, "published_server": server})
     return found
 
 
-def flower(counts: list[int]) -> list[Figures]:
+def flower(counts: list[int], repeat: int) -> list[Figures]:
     """Flower's SecAgg+ beside ours in the same run: as many clients, entries, shares, and the same threshold."""
     python = PEERS / ".venv-flower" / "bin" / "python"
     if not python.exists():
@@ -369,7 +370,7 @@ def flower(counts: list[int]) -> list[Figures]:
         shares, threshold = count, full(count).parameters.threshold
         command = [str(python), str(PEERS / "flower_secagg.py"), *map(str, (count, SIZE, shares, threshold))]
         peer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        for figures in measured(Setting(full(count), SIZE, width(count, 16, 1), (0,))):
+        for figures in measured(Setting(full(count), SIZE, width(count, 16, 1), (0,)), repeat):
             client, server = (peer[who] / figures[who] for who in ("client", "server"))
             print(
                 f"  {count} clients: client {peer['client']:.3f} / {figures['client']:.4f} ({client:.0f}×), server "
@@ -466,7 +467,7 @@ def main() -> None:
         chosen = [every[int(i)] for i in options.settings.split(",")]
         found["times"] = times(*chosen, repeat=options.repeat)
     if "flower" in parts:
-        found["flower"] = flower([int(n) for n in options.flower.split(",")])
+        found["flower"] = flower([int(n) for n in options.flower.split(",")], options.repeat)
     if options.paper:
         found["paper"] = paper([int(n) for n in options.paper.split(",")], options.repeat)
     if options.json:
