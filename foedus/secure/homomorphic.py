@@ -7,12 +7,17 @@ a grid so coarse that the noise rounds away: the sum comes out as the whole numb
 noise, and is the same bits whoever encrypted it. How coarse is worked out when the aggregator is built, with room for
 thirteen standard deviations.
 
-This protects against a server that looks, alone. **The server and any one silo together can decrypt every silo's
-update**: there is one key. And a server that changes ciphertexts can shift the sum, or learn from what silos then
-refuse. Where any of that matters, or there are more than a few silos, ``masked`` is what protects.
+Whoever has no key can still compute with ciphertexts: add one twice, leave one out, put one in another's place, add
+numbers, multiply. Therefore every single ciphertext says, beside its share of the numbers, whose it is, and has tags:
+sums of all of this times secret factors, modulo primes, which only who has the key can work out, and which are others
+for every run, round, channel, length and place in a message. Tags of a sum are the sums of tags; those of anything
+else that can be made of ciphertexts are right with a chance of less than one in 2^55. A silo opens nothing else.
 
-Sources: Cheon, Kim, Kim & Song 2017 ("Homomorphic encryption for arithmetic of approximate numbers"); TenSEAL
-(Benaissa et al. 2021) over Microsoft SEAL.
+This protects against a server, alone. **The server and any one silo together can decrypt every silo's update**: there
+is one key. Where that matters, or there are more than a few silos, ``masked`` is what protects.
+
+Sources: Cheon, Kim, Kim & Song 2017 ("Homomorphic encryption for arithmetic of approximate numbers"); Agrawal & Boneh
+2009 ("Homomorphic MACs") for tags that add up; TenSEAL (Benaissa et al. 2021) over Microsoft SEAL.
 
 Not here: how silos come by the key (``secure/silo_keys.py``).
 """
@@ -34,7 +39,7 @@ from foedus.core.coding import part, refused
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee, Reason, SecureAggregationFailed, SumOverflow
 from foedus.secure.fixed_point import Grid, whole_weight
-from foedus.secure.primitives import derived, digest
+from foedus.secure.primitives import derived, digest, keystream
 from foedus.tree import Vector
 
 DEGREE, MODULUS = 4096, (54, 54)  # 128 bits of security by the Homomorphic Encryption Standard (2018), table 1: ≤ 109
@@ -44,7 +49,8 @@ SPREAD = math.sqrt(10.75 * SLOTS)  # a fresh ciphertext's noise in a slot, in un
 TAIL = 13  # so many of them fit into a quarter of the grid's step: fails with a chance of about 2^−121 a number
 SILOS = 64  # more of them keep no common secret
 USUAL, LONGEST = 61_750, 1 << 17  # bytes of one ciphertext, about and at most
-ROUNDS = 1 << 20
+PRIMES = np.array([[536_870_909], [536_870_879], [536_870_869]])  # of tags: a change that one divides, two more notice
+FACTOR = (1 << 29) - 1
 ID = 16  # bytes by which keys are told apart
 
 
@@ -61,14 +67,19 @@ class SiloKey:
     """
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = bytes(secret)
-        self.id = derived(digest(self._secret), b"foedus: id of a key for encrypted sums")[:ID]
+        self._secret, root = bytes(secret), digest(bytes(secret))
+        self.id = derived(root, b"foedus: id of a key for encrypted sums")[:ID]
+        self._tags = derived(root, b"foedus: tags of encrypted sums")
 
     def __bytes__(self) -> bytes:
         return self._secret
 
     def __repr__(self) -> str:
         return "SiloKey(<secret>)"
+
+    def tags(self, about: bytes) -> bytes:
+        """The secret that the factors of tags about something come from."""
+        return derived(self._tags, about)
 
 
 def silo_key() -> SiloKey:
@@ -165,7 +176,7 @@ def _floor(silos: int, least: int | None) -> int:
 
 def _check_capacity(rule: _Encrypted) -> None:
     room = CAPACITY - rule.scale_bits
-    largest = rule.silos * max(rule.grid.half * (rule.most or 1), ROUNDS)
+    largest = rule.silos * max(rule.grid.half * (rule.most or 1), int(PRIMES.max()))
     if largest.bit_length() <= room:
         return
     fits = rule.grid.bits - (largest.bit_length() - room)
@@ -177,7 +188,8 @@ def _check_capacity(rule: _Encrypted) -> None:
 
 
 class _Encrypted(NamedTuple):
-    """An encrypted mean: slots hold the entries, the weight, and who is in the sum in which round."""
+    """An encrypted mean. Slots of every ciphertext hold entries, the last of them the weight; for every silo whether it
+    is in the sum; and tags."""
 
     silos: int
     least: int
@@ -211,33 +223,52 @@ class _Encrypted(NamedTuple):
         """Bytes of a message for an update of so many entries, about."""
         return self._ciphertexts(size) * (USUAL + 8) + ID
 
+    @property
+    def _room(self) -> int:
+        """Entries that a ciphertext has room for."""
+        return SLOTS - self.silos - len(PRIMES)
+
     def _ciphertexts(self, size: int) -> int:
-        return -(-(size + 1 + 2 * self.silos) // SLOTS)
+        return -(-(size + 1) // self._room)
 
     # --- at a silo
 
     def encode(self, update: Update, context: Context) -> Message:
-        numbers = self._numbers(update, context)
-        slots = np.zeros(self._ciphertexts(len(update.vector)) * SLOTS)
-        slots[: len(numbers)] = numbers
+        rows = self._rows(update, context)
         own, scale = _context(bytes(self._known())), 2.0**self.scale_bits
-        made = [_library().ckks_vector(own, row, scale).serialize() for row in slots.reshape(-1, SLOTS)]
+        made = [_library().ckks_vector(own, row, scale).serialize() for row in rows.astype(np.float64)]
         return _joined(made) | {"key": np.frombuffer(self._known().id, np.uint8)}
 
-    def _numbers(self, update: Update, context: Context) -> NDArray[np.float64]:
-        """Entries on the grid times the weight; the weight; for every silo, whether it is in the sum, and the round."""
+    def _rows(self, update: Update, context: Context) -> NDArray[np.int64]:
+        """What is encrypted, [ciphertext, slot]."""
         if not 0 <= context.client < self.silos:
             raise ConfigurationError(
                 f"{self.label} adds up the updates of {self.silos} silos, and there is one at position "
                 f"{context.client}. Write encrypted({context.client + 1}, ...), or more"
             )
+        numbers = self._numbers(update, context)
+        rows = np.zeros((self._ciphertexts(len(update.vector)), SLOTS), np.int64)
+        flat = np.zeros(len(rows) * self._room, np.int64)
+        flat[: len(numbers)] = numbers
+        rows[:, : self._room] = flat.reshape(len(rows), -1)
+        rows[:, self._room + context.client] = 1
+        secret = self._secret(context, len(update.vector))
+        for place, row in enumerate(rows):
+            row[-len(PRIMES) :] = _tags(secret, place, row[: -len(PRIMES)])
+        return rows
+
+    def _numbers(self, update: Update, context: Context) -> NDArray[np.int64]:
+        """Entries on the grid times the weight; the weight."""
         weight = 1 if self.most is None else whole_weight(update, self.most, context)
-        entries = self.grid.codes(update, context).astype(np.float64)
+        entries = self.grid.codes(update, context).astype(np.int64)
         entries -= self.grid.half
         entries *= weight
-        marks = np.zeros((2, self.silos))
-        marks[:, context.client] = 1, context.round % ROUNDS
-        return np.concatenate([entries, [weight], marks.reshape(-1)])
+        return np.append(entries, weight)
+
+    def _secret(self, context: Context, size: int) -> bytes:
+        """Where the factors of tags come from: the same for all silos, and for this alone."""
+        about = self.label.encode(), context.channel.encode(), f"{context.seed} {context.round} {size}".encode()
+        return self._known().tags(digest(*about))
 
     def _known(self) -> SiloKey:
         if self.key is None:
@@ -265,13 +296,14 @@ class _Encrypted(NamedTuple):
         return _joined(found) | {"key": key.copy(), "count": np.ones(1, np.int64)}
 
     def _checked(self, raw: bytes, context: Context) -> bytes:
+        scale = 2.0**self.scale_bits
         try:
             vector = _library().ckks_vector_from(_context(_public()), raw)
             again: bytes = vector.serialize()
-            sound = vector.size() == SLOTS and len(vector.ciphertext()) == 1
+            sound = _is_sound(vector, scale) and again[-8:] == struct.pack("<d", scale)  # TenSEAL writes it once more
         except (ValueError, RuntimeError) as error:
             raise refused(f"sent what is no ciphertext: {str(error).splitlines()[0]}", context) from None
-        if not sound or again[-8:] != struct.pack("<d", 2.0**self.scale_bits):
+        if not sound:
             raise refused("sent a ciphertext of another size or scale than are added up", context)
         return again
 
@@ -295,32 +327,35 @@ class _Encrypted(NamedTuple):
 
     def open(self, message: Message, context: Context) -> Message:
         """The sum as whole numbers, once it is found to be what it is said to be."""
-        own = _context(bytes(self._known()))
         _check_form(message)
         if message["key"].tobytes() != self._known().id:
             raise SecureAggregationFailed("the sum is encrypted under another key than this silo's")
-        numbers = np.concatenate([_decrypted(own, raw) for raw in _parted(message["values"], message["lengths"])])
-        whole = np.rint(numbers)
-        if not np.abs(numbers - whole).max(initial=0.0) <= 0.25:
+        size, ciphertexts = context.size, _parted(message["values"], message["lengths"])
+        if len(ciphertexts) != self._ciphertexts(size):
             raise SecureAggregationFailed(
-                "the decrypted sum is not made of whole numbers: ciphertexts were changed on the way, or added to "
-                "something else. Nothing of it is used"
+                f"the sum has {len(ciphertexts)} ciphertexts where an update of {size} entries has "
+                f"{self._ciphertexts(size)}"
             )
-        size, end = context.size, context.size + 1 + 2 * self.silos
-        if len(whole) != self._ciphertexts(size) * SLOTS:
-            raise SecureAggregationFailed(f"the decrypted sum holds {len(whole)} numbers where an update has {size}")
-        self._check_marks(whole[size + 1 : end].reshape(2, self.silos), message, context)
-        found = whole[: size + 1].astype(np.int64)
+        own, scale = _context(bytes(self._known())), 2.0**self.scale_bits
+        rows = np.stack([_whole(_decrypted(own, raw, scale)) for raw in ciphertexts])
+        self._check_marks(rows[:, self._room : -len(PRIMES)], message, context)
+        self._check_tags(rows, context)
+        found = rows[:, : self._room].reshape(-1)[: size + 1]
         return {"sum": found[:size], "weight": found[size:], "count": message["count"]}
 
-    def _check_marks(self, marks: NDArray[np.float64], message: Message, context: Context) -> None:
-        """Whether the sum is of enough silos, each once, all of this round, as the server says."""
-        there, rounds = marks
+    def _check_marks(self, marks: NDArray[np.int64], message: Message, context: Context) -> None:
+        """Whether every ciphertext is of the same silos, enough, each once, as the server says."""
+        there = marks[0]
         count = int(there.sum())
-        if not np.isin(there, (0, 1)).all() or (rounds != there * (context.round % ROUNDS)).any():
+        if not np.isin(marks, (0, 1)).all():
             raise SecureAggregationFailed(
-                f"the decrypted sum holds a silo twice, or an update of another round than {context.round}: whoever "
-                "added it up did not do as told. Nothing of it is used"
+                "the decrypted sum holds a silo twice, or something else than silos' updates: whoever added it up did "
+                "not do as told. Nothing of it is used"
+            )
+        if (marks != there).any():
+            raise SecureAggregationFailed(
+                "the decrypted sum is of other silos in one place than in another: whoever added it up put ciphertexts "
+                "of several sums together. Nothing of it is used"
             )
         if count != int(message["count"][0]) or count < self.least:
             raise SecureAggregationFailed(
@@ -331,6 +366,18 @@ class _Encrypted(NamedTuple):
             raise SecureAggregationFailed(
                 f"the update of client {context.client}, who is asked to decrypt the sum, is not in it"
             )
+
+    def _check_tags(self, rows: NDArray[np.int64], context: Context) -> None:
+        """Whether every ciphertext is a sum of what silos encrypted for this place, and of nothing else."""
+        secret = self._secret(context, context.size)
+        for place, row in enumerate(rows):
+            numbers, tags = row[: -len(PRIMES)], row[-len(PRIMES) :]
+            if (tags % PRIMES[:, 0] != _tags(secret, place, numbers)).any():
+                raise SecureAggregationFailed(
+                    f"ciphertext {place + 1} of {len(rows)} is no sum of what silos encrypted there for "
+                    f"{context.channel!r} in round {context.round}: it was changed, or is of another place, another "
+                    "round or another run. Nothing of it is used"
+                )
 
     # --- anywhere again
 
@@ -367,7 +414,7 @@ def forced(message: Message, key: SiloKey) -> NDArray[np.float64]:
         True
     """
     own = _context(bytes(key))
-    return np.concatenate([_decrypted(own, raw) for raw in _parted(message["values"], message["lengths"])])
+    return np.concatenate([_decrypted(own, raw, None) for raw in _parted(message["values"], message["lengths"])])
 
 
 # --- TenSEAL ------------------------------------------------------------------------------------------------
@@ -416,12 +463,47 @@ def _serialised(context: Any, *, secret: bool) -> bytes:
     return found
 
 
-def _decrypted(own: Any, ciphertext: bytes) -> NDArray[np.float64]:
+def _decrypted(own: Any, ciphertext: bytes, scale: float | None) -> NDArray[np.float64]:
+    """What is in the slots, [slot]; of a ciphertext that must have a scale, unless it may have any."""
     try:
-        return np.array(_library().ckks_vector_from(own, ciphertext).decrypt(), np.float64)
+        vector = _library().ckks_vector_from(own, ciphertext)
+        if scale is not None and not _is_sound(vector, scale):
+            raise SecureAggregationFailed(
+                "the sum has a ciphertext of another size, scale or level than silos encrypt. Nothing of it is used"
+            )
+        return np.array(vector.decrypt(), np.float64)
     except (ValueError, RuntimeError) as error:
         told = str(error).splitlines()[0]
         raise SecureAggregationFailed(f"the sum is no ciphertext of a silo's key: {told}. Nothing is used") from None
+
+
+def _is_sound(vector: Any, scale: float) -> bool:
+    """Whether it is one ciphertext of the size, the scale and the level at which silos encrypt."""
+    if vector.size() != SLOTS or len(vector.ciphertext()) != 1:
+        return False
+    (only,) = vector.ciphertext()
+    return bool(
+        only.scale == scale and only.size() == 2 and only.coeff_modulus_size() == 1 and not only.is_transparent()
+    )
+
+
+def _whole(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The whole numbers that decrypted ones are, int64 [slot]."""
+    whole = np.rint(numbers)
+    if not np.abs(numbers - whole).max(initial=0.0) <= 0.25:
+        raise SecureAggregationFailed(
+            "the decrypted sum is not made of whole numbers: ciphertexts were changed on the way, or added to "
+            "something else. Nothing of it is used"
+        )
+    return whole.astype(np.int64)
+
+
+def _tags(secret: bytes, place: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tags of the numbers of the ciphertext at a place of a message, [tag]."""
+    stream = keystream(derived(secret, struct.pack("<Q", place)), 4 * len(PRIMES) * len(numbers))
+    factors = np.frombuffer(stream, "<u4").reshape(len(PRIMES), -1) & FACTOR
+    found: NDArray[np.int64] = (numbers % PRIMES * factors % PRIMES).sum(1) % PRIMES[:, 0]
+    return found
 
 
 def _added(a: bytes, b: bytes) -> bytes:

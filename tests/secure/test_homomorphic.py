@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from foedus.errors import (
 )
 from foedus.secure import homomorphic
 from foedus.secure.fixed_point import Grid
-from foedus.secure.homomorphic import SLOTS, SPREAD, TAIL, SiloKey, encrypted, silo_key
+from foedus.secure.homomorphic import PRIMES, SLOTS, SPREAD, TAIL, SiloKey, encrypted, silo_key
 
 KEY, OTHER = silo_key(), silo_key()
 RULE = encrypted(5, key=KEY, bits=16, bound=2.0, most=1000)
+ROOM = SLOTS - 5 - len(PRIMES)  # entries of a ciphertext of five silos
 
 
 def at(client: int, size: int = 3, round: int = 1) -> Context:
@@ -53,7 +56,7 @@ def decoded(total: Message, size: int = 3, rule: Any = RULE, round: int = 1) -> 
 
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32), st.integers(3, 5), st.sampled_from([0, 1, 7, SLOTS - 11, SLOTS - 10, 3000]))
+@given(st.integers(0, 2**32), st.integers(3, 5), st.sampled_from([0, 1, 7, ROOM - 1, ROOM, 3000]))
 def test_the_sum_is_that_of_the_whole_numbers(seed: int, count: int, size: int) -> None:
     """To the bit: beside numbers that were never encrypted."""
     rng, grid = np.random.default_rng(seed), Grid(16, 2.0)
@@ -163,6 +166,164 @@ def test_a_server_that_shows_one_silo_for_many_is_found_out() -> None:
     assert total is not None
     with pytest.raises(SecureAggregationFailed, match="said to be 5"):
         decoded(total | {"count": np.array([5])})
+
+
+# --- a server that computes with what it cannot read --------------------------------------------------------
+
+LONG = 2 * ROOM + 50  # three ciphertexts
+VECTORS = np.random.default_rng(5).uniform(-2, 2, (5, LONG))
+
+
+def rows_of(given: Message) -> list[bytes]:
+    return homomorphic._parted(given["values"], given["lengths"])
+
+
+def long(client: int, *, rule: Any = RULE, size: int = LONG, **where: Any) -> list[bytes]:
+    """The ciphertexts of a silo, from where it is said; all silos have something else to say."""
+    context = at(client, size)._replace(**where)
+    return rows_of(rule.admit(rule.encode(Update(VECTORS[client][:size], 10.0), context), context))
+
+
+def added(*ciphertexts: bytes, less: bytes | None = None) -> bytes:
+    """A sum, or a sum less another ciphertext."""
+    there = homomorphic._context(homomorphic._public())
+    read = [homomorphic._library().ckks_vector_from(there, raw) for raw in ciphertexts]
+    for other in read[1:]:
+        read[0].add_(other)
+    if less is not None:
+        read[0].sub_(homomorphic._library().ckks_vector_from(there, less))
+    found: bytes = read[0].serialize()
+    return found
+
+
+def plus(raw: bytes, numbers: Any) -> bytes:
+    """Known numbers added to unknown ones: it takes no key."""
+    there = homomorphic._context(homomorphic._public())
+    total = homomorphic._library().ckks_vector_from(there, raw)
+    total.add_(homomorphic._library().plain_tensor(np.asarray(numbers, float).tolist()))
+    found: bytes = total.serialize()
+    return found
+
+
+def times(raw: bytes, numbers: Any) -> bytes:
+    """Unknown numbers multiplied by known ones, said to be of the old scale."""
+    library = homomorphic._library()
+    there = library.context_from(homomorphic._public(), n_threads=1)
+    there.auto_rescale, there.global_scale = False, 2.0 ** _scale_bits(RULE)
+    product = library.ckks_vector_from(there, raw)
+    product.mul_(library.plain_tensor(np.asarray(numbers, float).tolist()))
+    return rescaled(product.serialize(), 2.0 ** _scale_bits(RULE))
+
+
+def rescaled(raw: bytes, scale: float) -> bytes:
+    """The same ciphertext, said to be of another scale, in both places where one is written."""
+    there = homomorphic._context(homomorphic._public())
+    (only,) = homomorphic._library().ckks_vector_from(there, raw).ciphertext()
+    only.scale = scale
+    with tempfile.NamedTemporaryFile() as file:
+        only.save(file.name)
+        inner = Path(file.name).read_bytes()
+    size = bytes([len(inner) & 127 | 128, len(inner) >> 7 & 127 | 128, len(inner) >> 14])
+    return raw[:4] + b"\x12" + size + inner + b"\x19" + struct.pack("<d", scale)
+
+
+def slots(**values: float) -> np.ndarray:
+    """Numbers to add to the slots s0, s1, ..., and to the marks of silos m0, m1, ..."""
+    found = np.zeros(SLOTS)
+    for name, value in values.items():
+        found[int(name[1:]) + (ROOM if name[0] == "m" else 0)] = value
+    return found
+
+
+def with_row(place: int, make: Any) -> Any:
+    """A sum in which one ciphertext is another."""
+
+    def changed(honest: list[bytes]) -> list[bytes]:
+        return [make(raw, i) if i == place else raw for i, raw in enumerate(honest)]
+
+    return changed
+
+
+NO_SUM, MIXED, TWICE = "is no sum of what silos encrypted there", "other silos in one place", "a silo twice"
+WRONG, SCALE = "a silo twice|not made of whole numbers", "another size, scale"
+OTHER_RULE = encrypted(5, key=KEY, bits=16, bound=4.0, most=1000)
+SPLICES: dict[str, tuple[Any, str]] = {
+    "all but the last of one silo": (lambda honest: [*long(0)[:-1], honest[-1]], MIXED),
+    "only the last of one silo": (lambda honest: [*honest[:-1], long(0)[-1]], MIXED),
+    "one of one silo": (with_row(1, lambda raw, i: long(0)[i]), MIXED),
+    "one without a silo": (with_row(0, lambda raw, i: added(raw, less=long(1)[i])), MIXED),
+    "one silo for another": (with_row(0, lambda raw, i: added(raw, long(3)[i], less=long(1)[i])), MIXED),
+    "one silo twice in one": (with_row(2, lambda raw, i: added(raw, long(1)[i])), TWICE),
+    "one silo twice, another not": (with_row(1, lambda raw, i: added(raw, long(1)[i], less=long(2)[i])), TWICE),
+    "two places exchanged": (lambda honest: [honest[1], honest[0], honest[2]], NO_SUM),
+    "one place twice": (lambda honest: [honest[0], honest[0], honest[2]], NO_SUM),
+    "one silo's places exchanged": (
+        lambda honest: [added(honest[0], long(0)[1], less=long(0)[0]), *honest[1:]], NO_SUM,
+    ),
+    "another round": (with_row(1, lambda raw, i: added(*(long(c, round=2)[i] for c in range(3)))), NO_SUM),
+    "one silo of another round": (
+        with_row(1, lambda raw, i: added(raw, long(0, round=2)[i], less=long(0)[i])), NO_SUM,
+    ),
+    "a difference of two rounds": (
+        with_row(0, lambda raw, i: added(raw, long(0, round=2)[i], less=long(0, round=3)[i])), NO_SUM,
+    ),
+    "another run": (with_row(1, lambda raw, i: added(*(long(c, seed=9)[i] for c in range(3)))), NO_SUM),
+    "another channel": (with_row(1, lambda raw, i: added(*(long(c, channel="buffers")[i] for c in range(3)))), NO_SUM),
+    "another grid": (with_row(1, lambda raw, i: added(*(long(c, rule=OTHER_RULE)[i] for c in range(3)))), NO_SUM),
+    "another length": (with_row(1, lambda raw, i: added(*(long(c, size=LONG - 1)[i] for c in range(3)))), NO_SUM),
+    "one silo, with marks put on it": (
+        lambda honest: [plus(raw, slots(m1=1, m2=1)) for raw in long(0)], NO_SUM,
+    ),
+    "a number added": (with_row(0, lambda raw, i: plus(raw, slots(s7=1))), NO_SUM),
+    "a prime added": (with_row(0, lambda raw, i: plus(raw, slots(s7=float(PRIMES[0, 0])))), NO_SUM),
+    "a silo made up": (lambda honest: [plus(raw, slots(m3=1)) for raw in honest], NO_SUM),
+    "multiplied": (lambda honest: [times(raw, np.ones(SLOTS)) for raw in honest], WRONG),
+    "a place multiplied": (with_row(0, lambda raw, i: times(raw, slots(s7=1, m0=1, m1=1, m2=1))), WRONG),
+    "another scale": (lambda honest: [rescaled(raw, 2.0 ** _scale_bits(RULE) / 2) for raw in honest], SCALE),
+    "one of another scale": (with_row(2, lambda raw, i: rescaled(raw, 2.0**40)), SCALE),
+    "fewer ciphertexts": (lambda honest: honest[:-1], "has 2 ciphertexts where"),
+    "more ciphertexts": (lambda honest: [*honest, honest[-1]], "has 4 ciphertexts where"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SPLICES)
+def test_whatever_a_server_makes_of_ciphertexts_is_no_sum(kind: str) -> None:
+    """It has all messages of silos, of this round and of others, and puts a sum together as it likes."""
+    honest = [added(*(long(c)[i] for c in range(3))) for i in range(3)]
+    change, told = SPLICES[kind]
+    key = {"key": np.frombuffer(KEY.id, np.uint8), "count": np.array([4 if kind == "a silo made up" else 3])}
+    with pytest.raises(SecureAggregationFailed, match=told):
+        decoded(homomorphic._joined(change(honest)) | key, LONG)
+
+
+def test_what_an_honest_server_makes_of_them_is_the_sum() -> None:
+    """By the means of the test above, so that it is not their form that is refused."""
+    honest = homomorphic._joined([added(*(long(c)[i] for c in range(3))) for i in range(3)])
+    key = {"key": np.frombuffer(KEY.id, np.uint8), "count": np.array([3])}
+    assert np.abs(decoded(honest | key, LONG) - VECTORS[:3].mean(0)).max() <= RULE.sealed.error  # type: ignore[union-attr]
+    same = [plus(rescaled(raw, 2.0 ** _scale_bits(RULE)), np.zeros(SLOTS)) for raw in rows_of(honest)]
+    assert decoded(homomorphic._joined(same) | key, LONG).tobytes() == decoded(honest | key, LONG).tobytes()
+
+
+@given(st.integers(0, 2), st.integers(0, SLOTS - 1 - len(PRIMES)), st.integers(-(2**36), 2**36).filter(bool))
+def test_no_change_of_a_number_has_the_same_tags(place: int, slot: int, by: int) -> None:
+    """Without ciphertexts: what is in them, changed in one slot by any number."""
+    rows = TOTAL.copy()
+    rows[place, slot] += by
+    with pytest.raises(SecureAggregationFailed, match=NO_SUM):
+        RULE.encode.__self__._check_tags(rows, at(SERVER, LONG))  # type: ignore[attr-defined]
+
+
+TOTAL = sum(RULE.encode.__self__._rows(Update(VECTORS[c], 10.0), at(c, LONG)) for c in range(3))  # type: ignore[attr-defined]
+
+
+def test_sums_of_any_silos_have_the_tags_that_are_expected() -> None:
+    rule = encrypted(64, key=KEY, bits=20, most=10)
+    own = rule.encode.__self__  # type: ignore[attr-defined]
+    made = [own._rows(Update(np.full(4100, 1.0 - c / 32), float(c)), at(c, 4100)) for c in range(1, 64)]
+    for count in (1, 2, 40, 63):
+        own._check_tags(sum(made[:count]), at(SERVER, 4100))
 
 
 def test_ciphertexts_that_were_changed_are_refused_or_give_nothing() -> None:
