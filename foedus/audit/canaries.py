@@ -339,31 +339,38 @@ def in_final_model(first: Vector, last: Vector, *, seed: int, count: int, delta:
 
 
 def in_messages(
-    rule: Aggregator, layout: Layout, *, seed: int, count: int = 32, length: float | None = None, delta: float = 1e-5
-) -> Empirical:
-    """What one message of one client tells the server, who sees it alone.
+    rule: Aggregator, layout: Layout, *, seed: int, count: int = 32, length: float | None = None, delta: float = 1e-5,
+    messages: int = 1,
+) -> Empirical:  # fmt: skip
+    """What messages of one client tell the server, who sees each of them alone, and puts a client's together.
 
     Args:
         rule: the algorithm's aggregator.
         layout: of the model.
         seed: of the canaries.
-        count: how many messages.
+        count: how many clients.
         length: of what is sent; by default as :func:`with_canaries` chooses.
         delta: δ in (0, 1).
+        messages: of each client, in as many rounds.
 
     Example:
         >>> from foedus.core.aggregate import mean
         >>> in_messages(mean(), Layout(("w",), ((300,),), ("float32",)), seed=0, count=4).least > 10  # as it was sent
         True
     """
+    check_whole("messages", messages)
     length = (sending(rule, layout, seed) or 1.0) if length is None else length
     observed, unseen = [], []
     for i in range(count):
-        context = Context(seed, 1, i, layout=layout, size=layout.size, told=_told(rule, layout))
-        own = direction(seed, i, layout.size)
-        message = passed(rule, (length * own).astype(np.float32), context, weight=1.0)
-        view = opened(rule, [message], context).astype(np.float64)
-        scale = math.sqrt(layout.size) / (float(np.linalg.norm(view)) or 1.0)
-        observed.append(float(own @ view) * scale)
-        unseen += [float(direction(seed, count + (i * 8 + k), layout.size) @ view) * scale for k in range(8)]
-    return empirical(observed, unseen, delta=delta, label="one client's message")
+        numbers = (i, *(count + (i * 8 + k) for k in range(8)))  # its own direction, and some that nobody sends
+        known = np.stack([direction(seed, number, layout.size) for number in numbers])
+        seen = np.zeros(len(known))
+        for round in range(1, messages + 1):
+            context = Context(seed, round, i, layout=layout, size=layout.size, told=_told(rule, layout))
+            message = passed(rule, (length * known[0]).astype(np.float32), context, weight=1.0)
+            view = opened(rule, [message], context).astype(np.float64)
+            seen += known @ view * math.sqrt(layout.size) / (float(np.linalg.norm(view)) or 1.0)
+        observed.append(seen[0])
+        unseen += seen[1:].tolist()
+    label = "one client's message" if messages == 1 else f"{messages} messages of one client"
+    return empirical(observed, unseen, delta=delta, label=label)

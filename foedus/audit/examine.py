@@ -121,7 +121,7 @@ def audit(federation: Federation, *, run: str | Path | None = None, effort: Effo
     effort = Effort() if effort is None else effort
     federation = replace(federation, clients=federation.population())  # made once
     folder = _folder(federation, run, effort)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.private_folder(folder)  # it will hold examples of a client
     with steps(effort.progress, 1 + len(_parts(effort)), "audit") as tell:
         ground = _ground(federation, run, effort, folder)
         tell("the run is there")
@@ -138,7 +138,11 @@ def _folder(federation: Federation, run: str | Path | None, effort: Effort) -> P
     if effort.folder is not None:
         return Path(effort.folder)
     place = run or federation.settings.folder
-    return Path(place) / "audit" if place is not None else new_folder("audit-")
+    if place is not None:
+        return Path(place) / "audit"
+    folder = new_folder("audit-")
+    folder.chmod(0o700)
+    return folder
 
 
 def _ground(federation: Federation, run: str | Path | None, effort: Effort, folder: Path) -> Ground:

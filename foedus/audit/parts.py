@@ -8,6 +8,7 @@ Not here: which parts there are and in which order (``examine.py``), what the fi
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ Figures = dict[str, Any]  # plain numbers, texts, and lists of them
 LEAST = 20  # examples of either kind, below which membership is not measured
 SOME = 50  # clients whose data is looked at, where there are more
 SUMMED = 16  # clients in a sum that is to be taken apart, where more would take long
+LOOKED_AT = 100  # updates of one client that the server puts together, where there are more
 OTHERS = 500  # examples of other clients that the mean example is made of
 
 
@@ -176,9 +178,20 @@ def canaries(ground: Ground) -> Figures:
     found["final model"] = _told(ground, final, "final model")
     rule = federation.algorithm.aggregator
     if rule.additive and rule.remember is None and not rule.hidden:  # else nobody sees one
-        single = in_messages(rule, ground.layout, seed=federation.seed, count=16, delta=effort.delta)
-        found["message"] = _told(ground, single, "message")
+        sent = _messages(ground)
+        for name, count in (("message", 1), ("messages", min(sent, LOOKED_AT))):
+            told = in_messages(
+                rule, ground.layout, seed=federation.seed, count=16, delta=effort.delta, messages=count
+            )  # fmt: skip
+            found[name] = _told(ground, told, name) | {"sent": sent, "looked at": count}
     return found
+
+
+def _messages(ground: Ground) -> int:
+    """How many updates a client sends in the whole run, about."""
+    clients = ground.federation.population()
+    cohort = sampler_of(ground.federation).expected(Population(len(clients), clients.sizes))
+    return max(1, math.ceil(ground.federation.rounds * min(1.0, cohort / len(clients)) - 1e-9))
 
 
 def _rerun(ground: Ground) -> tuple[Vector, Lookout]:

@@ -35,6 +35,7 @@ class Protections:
         claimed: ε of the whole run by its accountant; ``None`` where nothing is claimed.
         refused: why nothing can be claimed, although noise is added.
         clients, cohort, rounds: how many there are, planned in a round, and in all.
+        honest: fewest clients in a masked sum that do not collude; ``None`` without masks.
     """
 
     algorithm: str
@@ -50,6 +51,7 @@ class Protections:
     clients: int
     cohort: float
     rounds: int
+    honest: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """For a record."""
@@ -73,6 +75,7 @@ def protections(federation: Federation, layout: Layout, *, delta: float) -> Prot
         noisy=rule.event is not None, bound=None if length is None else length / 2, compares=not rule.additive,
         claimed=claimed, refused=refused, clients=len(federation.population()), cohort=_expected(sampler, federation),
         rounds=federation.rounds,
+        honest=None if rule.masking is None else rule.masking.least - rule.masking.withstand.corrupted,
     )  # fmt: skip
 
 

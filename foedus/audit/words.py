@@ -71,31 +71,49 @@ def places(guard: Protections, parts: Mapping[str, Figures]) -> list[Place]:
 
 
 def _server(guard: Protections, parts: Mapping[str, Figures]) -> Place:
-    message, rebuilt = _part(parts, "canaries").get("message"), _rebuilt(parts)
+    seen, rebuilt = _part(parts, "canaries"), _rebuilt(parts)
+    sent, models = seen.get("messages"), _level(seen.get("every model"))  # it makes the models, and has all of them
     told: list[str] = []
     if guard.sealed:
-        level = Level.LITTLE
+        level = models
         told.append(
             "It sees encrypted updates, and of them nothing but who sent how much. With the help of any one client, "
             "all of which have the key, it reads every update; so does whoever steals the key."
         )
-        told.append("What follows is what clients see, who decrypt sums:")
+        told.append(_with_models(seen))
+        told.append("What follows is what clients see, who decrypt sums, and the server, which makes models of them:")
     elif guard.hidden:
-        level = Level.SOME if rebuilt else Level.LITTLE
+        level = max(Level.SOME if rebuilt else Level.LITTLE, models)
         noise = ", with noise in them that clients added" if guard.shared else ""
         told.append(
             f"It sees sums over a cohort only{noise}. That holds as long as it does not control so many of the "
             "cohort's clients that it knows the rest of the sum, and as long as clients check that all of them have "
             "the same model."
         )
+        told.append(_with_models(seen))
     elif guard.local:
-        level = Level.MUCH if rebuilt else _level(message)
-        told.append(f"It sees single updates, with noise that clients added. {_measured(message, 'of one update')}")
+        level = Level.MUCH if rebuilt else max(_level(sent), models)
+        told.append(f"It sees single updates, with noise that clients added. {_measured(sent, _updates(sent))}")
+        told.append(_claim(guard))
     else:
         level = Level.MUCH
         told.append(f"It sees every client's update as it was sent.{_in_vain(guard)}")
     told += _inversions(parts)
     return Place(who="a curious server", level=level, told=tuple(told))
+
+
+def _with_models(seen: Figures) -> str:
+    """What the models tell a server that sees no single update."""
+    measured = _measured(seen.get("every model"), "of the whole run, from the models")
+    return f"But it has the model of every round, and learns from them what a client does. {measured}".rstrip()
+
+
+def _updates(sent: Figures | None) -> str:
+    """Of how many updates a figure is."""
+    if sent is None or sent["sent"] == 1:
+        return "of one update"
+    some = "all" if sent["looked at"] == sent["sent"] else f"{sent['looked at']} of the"
+    return f"of {some} {sent['sent']} updates of one client, put together"
 
 
 def _in_vain(guard: Protections) -> str:
@@ -262,7 +280,7 @@ def advice(guard: Protections, parts: Mapping[str, Figures], *, delta: float) ->
 
 def _alarms(guard: Protections, parts: Mapping[str, Figures]) -> Iterator[str]:
     seen = _part(parts, "canaries")
-    for name in ("every model", "final model"):
+    for name in ("every model", "final model", *(("messages",) if guard.local else ())):
         least = seen.get(name, {}).get("least")
         if guard.claimed is not None and least is not None and least > guard.claimed:
             yield (
@@ -280,12 +298,25 @@ def _noise(guard: Protections, delta: float) -> str:
     except FoedusError:  # dp-accounting is not installed
         much = f"foedus.calibrate({TARGET:g}, {delta:g}, rounds={guard.rounds}, cohort={cohort:.0f})"
     clip = "C" if guard.bound is None else f"{guard.bound:.3g}"
+    told = f"clip={clip}, noise_multiplier={much}, cohort={cohort:.0f}"
     warning = (
         f" With {guard.cohort:.0f} clients in a round that noise is larger than what they send, and the model will "
         "learn little: more clients, fewer rounds or a larger ε are needed, and `foedus privacy` shows the choice."
         if guard.cohort < FEW else ""
     )  # fmt: skip
-    return (
-        f"Bound what any one client can change, and drown it in noise. For ε = {TARGET:g}: "
-        f"aggregator=foedus.privacy.central(clip={clip}, noise_multiplier={much}, cohort={cohort:.0f}).{warning}"
-    )
+    chain = _shared(guard, told) if guard.hidden else f"aggregator=foedus.privacy.central({told})"
+    return f"Bound what any one client can change, and drown it in noise. For ε = {TARGET:g}: {chain}.{warning}"
+
+
+def _shared(guard: Protections, told: str) -> str:
+    """Noise where the server sees no single update, and is not to: in shares, under masks."""
+    cohort = max(guard.cohort, 1.0)
+    honest = max(1, math.floor(0.5 * cohort)) if guard.honest is None else guard.honest
+    shares = f"foedus.privacy.gaussian_shares({told}, honest={honest})"
+    if guard.sealed:
+        return (
+            f"aggregator=foedus.chain({shares}, foedus.masked(foedus.Withstand(clients={cohort:.0f}), "
+            f"planned={cohort:.0f})), masks in place of encryption, which takes no shares of noise; or, for much more "
+            "noise, foedus.privacy.local(...) before encryption"
+        )
+    return f"before the masks, which stay: aggregator=foedus.chain({shares}, foedus.masked(..., planned={cohort:.0f}))"

@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one safetensors file.
 
 Nothing is pickled: arrays lie in the safetensors layout, the rest is JSON in its metadata. A checkpoint is
-written to a temporary file and renamed, so that a kill leaves the previous one.
+written to a temporary file and renamed, so that a kill leaves the previous one. Only its owner can read it: of noise
+that hangs together over rounds it holds sums without any.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     values = json.dumps(checkpoint.values)
     told = {"foedus": str(VERSION), "values": values, "digest": _digest(arrays, values)}
-    files.replace(path, files.tensors(arrays, told))
+    files.replace(path, files.tensors(arrays, told), private=True)  # it may hold sums without noise
 
 
 def load(path: Path) -> Checkpoint:

@@ -16,12 +16,25 @@ from numpy.typing import NDArray
 from foedus.errors import StorageError
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a whole file atomically: a temporary file beside it, synced to disk, then renamed over it."""
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can enter, and those above it that are missing (``mkdir`` would make these for
+    everybody); one that is there is left as it is."""
+    with storage(path):
+        for folder in (*reversed(path.parents), path):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(exist_ok=True)  # fails where it is a file
+    return path
+
+
+def replace(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a whole file atomically: a temporary file beside it, synced to disk, then renamed over it. Nobody but its
+    owner can read a private one, from its first byte."""
     temporary = path.with_name(f".{path.name}.tmp")
     with storage(path):
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "wb", opener=_for_owner if private else None) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,6 +55,10 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextlib.contextmanager

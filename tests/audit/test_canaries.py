@@ -123,6 +123,16 @@ def test_one_message_tells_all_unless_its_client_added_noise():
     assert noisy.least < 1
 
 
+@pytest.mark.slow
+def test_all_messages_of_a_client_tell_as_much_as_independent_noise_lets_through():
+    """A direction of length 1 under noise of 8 is told, by 64 messages, as one under noise of 1 by one."""
+    rule = fd.chain(fd.privacy.local(clip=1.0, noise_multiplier=8.0), fd.mean())
+    all_of_them = in_messages(rule, layout(), seed=0, count=40, messages=64)
+    assert all_of_them.label == "64 messages of one client"
+    assert all_of_them.epsilon == pytest.approx(told_apart(1.0, delta=1e-5), rel=0.35)
+    assert all_of_them.epsilon > 5 * in_messages(rule, layout(), seed=0, count=40).epsilon
+
+
 def test_where_sums_have_no_room_for_more_canaries_take_the_place_of_clients():
     plain = federation(aggregator=fd.chain(fd.clip(0.5), fd.masked(fd.Withstand(clients=6, corrupt=0.0), least=4)))
     entered = with_canaries(replace(plain, cohort=5), layout(), count=30)

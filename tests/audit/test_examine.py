@@ -1,6 +1,7 @@
 """An audit of a whole federation: what it finds follows the protections, and what is finished is not done again."""
 
 import json
+import stat
 from dataclasses import replace
 
 import pytest
@@ -58,8 +59,18 @@ def test_noise_of_the_servers_protects_against_clients_and_not_against_the_serve
 
 
 @pytest.mark.slow
+def test_what_an_audit_writes_is_for_its_owner_alone(audited):
+    """It holds examples of a client."""
+    for found in audited.values():
+        assert stat.S_IMODE(found.folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.slow
 def test_noise_of_the_clients_protects_against_the_server_too(audited):
     local = audited["local"]
+    seen = local.findings["canaries"]["messages"]
+    assert seen["sent"] == seen["looked at"] == local.protections.rounds
+    assert f"of all {seen['sent']} updates of one client" in local.text
     assert level(local, "server") is Level.LITTLE
     assert local.findings["inversion"]["trials"][0]["recovered"] == 0
     assert local.protections.local
@@ -69,8 +80,10 @@ def test_noise_of_the_clients_protects_against_the_server_too(audited):
 def test_masks_protect_against_the_server_and_not_against_clients(audited):
     masked = audited["masked"]
     assert masked.protections.hidden
-    assert level(masked, "server") < Level.MUCH
-    assert level(masked, "client") is Level.MUCH
+    assert level(masked, "server") is level(masked, "client") is Level.MUCH, "it has every model, too"
+    assert "But it has the model of every round" in masked.text
+    assert any("gaussian_shares(" in text and "before the masks" in text for text in masked.advice)
+    assert not any("central(" in text for text in masked.advice), "which would take the masks away"
     assert "message" not in masked.findings["canaries"]  # the server never sees one
     assert "sums over a cohort only" in masked.text
     assert not any("by secure aggregation" in text for text in masked.advice)
@@ -81,8 +94,8 @@ def test_encryption_leaves_sums_to_clients_and_nothing_to_the_server(tmp_path):
     pytest.importorskip("tenseal")
     rule = fd.chain(fd.clip(0.5), fd.encrypted(6, key=fd.silo_key()))
     found = fd.audit(federation(aggregator=rule), effort=replace(QUICK, steps=20, folder=tmp_path / "audit"))
-    assert level(found, "server") is Level.LITTLE
-    assert level(found, "client") is Level.MUCH
+    assert level(found, "server") is level(found, "client") is Level.MUCH, "it makes models of the sums"
+    assert any("gaussian_shares(" in text and "in place of encryption" in text for text in found.advice)
     assert found.protections.sealed
     assert found.protections.bound == pytest.approx(0.5, rel=0.05)
     assert found.findings["inversion"]["trials"][0]["clients"] == 6

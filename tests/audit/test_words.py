@@ -46,7 +46,42 @@ def test_secure_aggregation_is_not_proposed_twice_and_not_beside_a_median():
     hidden = replace(BARE, hidden=True)
     assert not any("secure aggregation" in text for text in advice(hidden, {}, delta=1e-5))
     assert "you cannot have both" in advice(replace(BARE, compares=True), {}, delta=1e-5)[0]
-    assert places(hidden, {})[0].level is Level.LITTLE
+    assert places(hidden, {})[0].level is Level.SOME, "nobody has measured what the models tell"
+
+
+@pytest.mark.parametrize("how", [{"hidden": True}, {"hidden": True, "sealed": True}, {"hidden": True, "shared": True}])
+@pytest.mark.parametrize(("least", "level"), [(0.2, Level.LITTLE), (3.0, Level.SOME), (20.0, Level.MUCH)])
+def test_a_server_that_sees_sums_only_learns_what_models_tell(how, least, level):
+    from dataclasses import replace
+
+    server, client, *_ = places(replace(BARE, **how), {"canaries": {"every model": seen(least)}})
+    assert server.level is client.level is level
+    assert any("the model of every round" in sentence for sentence in server.told)
+
+
+def test_what_clients_send_all_rounds_long_counts_together():
+    from dataclasses import replace
+
+    local = replace(BARE, local=True, noisy=True, claimed=96.1)
+    found = {"every model": seen(0.1), "message": seen(0.9), "messages": seen(20.0) | {"sent": 400, "looked at": 100}}
+    server = places(local, {"canaries": found})[0]
+    assert server.level is Level.MUCH
+    text = " ".join(server.told)
+    assert "of 100 of the 400 updates of one client, put together" in text
+    assert "ε = 96.1" in text
+    assert "ALARM" in advice(replace(local, claimed=12.0), {"canaries": found}, delta=1e-5)[0]
+
+
+def test_noise_that_is_proposed_takes_no_masks_away():
+    from dataclasses import replace
+
+    masked = next(t for t in advice(replace(BARE, hidden=True, honest=7), {}, delta=1e-5) if "drown" in t)
+    assert "gaussian_shares(" in masked
+    assert "honest=7" in masked
+    assert "foedus.masked(..., planned=10)" in masked
+    sealed = next(t for t in advice(replace(BARE, hidden=True, sealed=True), {}, delta=1e-5) if "drown" in t)
+    assert "in place of encryption" in sealed
+    assert not any("central(" in text for text in (masked, sealed))
 
 
 def test_few_clients_are_warned_of_what_noise_costs():

@@ -51,6 +51,15 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
     )  # fmt: skip
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other permissions")
+def test_a_checkpoint_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"of an earlier version")
+    path.chmod(0o644)
+    checkpoint.save(path, SAMPLE)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 @given(arrays, values)
 def test_what_was_saved_comes_back(tmp_path_factory: Any, arrays: dict[str, Any], values: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("c") / "checkpoint"

@@ -15,22 +15,11 @@ import stat
 from pathlib import Path
 
 from foedus.errors import NotTrusted
-from foedus.record.files import storage
+from foedus.record.files import private_folder, storage
 
 __all__ = ["create_once", "private_file", "private_folder", "read_secret", "write_secret"]
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
-
-
-def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can enter, and those above it that are missing (``mkdir`` would make these for
-    everybody); one that is there is left as it is."""
-    with storage(path):
-        for folder in (*reversed(path.parents), path):
-            if not folder.exists():
-                folder.mkdir(mode=0o700, exist_ok=True)
-        path.mkdir(exist_ok=True)  # fails where it is a file
-    return path
 
 
 def private_file(path: Path) -> Path:
