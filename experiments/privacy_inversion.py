@@ -4,8 +4,9 @@ A server that is curious inverts one client's update of the first round. Three a
 (Zhao et al. 2020) on the sigmoid network of that paper, and the angle of gradients with total variation (Geiping et al.
 2020) on a convolutional network with ReLUs; batches of 1, 4 and 8, and local training of up to 20 steps. Each figure is
 the mean over a few batches of test pictures; the baseline is the mean picture. Then the same behind defences, as seen
-by the server and, where the server adds noise, by those who see models only; and with a server that sends different
-models to different clients.
+by the server and, where the server adds noise, by those who see models only; under masks and encryption, both of which
+are carried out: one client's upload as it lies at the server, and the sum that is opened; and with a server that sends
+different models to different clients.
 
     OPENBLAS_NUM_THREADS=1 python experiments/privacy_inversion.py   # some 10 minutes on one core
 """
@@ -105,6 +106,15 @@ DEFENCES: dict[str, tuple[Any, int, bool]] = {
     "sum of 64 clients": (mean_of(), 64, False),
 }  # fmt: skip
 
+SUMMED = 64  # clients under masks, and with one key
+MASKED = fd.masked(fd.Withstand(clients=SUMMED, corrupt=0.1), bits=20)
+HIDDEN: dict[str, tuple[Callable[[], Any], bool]] = {  # the aggregator, and whether the attacker has the opened sum
+    "masked, one client's upload": (lambda: MASKED, False),
+    "masked, the opened sum of 64": (lambda: MASKED, True),
+    "encrypted, one client's upload": (lambda: fd.encrypted(SUMMED, key=fd.silo_key()), False),
+    "encrypted, the opened sum of 64": (lambda: fd.encrypted(SUMMED, key=fd.silo_key()), True),
+}
+
 DEFENDED = ("1", "8")  # batch sizes
 
 
@@ -162,8 +172,24 @@ def cases() -> dict[str, Callable[[int, Any], tuple[dict[str, float], Any, Any]]
 
     found |= {f"undefended / {name}": plain(*case) for name, case in PLAIN.items()}
     found |= {f"local training / {name}": local(*case) for name, case in LOCAL.items()}
+
+    def hidden(make: Callable[[], Any], opened: bool, k: int) -> Any:
+        def run(number: int, means: Any) -> Any:
+            data = loaded("Fashion-MNIST")
+            one = victim(relu_net, ONE_STEP, batch(data, k, number), number)
+            others = [data.test.take(np.arange(5000 + i * k, 5000 + (i + 1) * k)) for i in range(SUMMED - 1)]
+            rule = make()
+            needed = others if opened or rule.masking is not None else []  # who has no key needs nobody else
+            held = audit.intercept(one, needed, through=rule)
+            seen = held.total if opened else held.upload
+            return *attacked(one, seen, audit.cosine(steps=300), means["Fashion-MNIST"], number), one.examples.inputs[0]
+
+        return run
+
     for name, case in DEFENCES.items():
         found |= {f"defended / {name} / {k}": defended(*case, int(k)) for k in DEFENDED}
+    for name, kept in HIDDEN.items():
+        found |= {f"defended / {name} / {k}": hidden(*kept, int(k)) for k in DEFENDED}
     return found | {f"cheating server / {name}": case for name, case in cheating().items()}
 
 

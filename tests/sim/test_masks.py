@@ -310,3 +310,26 @@ def test_whole_numbers_go_to_masked_sums_only_and_are_not_weighed() -> None:
         fd.chain(noisy(0.1, 16), fd.mean())
     with pytest.raises(IncompatibleStages, match="would multiply whole numbers, and the noise in them"):
         fd.chain(noisy(0.1, 16), fd.masked(TEN, most=10))
+
+
+# --- attackers ----------------------------------------------------------------------------------------------
+
+
+def _attacked(rule: fd.Aggregator, folder: Path, factor: float) -> np.ndarray:
+    bad = fd.Adversary(clients=[0], attack=fd.attacks.model_replacement(factor))
+    found = run(rule, folder, cohort=fd.always([0], fd.uniform(9)), rounds=1, adversary=bad, cryptography=True)
+    return found.weights.vector
+
+
+def test_who_keeps_the_bound_gains_nothing_by_length_and_who_does_not_is_not_found_out(tmp_path: Path) -> None:
+    """The real protocol: nobody sees that one client has left out its clipping."""
+    sums = fd.masked(TEN, bits=24, bound=4.0)
+    kept = fd.chain(fd.clip(0.01), sums)
+
+    def encode(update: Any, context: Any) -> Any:
+        return (sums if context.client == 0 else kept).encode(update, context)
+
+    short, long = (_attacked(kept, tmp_path / f"kept {k}", k) for k in (1.0, 10.0))
+    np.testing.assert_allclose(short, long, atol=1e-6)
+    loose = _attacked(kept._replace(encode=encode), tmp_path / "not kept", 10.0)
+    assert np.linalg.norm(loose - short) > 5 * np.linalg.norm(short)
