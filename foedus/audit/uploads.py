@@ -119,7 +119,9 @@ class _Cohort:
         """Ciphertexts of everybody; the victim's decrypted with a key that is not theirs."""
         messages = self._messages()
         mean = self._opened(messages) if self.others else None
-        return Uploaded(upload=self._read(forced(messages[0], silo_key()), mean), total=mean)
+        assert self.rule.sealed is not None
+        numbers = forced(messages[0], silo_key(), silos=self.rule.sealed.silos)
+        return Uploaded(upload=self._read(numbers, mean), total=mean)
 
     def _messages(self) -> list[Message]:
         """What everybody sends, as it would be added up: the victim first."""

@@ -398,23 +398,25 @@ class _Encrypted(NamedTuple):
         return found["sum"] * (self.grid.step / int(found["weight"][0])), state
 
 
-def forced(message: Message, key: SiloKey) -> NDArray[np.float64]:
-    """What ciphertexts decrypt to under a key, whichever it is, [slot]: for an attacker, who has no other way to make
-    numbers of them. Under another key than their own they are as good as drawn at random, and nothing here is checked:
-    silos open sums by ``encrypted(...)``, which refuses these.
+def forced(message: Message, key: SiloKey, *, silos: int) -> NDArray[np.float64]:
+    """What the entries in ciphertexts decrypt to under a key, whichever it is, [entry, and room for more]: for an
+    attacker, who has no other way to make numbers of them. Under another key than their own they are as good as drawn
+    at random, and nothing here is checked: silos open sums by ``encrypted(...)``, which refuses these.
 
     Args:
         message: of a client, admitted or not.
         key: any, e.g. one of the attacker's own.
+        silos: of the aggregator, which decide what of a ciphertext is entries.
 
     Example:
         >>> rule, context = encrypted(4, key=silo_key()), Context(seed=0, round=1, client=0, size=2)
         >>> sent = rule.encode(Update(np.array([0.5, -0.5]), 1.0), context)
-        >>> bool(np.abs(forced(sent, silo_key())).min() > 1)
+        >>> bool(np.abs(forced(sent, silo_key(), silos=4)).min() > 1)
         True
     """
-    own = _context(bytes(key))
-    return np.concatenate([_decrypted(own, raw, None) for raw in _parted(message["values"], message["lengths"])])
+    own, room = _context(bytes(key)), SLOTS - silos - len(PRIMES)
+    found = [_decrypted(own, raw, None)[:room] for raw in _parted(message["values"], message["lengths"])]
+    return np.concatenate(found)
 
 
 # --- TenSEAL ------------------------------------------------------------------------------------------------

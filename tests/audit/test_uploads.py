@@ -8,6 +8,7 @@ from foedus.audit.seen import Victim, look, passed
 from foedus.audit.uploads import _Cohort, intercept
 from foedus.backends import open_trainer
 from foedus.errors import ConfigurationError, SecureAggregationFailed
+from foedus.secure.homomorphic import forced
 
 from .problems import flat, pictures, start, task
 
@@ -69,3 +70,14 @@ def test_what_hides_nothing_and_what_cannot_be_read_entry_by_entry_is_refused():
         intercept(victim(), OTHERS, through=few)
     with pytest.raises(SecureAggregationFailed):
         intercept(victim(), OTHERS[:2], through=fd.masked(fd.Withstand(clients=8, corrupt=0.0), least=4))
+
+
+def test_the_silos_own_key_reads_every_entry_where_an_attacker_looks():
+    pytest.importorskip("tenseal")
+    key = fd.silo_key()
+    rule = fd.encrypted(4, key=key)
+    trainer = open_trainer(task(flat), seed=0)
+    cohort = _Cohort(victim(), (), rule, trainer)
+    own = look(victim()).update
+    sent = passed(rule, own, cohort._context(), weight=4)
+    assert likeness(cohort._read(forced(sent, key, silos=4), None).update, own) > 0.99
