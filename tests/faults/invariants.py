@@ -5,6 +5,9 @@
   minimum, and of nothing that answers other orders.
 * What a server said it received is counted in the round that this server commits; after a restart it is asked for
   again, or its attempt was reported failed. No key is ever forgotten.
+* Where updates are encrypted, nobody is asked to open a sum that it is not in, that is of fewer than the minimum, or
+  that is another one of the same round (``simulation.py``); what a single client says of it is not believed. A sum that
+  may have been opened and is lost ends its round with the model as it was.
 * A client is told ``counted`` only of what is on the disk, and never told to delete what is counted; until then it
   holds its bytes, and under one key it only ever sends the same.
 * Epochs and rounds never go back.
@@ -51,7 +54,7 @@ class Watch:
     def __init__(self, world: World) -> None:
         self.world = world
         self.vectors: dict[bytes, _Bytes] = {}  # by key
-        self.figures: set[bytes] = set()  # keys of evaluations
+        self.figures: set[bytes] = set()  # keys of evaluations, and of answers to what a sum opens to
         self.sent: dict[bytes, bytes] = {}  # by key: the digest of what was submitted
         self.said: dict[bytes, _Said] = {}
         self.counted: set[bytes] = set()
@@ -78,7 +81,7 @@ class Watch:
 
     def accepted(self, client: Client, answer: Accepted) -> None:
         """A client was given a key: nobody else ever is, and it is always for the same orders."""
-        if answer.kind is Kind.EVALUATE:
+        if answer.kind is not Kind.TRAIN:
             self.figures.add(answer.key)
         given = client.position, answer.orders.digest
         if self.given.setdefault(answer.key, given) != given:
@@ -152,6 +155,11 @@ class Watch:
             raise Violation(
                 f"round {number} counts {sorted(positions)}, and its seats {sorted(s.position for s in seats)}"
             )
+        if self.world.original.sealed and not positions:
+            self.world.faults["sum lost"] += 1
+            if not np.array_equal(self.model, before):
+                raise Violation(f"the sum of round {number} is lost, and the model is another")
+            return
         if len(positions) < self.world.original.minimum:
             raise Violation(f"round {number} is of {len(positions)} clients only")
         self.counted |= {s.key for s in seats}
@@ -185,7 +193,7 @@ class Watch:
     def _is_of_the_last(self, seat: SeatRow) -> bool:
         """Whether a seat is of the attempt that was committed."""
         with self.world.disk.rows.begin() as rows:
-            last = max((s.round, s.attempt) for s in rows.seats(RUN) if s.key in self.counted)
+            last = max(((s.round, s.attempt) for s in rows.seats(RUN) if s.key in self.counted), default=(0, 0))
         return (seat.round, seat.attempt) == last
 
     def _seat(self, key: bytes) -> SeatRow | None:

@@ -30,7 +30,15 @@ import foedus as fd
 from foedus.backends import open_trainer
 from foedus.core.linear import logistic
 from foedus.core.method import Contribution
-from foedus.errors import CheckpointError, FoedusError, ProtocolError, StaleEpoch, StorageError
+from foedus.core.values import Context, Message
+from foedus.errors import (
+    CheckpointError,
+    FoedusError,
+    ProtocolError,
+    SecureAggregationFailed,
+    StaleEpoch,
+    StorageError,
+)
 from foedus.net import leases
 from foedus.net import store as stores
 from foedus.net.coordinator import Coordinator, Ground
@@ -42,10 +50,12 @@ from foedus.net.uploads import Uploads
 from foedus.protocol import blob, session, wire
 from foedus.protocol.messages import Accepted, Blob, CheckIn, Kind, Received, Submit, problem
 from foedus.rounds.evaluate import ClientFigures, Evaluation
-from foedus.rounds.freight import figures_blob, orders_of, parcel_of, update_blob
+from foedus.rounds.freight import closed_of, figures_blob, opened_blob, orders_of, parcel_of, update_blob
 from foedus.rounds.parcel import Terms, packed
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import Job
+
+from . import sealed
 
 RUN = "run"
 PIECE = 400  # bytes: an update takes two
@@ -87,6 +97,8 @@ class Plan:
     vault: bool  # a partial sum outlives its process
     keeping: Keeping = Keeping.EPHEMERAL  # what of a round under way lies on the disk
     evaluated: bool = False  # clients are asked to evaluate, too
+    sealed: bool = False  # updates are encrypted: those in a sum are asked to open it
+    liar: int | None = None  # a client that says something else of what a sum opens to
 
     @staticmethod
     def of(seed: int) -> Plan:
@@ -96,7 +108,7 @@ class Plan:
         flowing = r.random() < 0.2
         cohort = r.choice([None, max(2, size // 2), max(2, size - 1)])
         wanted = size if cohort is None else cohort
-        return Plan(
+        found = Plan(
             seed=seed, clients=size, rounds=r.randint(2, 4) if size < 20 else 2, flowing=flowing,
             cohort=wanted if flowing else cohort, minimum=r.randint(1, max(1, min(3, wanted - 1))),
             over=r.choice([1.0, 1.3]), servers=r.choice([1, 2, 2]), until=r.uniform(60, 200),
@@ -105,13 +117,18 @@ class Plan:
             killed=some(0.002, 0.01, 0.03), stands=some(0.005, 0.02), disk_fails=some(0.005, 0.03, 0.1),
             disk_slow=some(0.05, 1.0), skew=some(2.0, 50.0), vault=r.random() < 0.5,
             keeping=r.choice([*Keeping, *[Keeping.EPHEMERAL] * 5]), evaluated=r.random() < 0.2,
+            sealed=r.random() < 0.25 and not flowing and size < 20, liar=r.choice([None, 0, 1]),
         )  # fmt: skip
+        if not found.sealed:
+            return found
+        # A sum that is opened is of three at least: it would show each of two the other's update.
+        return replace(found, minimum=3, cohort=None if cohort is None else max(3, cohort))
 
     @property
     def calm(self) -> Plan:
         """The same world, in which nothing goes wrong any more."""
         still = dict.fromkeys(("lost", "twice", "dies", "gives_up", "away", "killed", "stands", "disk_fails"), 0.0)
-        return replace(self, **still, disk_slow=0.0, slow=min(self.slow, 2.0))
+        return replace(self, **still, disk_slow=0.0, slow=min(self.slow, 2.0), liar=None)
 
 
 class Caller(NamedTuple):
@@ -219,10 +236,11 @@ def _task() -> fd.Task:
     return fd.Task(logistic(4, 3))
 
 
-def served(plan: Plan) -> Served:
-    """What the servers of a plan serve."""
+def served(plan: Plan, *, key: bool = False) -> Served:
+    """What the servers of a plan serve; with the key, as its clients see it."""
     timing = fd.buffered(max(1, plan.minimum)) if plan.flowing else None
-    algorithm = fd.Algorithm(client=fd.local_sgd(0.1), timing=timing)
+    rule = sealed.rule(2 * plan.clients, plan.minimum, key=key) if plan.sealed else fd.mean()
+    algorithm = fd.Algorithm(client=fd.local_sgd(0.1), aggregator=rule, timing=timing)
     each = Rounds(
         minimum=plan.minimum, over_selection=plan.over, window=40.0, deadline=90.0, clients=plan.clients, retry=2.0,
         attempts=10_000,
@@ -269,6 +287,7 @@ class Client:
     orders: bytes = b""
     content: bytes = b""
     made_from: bytes = b""  # digest of the orders that the content answers
+    opened: dict[int, bytes] = field(default_factory=dict)  # on its disk: of which round it has opened which sum
     model: bytes = b""
     away_until: float = 0.0
 
@@ -309,7 +328,8 @@ class World:
         self.acting: Server | None = None
         self.last_fault = self.now
         skew = lambda: self.random.uniform(-plan.skew, plan.skew)  # noqa: E731
-        hello = self.hello = CheckIn(run=RUN, kinds=(Kind.TRAIN, Kind.EVALUATE))
+        kinds = (Kind.TRAIN, Kind.EVALUATE, *((Kind.DECRYPT,) if plan.sealed else ()))
+        hello = self.hello = CheckIn(run=RUN, kinds=kinds)
         self.clients = [Client(p, skew(), session.State(hello)) for p in range(plan.clients)]
         with self.disk.begin() as rows:
             for client in self.clients:
@@ -629,11 +649,35 @@ class World:
                 )
                 self._finished(client)
                 return
+            if accepted.kind is Kind.DECRYPT:
+                client.content = opened_blob(self._opened(client, accepted), accepted.orders.digest)
+                self._finished(client)
+                return
             salt = client.position.to_bytes(4, "big") + client.life.to_bytes(4, "big")
             client.brought = accepted.key, *contribution(self.original, client.orders, salt)
             self._encode(client, 1.0)
 
         self.at(self.random.uniform(0.5, 10.0), trained)
+
+    def _opened(self, client: Client, accepted: Accepted) -> Message:
+        """What the client finds in an encrypted sum, once it is sure that it may be opened."""
+        mine = [held for held, _ in client.disk.values() if held.round == accepted.round]
+        if not mine:
+            raise Violation(f"client {client.position} is asked to open a sum that nothing of it is in")
+        if client.opened.setdefault(accepted.round, accepted.orders.digest) != accepted.orders.digest:
+            raise Violation(f"client {client.position} is asked to open a second sum of round {accepted.round}")
+        closed = closed_of(blob.unpack(client.orders), run=RUN, round=accepted.round)
+        context = Context(
+            seed=self.plan.seed, round=accepted.round, client=client.position, size=_trainer().layout.size
+        )
+        opening = served(self.original, key=True).algorithm.aggregator.sealed
+        assert opening is not None
+        try:
+            found = opening.open(closed, context)
+        except SecureAggregationFailed as error:
+            raise Violation(f"client {client.position} refuses the sum of round {accepted.round}: {error}") from error
+        lies = client.position == self.plan.liar
+        return found | {"sum": found["sum"] + (1 << 16)} if lies else found
 
     def _encode(self, client: Client, scale: float) -> None:
         assert client.brought is not None
@@ -656,7 +700,7 @@ def _population(count: int) -> fd.Clients:
 
 def contribution(plan: Plan, orders: bytes, salt: bytes) -> tuple[Contribution, Terms]:
     """What a client makes of orders: numbers that nobody else has, and that differ when it trains anew."""
-    trainer, what = _trainer(), served(plan)
+    trainer, what = _trainer(), served(plan, key=True)
     job = Job(what.task, what.algorithm, _population(plan.clients), plan.seed)
     bare = Terms.of(job, orders_of(blob.unpack(orders), trainer.initial(), (None, None)), layouts_of(trainer))
     words = hashlib.blake2b(orders + salt, digest_size=60).digest()
@@ -667,6 +711,8 @@ def contribution(plan: Plan, orders: bytes, salt: bytes) -> tuple[Contribution, 
 def vector_of(content: bytes) -> tuple[Any, float]:
     """The update in a client's bytes, and its weight."""
     parcel = parcel_of(blob.unpack(content))
+    if "closed" in parcel.messages["update"]:
+        return sealed.numbers_of(parcel.messages["update"], _trainer().layout.size)
     return parcel.messages["update"]["values"].astype(np.float64), parcel.weight
 
 

@@ -70,10 +70,10 @@ class Recovery:
         self._driver.news.forget()
         self._giving.forget()
         self._admission.look(now, at_once=True)
-        for learning in self._learnings:
-            for course in _courses(learning):
-                self._driver.courses[course.name] = course
-                self._load(course, now)
+        found = [course for learning in self._learnings for course in _courses(learning)]
+        self._driver.courses.update({course.name: course for course in found})
+        for course in found:  # what is loaded may be complete at once, and then another course of its run is begun
+            self._load(course, now)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -138,6 +138,8 @@ class Recovery:
                 Phase.FAILED, state.round, 0, state.attempt, deadline=now, goal=state.goal, opening=state.opening
             )
             course.state = replace(again, places=state.places, cohort=state.cohort)
+            lapsed = [seat._replace(at=At.LAPSED) for seat in state.at(*machine.ENGAGED)]
+            self._driver.write(course, tuple(lapsed), now)
             return
         summed = self._safe.sum_of(course, row)
         self._driver.step(course, machine.Restarted(now, frozenset(summed)), now)

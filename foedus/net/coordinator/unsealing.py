@@ -24,6 +24,8 @@ from foedus.protocol import blob
 from foedus.protocol import round as machine
 from foedus.protocol.round import Phase
 
+OVER = "its round is over"
+
 
 class Unsealing:
     """Has the encrypted sums of runs opened.
@@ -69,6 +71,9 @@ class Unsealing:
     def answered(self, decryption: Course, now: float) -> None:
         """Enough have answered for now: is it settled what the sum opens to?"""
         course = self._driver.courses[decryption.learning.served.name]
+        if not _waits(course, decryption):  # a disk was full after the commit: this was not written, and that was
+            self._driver.step(decryption, machine.Stop(now, OVER), now)
+            return
         found = decryption.answers
         for message in found.values():
             alike = [position for position, other in found.items() if _same(message, other)]
@@ -100,7 +105,7 @@ class Unsealing:
         """Time passes: another is asked; or nobody is left to be asked, and the round ends without a model."""
         state = decryption.state
         course = self._driver.courses[decryption.learning.served.name]
-        waits = course.state.phase is Phase.AGGREGATING and course.state.opening and course.state.round == state.round
+        waits = _waits(course, decryption)
         if state.phase in (Phase.FAILED, Phase.OVER):
             if waits:
                 told = f"the encrypted sum could not be opened: {state.reason}"
@@ -109,12 +114,18 @@ class Unsealing:
         if state.cohort is None or state.phase not in (Phase.SELECTING, Phase.TRAINING):
             return
         if not waits:  # begun by a process before this one, whose sum is lost
-            self._driver.step(decryption, machine.Stop(now, "its round is over"), now)
+            self._driver.step(decryption, machine.Stop(now, OVER), now)
             return
         silent = int((now - decryption.begun_at) / decryption.learning.served.each.patience)
         places = min(len(state.cohort), TWO + silent)
         if places > state.places:
             decryption.state = replace(state, places=places, phase=Phase.SELECTING)
+
+
+def _waits(course: Course, decryption: Course) -> bool:
+    """Whether it is this round's sum that a run waits for."""
+    state = course.state
+    return state.phase is Phase.AGGREGATING and state.opening and state.round == decryption.state.round
 
 
 def _same(a: Message, b: Message) -> bool:
