@@ -52,9 +52,10 @@ class Spending(NamedTuple):
         state.privacy = ledger_state(ledger)
 
     def line(self, state: RunState) -> dict[str, Any]:
-        """Figures of the round's record: ε by Rényi divergences of all so far."""
+        """Figures of the round's record: ε by Rényi divergences of all so far, and between which two situations."""
         ledger = of_ledger_state(state.privacy)
-        return {"epsilon": spent(ledger, self.budget.delta), "delta": self.budget.delta}
+        against = self.event.neighbours.value
+        return {"epsilon": spent(ledger, self.budget.delta), "delta": self.budget.delta, "against": against}
 
     def _told(self, ledger: Ledger) -> str:
         rounds, budget = sum(count for _, count in ledger.counts), self.budget

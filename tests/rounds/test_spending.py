@@ -84,6 +84,7 @@ def test_a_run_ends_before_its_budget_would_be_exceeded(tmp_path: Path, rule: fd
     assert rdp([(EVENT, rounds)], 1e-3) <= 3.0 < rdp([(EVENT, rounds + 1)], 1e-3)
     told = [line["privacy"]["epsilon"] for line in run.metrics]
     assert told == [rdp([(EVENT, n)], 1e-3) for n in range(1, rounds + 1)]
+    assert {line["privacy"]["against"] for line in run.metrics} == {EVENT.neighbours.value}
     assert checkpoint(tmp_path).values["stopped"].startswith("the privacy budget is spent")
 
 
