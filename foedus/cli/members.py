@@ -33,15 +33,18 @@ def command() -> None:
 @click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, help="How long the token is good.")
 @click.option("--uses", type=click.IntRange(1), default=1, help="How many clients it lets in.")
 @click.option("--name", default="", help="The only name that it is good for.")
+@click.option("--population", default="", help="Whose runs they take part in (serve --population); by default of none.")
 @click.option("--device", is_flag=True, help="A device: no client certificate is issued or asked for.")
 @_FOLDER
 @_DATABASE
 def invite(
-    url: str, hours: float, uses: int, name: str, device: bool, folder: Path, database: str | None
+    url: str, hours: float, uses: int, name: str, population: str, device: bool, folder: Path, database: str | None
 ) -> None:  # fmt: skip
     """Make a join token and print the command that uses it. It is shown once; the server keeps a digest."""
     with _access(folder, database) as access:
-        token = access.invite(now=time.time(), hours=hours, uses=uses, silo=not device, name=name)
+        token = access.invite(
+            now=time.time(), hours=hours, uses=uses, silo=not device, name=name, population=population
+        )
         named = f" --name {name}" if name else ""
         click.echo(f"foedus join {url} --pin {access.authority.pin} --token {token}{named} --data MODULE:OBJECT")
 
@@ -54,7 +57,7 @@ def show(folder: Path, database: str | None) -> None:
     with _access(folder, database) as access:
         members = access.directory.members()
     for member in members:
-        kind = "silo" if member.silo else "device"
+        kind = ("silo" if member.silo else "device") + (f" of {member.population}" if member.population else "")
         since = datetime.fromtimestamp(member.enrolled_at, UTC).strftime("%Y-%m-%d")
         gone = "" if member.revoked_at is None else ", revoked"
         click.echo(f"{member.position:>5}  {member.name}  ({kind}, since {since}{gone})")

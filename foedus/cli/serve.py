@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     examples=(
         "foedus serve federation.py --rounds 20 --minimum 3",
         "foedus serve federation.py --host 0.0.0.0 --reached-as fl.hospital.example",
-        "foedus serve heart.py lung.py --folder /srv/foedus --stay",
+        "foedus serve heart.py lung.py --folder /srv/foedus --stay --population lung=clinics",
     ),
 )
 @click.argument("targets", metavar="MODULE:OBJECT...", nargs=-1, required=True)
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 @click.option("--every", type=click.IntRange(0), help="Evaluate after each so many rounds.")
 @click.option("--minimum", type=click.IntRange(1), help="Never sum up fewer contributors than this.")
 @click.option("--clients", type=click.IntRange(1), help="Begin when so many have enrolled; by default the minimum.")
+@click.option(
+    "--population",
+    "populations",
+    multiple=True,
+    metavar="[RUN=]NAME",
+    help="Serve a run to those who were invited to this population only; may be repeated, for several runs.",
+)
 @click.option("--over-selection", type=click.FloatRange(1), help="Let in so many times the cohort.")
 @click.option("--window", type=click.FloatRange(0, min_open=True), help="Seconds in which clients are let in.")
 @click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Seconds until uploads are not taken.")
@@ -69,6 +76,7 @@ def command(targets: tuple[str, ...], quiet: bool, **flags: Any) -> None:
     settings = _settings(flags)
     names = [Path(place_of(target)[0].replace(".", "/").removesuffix("/py")).name for target in targets]
     runs = [_run(target, name, settings, flags) for target, name in zip(targets, names, strict=True)]
+    runs = _peopled(runs, flags["populations"])
     if settings.source is None and len(targets) > 1:
         raise click.UsageError("several federations need one folder of source for clients: --source FOLDER")
     for record in serve_all(runs, settings):
@@ -98,6 +106,21 @@ def _settings(flags: dict[str, Any]) -> Serving:
         **told, rounds=Rounds(**each), insecure_loopback=flags["insecure_loopback"],
         behind_proxy=flags["behind_proxy"], stay=flags["stay"], progress=not flags["no_progress"],
     )  # fmt: skip
+
+
+def _peopled(runs: list[Served], told: tuple[str, ...]) -> list[Served]:
+    """The runs, each with its population."""
+    from dataclasses import replace
+
+    found: dict[str, str] = {}
+    for text in told:
+        run, _, population = text.rpartition("=")
+        for name in [run] if run else [each.name for each in runs]:
+            found[name] = population
+    if unknown := sorted(found.keys() - {each.name for each in runs}):
+        known = ", ".join(each.name for each in runs)
+        raise click.UsageError(f"--population {unknown[0]}=...: there is no run of this name; there is {known}")
+    return [replace(each, population=found.get(each.name, "")) for each in runs]
 
 
 def _run(target: str, name: str, settings: Serving, flags: dict[str, Any]) -> Served:

@@ -31,6 +31,7 @@ from foedus.core.timing import Buffered, Hierarchical
 from foedus.core.values import Message, State
 from foedus.errors import CheckpointError, ConfigurationError, DataError, Reason, UpdateRefused
 from foedus.net.served import Served
+from foedus.net.store import NEVER, UNTOLD, Enrolled
 from foedus.privacy.claims import fewest, seen_by_nobody
 from foedus.protocol import blob
 from foedus.protocol.messages import Blob
@@ -117,6 +118,11 @@ class Learning:
         )
         self.sealing = sealed_update(served.algorithm, buffers=self._averaged_buffers)
         self.masking = masked_together(served.algorithm, trainer.layout, buffers=self._averaged_buffers)
+        if served.population and self.sealing is not None:
+            raise ConfigurationError(
+                f"the silos of {served.algorithm.aggregator.label} are those that join first, and the run "
+                f"{served.name!r} is for the population {served.population!r}. Serve it by a server of its own"
+            )
         self._check_cohort()
         self._check_times()
         evaluate.check_targets(served.evaluation.stop_at, served.task.metrics, central=served.central_test is not None)
@@ -126,6 +132,7 @@ class Learning:
         self._edges: dict[int, RunState] = {}  # their models, between two of their rounds
         self._old: dict[int, tuple[Weights, Vectors, Mapping[str, Vectors]]] = {}  # by version: updates may be late
         self._names: Sequence[str] = ()
+        self._members: Ints = NOBODY  # positions of those whose run it is
         self._sizes: Ints = NOBODY
         self._job: Job | None = None
         self._identity: str | None = None
@@ -187,9 +194,20 @@ class Learning:
 
     # --- who there is
 
-    def enrolled(self, names: Sequence[str], sizes: Sequence[int]) -> None:
-        """The clients by position, and how many examples each said it has; −1 for who never said."""
-        self._names, self._sizes, self._job = names, np.asarray(sizes, np.int64), None
+    def enrolled(self, clients: Sequence[Enrolled]) -> None:
+        """The server's clients by position, of which some are of the run's population.
+
+        Who is not, was revoked, or has never come is not waited for, as though there were nothing to train on.
+        """
+        mine = np.array([self.is_for(client.population) for client in clients], bool)
+        gone = np.array([client.revoked_at is not None for client in clients], bool)
+        said = np.array([client.examples for client in clients], np.int64)
+        self._sizes = np.where(gone | ~mine | (said == NEVER), 0, np.where(said == UNTOLD, -1, said))
+        self._names, self._members, self._job = [client.name for client in clients], np.flatnonzero(mine), None
+
+    def is_for(self, population: str) -> bool:
+        """Whether the clients of a population take part."""
+        return self.served.population in ("", population)
 
     @property
     def population(self) -> int:
@@ -215,11 +233,11 @@ class Learning:
 
     def cohort(self, step: Step) -> Ints | None:
         """Who is asked in a step, where that is drawn or everybody; None where the first that come are taken."""
-        cohort, population = self.served.cohort, len(self._names)
+        cohort, members = self.served.cohort, self._members
         if isinstance(cohort, int) or isinstance(self.served.algorithm.timing, Buffered):
             return None
-        known = bool((self._sizes >= 0).all())
-        told = Population(population, self._sizes if known else None)
+        sizes, population = self._sizes[members], len(members)
+        told = Population(population, sizes if bool((sizes >= 0).all()) else None)
         asked = np.asarray(self.served.sampler.sample(told, self.served.seed, step.round))
         sound = asked.ndim == 1 and (asked.dtype.kind in "iu" or not asked.size)
         if not sound or len(np.unique(asked)) < len(asked) or ((asked < 0) | (asked >= population)).any():
@@ -227,7 +245,7 @@ class Learning:
                 f"the sampler {self.served.sampler.label} must give different positions from 0 to {population - 1}, "
                 f"and gave {reprlib.repr(asked.tolist())} in round {step.round}"
             )
-        found: Ints = asked[self._sizes[asked] != 0].astype(np.int64)
+        found: Ints = members[asked[sizes[asked] != 0].astype(np.int64)]
         if self.sealing is not None:  # whoever enrolled beyond the number has no place in the sum
             found = found[found < self.sealing.silos]
         return found

@@ -259,8 +259,14 @@ class Server:
             self.uvicorn.should_exit = True
 
     def invite(self, *, uses: int = INVITED, hours: float = HOURS) -> str:
-        """A join token, shown once."""
-        return self.access.invite(now=time.time(), hours=hours, uses=uses)
+        """A join token, shown once; for the population that all runs are for, if there is one."""
+        one = self.populations[0] if len(self.populations) == 1 else ""
+        return self.access.invite(now=time.time(), hours=hours, uses=uses, population=one)
+
+    @property
+    def populations(self) -> list[str]:
+        """Whom runs are for."""
+        return sorted({run.served.population for run in self.coordinator.learnings})
 
     def address(self) -> Address:
         """Where it can be reached, and what clients write; a new token is made for it."""
@@ -274,6 +280,11 @@ class Server:
         """What is printed when it listens."""
         address = self.address()
         lines = [f"serving at {address.url}; clients join with\n\n    {address.join} --data MODULE:OBJECT\n"]
+        lines += [
+            f"clients of the population {name} join with another token: foedus members invite --population {name}\n"
+            for name in self.populations
+            if name and len(self.populations) > 1
+        ]
         lines += [f"{warned}\n" for warned in self.warnings()]
         # an owner who knows the source need not look at it again
         lines += [f"the task they are asked to approve: {digest}\n" for digest in address.tasks]

@@ -101,6 +101,8 @@ class Served:
         target: what clients read in the bundle, ``"module:object"``.
         source: the file or folder of Python source that clients get; ``None`` if they have the code.
         protections: what the server promises to those who take part.
+        population: whose run it is: of the clients that were invited to a population of this name; ``""`` for all.
+        population: whose run it is: of the clients that were invited to a population of this name; ``""`` for all.
     """
 
     name: str
@@ -118,9 +120,12 @@ class Served:
     target: str = ""
     source: Path | None = None
     protections: tuple[str, ...] = ()
+    population: str = ""
 
     def __post_init__(self) -> None:
         check_whole("rounds", self.rounds, least=1)
+        if not isinstance(self.population, str) or len(self.population) > 100:
+            raise ConfigurationError(f"population is a name of at most 100 characters, not {self.population!r:.120}")
         if not (whole(self.seed, least=-(2**63)) and self.seed < 2**63):
             raise ConfigurationError(f"seed must be a whole number of at most 64 bits, not {self.seed!r}")
         if self.cohort is not None and not isinstance(self.cohort, Sampler) and not whole(self.cohort, least=1):

@@ -43,6 +43,9 @@ class Lease(NamedTuple):
     expires_at: float
 
 
+NEVER, UNTOLD = -1, -2  # as a client's number of examples: has never come; has come, and does not say
+
+
 class Enrolled(NamedTuple):
     """A client: its position is the number that all counted randomness goes by, for ever."""
 
@@ -50,11 +53,12 @@ class Enrolled(NamedTuple):
     name: str
     key: bytes
     enrolled_at: float
-    examples: int = -1
+    examples: int = NEVER
     revoked_at: float | None = None
     scope: str = "read train"
     silo: bool = True
     invited: bytes = b""
+    population: str = ""
 
 
 class InvitedRow(NamedTuple):
@@ -66,6 +70,7 @@ class InvitedRow(NamedTuple):
     scope: str
     silo: bool
     name: str = ""
+    population: str = ""
 
 
 class RunRow(NamedTuple):

@@ -34,6 +34,7 @@ CLIENTS = Table(
     Column("scope", String(200), nullable=False),
     Column("silo", Boolean, nullable=False),  # must show a client certificate
     Column("invited", LargeBinary, nullable=False),  # digest of the join token that let it in
+    Column("population", String(100), nullable=False, server_default=""),  # whose runs it takes part in
     Index("clients_by_key", "key"),
 )  # fmt: skip
 
@@ -45,6 +46,7 @@ INVITATIONS = Table(
     Column("scope", String(200), nullable=False),
     Column("silo", Boolean, nullable=False),
     Column("name", String(200), nullable=False),  # the only one it is good for; "" for any
+    Column("population", String(100), nullable=False, server_default=""),
 )  # fmt: skip
 
 RUNS = Table(

@@ -32,7 +32,7 @@ def test_invite_show_revoke(tmp_path: Path) -> None:
     assert command[:5] == ["foedus", "join", "https://fl.example:1", "--pin", authority.pin]
     assert command[5] == "--token"
     assert command[7:] == ["--name", "north", "--data", "MODULE:OBJECT"]
-    device = told("invite", "--device", "--uses", "2", *folder).split()[6]
+    device = told("invite", "--device", "--uses", "2", "--population", "phones", *folder).split()[6]
     directory = Directory(store)
     assert directory.enrol(command[6], "north", b"a" * 32, now=time.time()).silo
     with pytest.raises(EnrolmentRefused, match="used already"):
@@ -42,7 +42,7 @@ def test_invite_show_revoke(tmp_path: Path) -> None:
     lines = told("show", *folder).splitlines()
     assert lines[0].startswith("    0  north  (silo, since 20")
     assert lines[0].endswith(", revoked)")
-    assert "phone  (device" in lines[1]
+    assert "phone  (device of phones, since 20" in lines[1]
     assert command[6] not in told("show", *folder)
     store.close()
 

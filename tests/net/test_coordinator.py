@@ -488,6 +488,30 @@ def test_updates_under_a_key_that_is_lost_are_asked_for_again() -> None:
     assert [line["trained"] for line in federation.lines()] == [4, 4, 4]
 
 
+def test_a_run_for_a_population_takes_nobody_else_and_waits_for_nobody_else() -> None:
+    """Also where a sampler draws: it draws among those whose run it is."""
+    how = {"population": "clinics", "cohort": fd.uniform(2), "rounds": 2, "each": fd.Rounds(minimum=2)}
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how=how)
+    with federation.store.begin() as rows:
+        for client in rows.clients():
+            rows.put_client(
+                client._replace(population={1: "clinics", 3: "clinics", 4: "practices"}.get(client.position, ""))
+            )
+    federation.restarted()
+    federation.tick()
+    for position in (0, 4):
+        told = federation.check_in(position)
+        assert isinstance(told, Later)
+        assert told.reason == "what runs here is for other populations"
+    for _ in range(2):
+        for position in (1, 3):
+            assert isinstance(federation.visit(position), Received)
+        federation.tick()
+    assert [line["trained"] for line in federation.lines()] == [2, 2]
+    assert isinstance(federation.check_in(1), Finished)
+    assert isinstance(federation.check_in(0), Later), "its model is not theirs"
+
+
 def test_where_too_few_are_left_rounds_wait_and_are_not_passed_over() -> None:
     """A hospital's data is away for a while: nothing is learned, but no round is used up either."""
     federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"rounds": 3, "each": fd.Rounds(minimum=4)})

@@ -13,6 +13,7 @@ import foedus as fd
 from foedus.backends import open_trainer
 from foedus.net.learning import Gathering, Learning
 from foedus.net.served import Served
+from foedus.net.store import Enrolled
 from foedus.protocol import blob
 from foedus.rounds.freight import parcel_of
 
@@ -44,7 +45,8 @@ def served(trainee: Trainee, **how: Any) -> Learning:
     learning = Learning(what, open_trainer(what.task, seed=what.seed))
     sizes = trainee.clients.sizes
     assert sizes is not None
-    learning.enrolled([str(i) for i in trainee.clients.ids], sizes.tolist())
+    told = enumerate(zip(trainee.clients.ids, sizes.tolist(), strict=True))
+    learning.enrolled([Enrolled(p, str(i), b"", 0.0, examples=n) for p, (i, n) in told])
     learning.begin()
     return learning
 

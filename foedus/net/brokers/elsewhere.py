@@ -108,8 +108,7 @@ class Keeper:
         """Bring a run's state to what the coordinator wrote last."""
         with self._store.begin() as rows:
             row, clients = rows.run(run), rows.clients()
-        sizes = [c.examples if c.revoked_at is None else 0 for c in clients]
-        learning.enrolled([c.name for c in clients], sizes)
+        learning.enrolled(clients)
         if row is not None and row.checkpoint and self._read.get(run) != row.checkpoint:
             learning.restore(self._blobs.get(row.checkpoint))
             self._read[run] = row.checkpoint

@@ -15,12 +15,12 @@ from foedus.net.coordinator.ground import Who
 from foedus.net.course import Course
 from foedus.net.identity.signed import Signed, sign
 from foedus.net.learning import Learning
+from foedus.net.store import NEVER, UNTOLD
 from foedus.protocol import round as machine
 from foedus.protocol.messages import Accepted, CheckIn, Finished, Kind, Message
 from foedus.protocol.round import Phase, Seat
 
 REFRESH_S = 1.0  # seconds between two looks at who has enrolled
-NEVER, UNTOLD = -1, -2  # as a number of examples: has never come; has come, and does not say
 
 
 class Admission:
@@ -36,6 +36,7 @@ class Admission:
         self._driver, self._ground, self._giving, self._learnings = driver, driver.ground, giving, learnings
         self._looked_at = -math.inf
         self._examples: dict[int, int] = {}
+        self._populations: dict[int, str] = {}
 
     def look(self, now: float, *, at_once: bool = False) -> None:
         """Who has enrolled."""
@@ -44,25 +45,23 @@ class Admission:
         self._looked_at = now
         with self._ground.store.begin() as rows:
             clients = rows.clients()
-        names = [client.name for client in clients]
+        self._populations = {client.position: client.population for client in clients}
         self._examples = {c.position: c.examples if c.revoked_at is None else 0 for c in clients}
-        # Who has enrolled and never come is not waited for, as though there were nothing to train on.
-        sizes = [{NEVER: 0, UNTOLD: -1}.get(size, size) for _, size in sorted(self._examples.items())]
         for learning in self._learnings:
-            learning.enrolled(names, sizes)
+            learning.enrolled(clients)
 
     def check_in(self, caller: Who, message: CheckIn, now: float) -> Message:
         """A seat in a run; or when to come back, or the model if all is over."""
         self._known(caller, message, now)
         courses = self._asked_for(message)
+        own = self._populations.get(caller.position, "")
         answer: Message | None = None
-        for course in courses:
+        for course in [course for course in courses if course.learning.is_for(own)]:
             found = self._offer(course, caller, message, now)
             if isinstance(found, Accepted):
                 return found
             answer = found if answer is None or isinstance(answer, Finished) else answer
-        assert answer is not None
-        return answer
+        return answer or later(self._driver.window(courses[0], now), "what runs here is for other populations")
 
     def _asked_for(self, message: CheckIn) -> list[Course]:
         """The runs that a client may take part in, evaluations first: training waits for them."""

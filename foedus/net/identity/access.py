@@ -60,9 +60,11 @@ class Access:
         self._known: OrderedDict[bytes, Ticket] = OrderedDict()
         self._revoked: frozenset[str] = frozenset()
 
-    def invite(self, *, now: float, hours: float = 24.0, uses: int = 1, silo: bool = True, name: str = "") -> str:
+    def invite(
+        self, *, now: float, hours: float = 24.0, uses: int = 1, silo: bool = True, name: str = "", population: str = ""
+    ) -> str:  # fmt: skip
         """A join token for a client, kept as a digest; shown once."""
-        token, kept = invitation(now=now, hours=hours, uses=uses, silo=silo, name=name)
+        token, kept = invitation(now=now, hours=hours, uses=uses, silo=silo, name=name, population=population)
         self.directory.invite(kept)
         return token
 

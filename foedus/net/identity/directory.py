@@ -95,6 +95,7 @@ def invitation(
     scope: frozenset[Scope] = TRAIN,
     silo: bool = True,
     name: str = "",
+    population: str = "",
 ) -> tuple[str, InvitedRow]:
     """A new join token, to be shown once, and what is kept of it.
 
@@ -105,6 +106,7 @@ def invitation(
         scope: what they may do.
         silo: whether they get a certificate and must show it where the server ends TLS itself; devices do without.
         name: the only name it is good for; empty for any.
+        population: whose runs they take part in; empty for those runs that are of no population.
 
     Example:
         >>> token, kept = invitation(now=0.0)
@@ -113,7 +115,8 @@ def invitation(
     """
     token = _PREFIX + secrets.token_urlsafe(24)
     named = checked_name(name) if name else ""
-    return token, InvitedRow(token_digest(token), now + 3600 * hours, uses, written(scope), silo, named)
+    of = checked_name(population) if population else ""
+    return token, InvitedRow(token_digest(token), now + 3600 * hours, uses, written(scope), silo, named, of)
 
 
 def _enrolled(rows: Transaction, claim: Enrolled) -> Enrolled:
@@ -128,7 +131,7 @@ def _enrolled(rows: Transaction, claim: Enrolled) -> Enrolled:
         return _again(holder, claim)
     _usable(invited, claim)
     made = rows.enrol(claim.name, claim.key, claim.enrolled_at)
-    made = made._replace(scope=invited.scope, silo=invited.silo, invited=invited.digest)
+    made = made._replace(scope=invited.scope, silo=invited.silo, invited=invited.digest, population=invited.population)
     rows.put_client(made)
     rows.put_invitation(invited._replace(uses=invited.uses - 1))
     return made
