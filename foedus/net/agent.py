@@ -48,6 +48,7 @@ from foedus.net.owner import rules as owner_rules
 from foedus.net.owner.approvals import Approvals
 from foedus.net.owner.folder import OwnerFolder, file_name
 from foedus.net.owner.ledger import Departure
+from foedus.net.owner.releases import Release
 from foedus.net.owner.rules import Finding, Protections, Rules, Situation, refused
 from foedus.net.owner.surroundings import Surroundings
 from foedus.net.owner.withdrawal import forget
@@ -226,6 +227,8 @@ class Agent:
         self._over = False  # the server said that the run is
         self._promise: Promise | None = None  # of masks, in the round at hand
         self._sealed = 0  # where updates are encrypted in the round at hand: fewest in a sum
+        self._noised = False  # whether what is sent in the round at hand has noise of this client's own
+        self._release: Release | None = None  # what it is then
         self._distrust = ""  # why a sum was refused that the server gave to be decrypted
         self._attempt = 1  # of the seat that was given last
         self._said = ""
@@ -426,6 +429,7 @@ class Agent:
             content = await self._train(action.accepted)
             return session.Made(now(), len(content), _digest(content))
         if isinstance(action, session.Encode):
+            self._unsent(self.state.key)
             content = await self._encode(action.scale)
             return session.Made(now(), len(content), _digest(content))
         if isinstance(action, session.Piece):
@@ -446,8 +450,57 @@ class Agent:
         else:
             if action.counted:
                 self._keep(action.key)
+            about = self.journal.about(action.key)
+            if about is not None and about.release and about.sends:  # these, or none, if they are wanted again
+                self.journal.put_aside(action.key)
+                self._say("the update is counted" if action.counted else "the update does not count")
+                return
             self.journal.drop(action.key)
             self._say("the update is counted" if action.counted else "the update does not count, and is deleted")
+
+    # --- what leaves with noise of its own
+
+    async def _releasing(self, accepted: Accepted) -> Release | None:
+        """What the update of this round is, where it has noise of its own.
+
+        Raises:
+            OwnerRefuses: it would be noised a second time, or the owner allows no more of them.
+        """
+        assert self._fetched is not None
+        rules, releases = self._rules(), self.place.owner.releases()
+        if not self._noised and rules.most_client_epsilon is None:
+            return None
+        data = f"{self.data.name} {self.data.part}".strip()
+        most = {"most": rules.most_client_epsilon, "delta": rules.client_delta, "kinds": releases.kinds(data)}
+        asked = {"do": "release", "position": accepted.position, "limit": accepted.limit, **most}
+        said = (await self.training.ask(asked, [self._fetched.orders, *self._fetched.kept])).said
+        run = f"{self.place.address} {accepted.run} {self.place.signing.raw.hex()[:16]}"
+        masked = self._promise is not None
+        release = Release(data, run, accepted.round, int(said["part"]), str(said["kind"]), masked)
+        if not masked and (aside := self.journal.aside(release.text())) is not None and aside.scale == 1.0:
+            return release
+        if releases.check(release):
+            self._check(owner_rules.release(rules, releases.count(data), str(said["told"])))
+        return release if self._noised else None
+
+    def _again(self, accepted: Accepted, release: Release) -> bytes | None:
+        """The bytes of this release, if they have left before."""
+        aside = self.journal.aside(release.text())
+        if aside is None:
+            return None
+        self._say(f"the update of round {accepted.round} has left before: the same bytes are sent again")
+        about = self._about(accepted, aside.about.what)._replace(sends=aside.about.sends, release=aside.about.release)
+        self._made = _Made(aside.content, aside.kept, about)
+        return aside.content
+
+    def _unsent(self, key: bytes) -> None:
+        """Refuse to encode anew what has noise of its own and has left, be it in part."""
+        about = self.journal.about(key)
+        if about is not None and about.release and about.sends:
+            raise OwnerRefuses(
+                "the update has begun to leave, and is to be encoded anew: noised afresh, the noise could be averaged "
+                "out"
+            )
 
     # --- a round
 
@@ -530,7 +583,7 @@ class Agent:
         assert accepted.bundle is not None
         assert self._fetched is not None
         opened = await self._open(accepted.bundle, accepted.target, accepted.seed)
-        self._sealed = 0
+        self._sealed, self._noised = 0, bool(opened["noised"])
         if accepted.kind is Kind.EVALUATE:
             return None
         await self._unlocked(opened)
@@ -566,6 +619,9 @@ class Agent:
             self._made = _Made(answer.blobs[0], None, self._about(accepted, "figures of an evaluation"))
             return answer.blobs[0]
         await self._unlocked(opened)  # in a process that may be another than a moment ago
+        self._release = await self._releasing(accepted)
+        if self._release is not None and (again := self._again(accepted, self._release)) is not None:
+            return again
         await self._trained(accepted)
         return await self._encode(1.0)
 
@@ -585,6 +641,7 @@ class Agent:
 
         promise = self._promise
         assert promise is not None
+        self._release = await self._releasing(accepted)
         own = session_of(self.place.signing.raw, accepted.run)
         part = Part(accepted, promise, own, self._identity() if promise.withstand.malicious else None)
         memory = MaskedMemory(self.journal, own)
@@ -623,6 +680,8 @@ class Agent:
 
     def _holds(self) -> None:
         """What is kept if the update counts is on the disk before it leaves: it may count though this process dies."""
+        if self._release is not None:
+            self.place.owner.releases().note(self._release, "")
         self.state, actions = session.step(self.state, session.Masked())
         for action in actions:
             assert isinstance(action, session.Keep)
@@ -633,7 +692,10 @@ class Agent:
         assert self.state.accepted is not None
         answer = await self.training.ask({"do": "encode", "scale": scale})
         kept = answer.blobs[1] if answer.said.get("keeps") and len(answer.blobs) > 1 else None
-        self._made = _Made(answer.blobs[0], kept, self._about(self.state.accepted, "update"))
+        about = self._about(self.state.accepted, "update")
+        if self._release is not None:
+            about = about._replace(release=self._release.text())
+        self._made = _Made(answer.blobs[0], kept, about)
         return answer.blobs[0]
 
     async def _open(self, bundle: Blob, target: str, seed: int) -> dict[str, Any]:
@@ -669,6 +731,8 @@ class Agent:
         held = self.state.held[key]
         rules = self._rules()
         self._check(owner_rules.upload(rules, held.size, self.ledger.bytes))
+        if about.release and about.sends == 0:
+            self.place.owner.releases().note(Release.of(about.release), held.digest.hex())
         again = about._replace(what=about.what if about.sends == 0 else f"{about.what}, sent again")
         self._written(again, Leaving(held.round, held.size, held.digest))
         self.journal.leaves(key)
@@ -733,6 +797,7 @@ class Agent:
         if len(models) > 1:
             files.replace(folder / "personal.safetensors", models[1])
         files.replace(folder / "model.safetensors", models[0])
+        self.journal.forget_aside(run=finished.run)
         self.journal.note("finished", "\n".join(sorted(self.state.finished | {finished.run})).encode())
         self._say(f"run {finished.run} is over after {finished.rounds} rounds; its model is in {folder}")
 

@@ -27,7 +27,7 @@ from foedus.core.aggregate import Sealed
 from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.task import Task
-from foedus.core.timing import Buffered
+from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import ConfigurationError, MalformedMessage, SecureAggregationFailed
 from foedus.net.bundle import import_bundle
 from foedus.net.owner.checks import examine
@@ -39,6 +39,7 @@ from foedus.rounds.evaluate import ClientFigures
 from foedus.rounds.freight import closed_of, figures_blob, opened_blob, orders_of, update_blob
 from foedus.rounds.masks import masked_together, promise_of, sealed_update
 from foedus.rounds.parcel import Parcel, Terms, admitted, outward, packed
+from foedus.rounds.untold import noised, release_of, too_much, trained_in_private
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import UPDATE, Given, Job, Orders, held_out
 
@@ -94,6 +95,7 @@ class Bench:
             "data": self._data,
             "open": self._opened,
             "promise": self._promise,
+            "release": self._release,
             "key": self._keyed,
             "decrypt": self._decrypt,
             "train": self._train,
@@ -135,6 +137,7 @@ class Bench:
             "personal": algorithm.method is not None and algorithm.method.personal is not None,
             "masked": _masked(job, self._open.trainer),
             "sealed": 0 if (sealed := self._sealed()) is None else sealed.least,
+            "noised": noised(algorithm) or trained_in_private(algorithm),
         }, ()
 
     def _sealed(self) -> Sealed | None:
@@ -169,6 +172,19 @@ class Bench:
         promise = promise_of(Terms.of(job, orders, layouts_of(self._opened_task().trainer)))
         channels = [list(channel) for channel in promise.channels]
         return {"promise": {"withstand": asdict(promise.withstand), "least": promise.least, "channels": channels}}, ()
+
+    def _release(self, said: Said, blobs: Blobs) -> Done:
+        """What the update of these orders will be once it leaves with noise of its own; and why it would be too much
+        for its owner, after others that have left."""
+        job, _, orders = self._visit(said, blobs)
+        parts = job.algorithm.timing.rounds if isinstance(job.algorithm.timing, Hierarchical) else 1
+        if not 0 <= orders.part < parts:
+            raise MalformedMessage(f"the orders are of part {orders.part} of a round, and there are {parts}")
+        kind, why = release_of(job.algorithm, buffers=_averaged(job, self._opened_task().trainer))
+        told = ""
+        if said.get("most") is not None:
+            told = too_much(kind, why, said.get("kinds", {}), (float(said["most"]), float(said["delta"])))
+        return {"part": orders.part, "kind": kind, "told": told}, ()
 
     def _train(self, said: Said, blobs: Blobs) -> Done:
         """Train on the orders of a round."""

@@ -3,8 +3,9 @@
 An SQLite file in the agent's folder, written before anything is done that it tells of:
 
 * *held*: the encoded bytes of an update, from before the first of them is sent until its round is committed or they
-  will
-  never count; with them what the client keeps if they count. Sent again, they are these very bytes.
+  will never count; with them what the client keeps if they count. Sent again, they are these very bytes.
+* *aside*: bytes with noise of their own that were given up, or are counted: should they be asked for again, it is
+  these or none. They go with the next ones of their run.
 * *facts*: small values by name.
 
 What is deleted is overwritten, so that a withdrawal leaves nothing behind.
@@ -18,18 +19,18 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from foedus.errors import CheckpointError, StorageError
 from foedus.protocol.session import Held
 
-__all__ = ["About", "Journal"]
+__all__ = ["About", "Aside", "Journal"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS held (
     key BLOB PRIMARY KEY, round INTEGER, size INTEGER, digest BLOB, scale REAL, waits INTEGER,
     run TEXT, attempt INTEGER, position INTEGER, task TEXT, what TEXT, protections TEXT, sends INTEGER,
-    bytes BLOB, kept BLOB
+    bytes BLOB, kept BLOB, release TEXT NOT NULL DEFAULT '', aside INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB)
 """
@@ -45,6 +46,7 @@ class About(NamedTuple):
         what: in plain words.
         protections: those that were promised for them.
         sends: how often the ledger says that they left.
+        release: what they are if they have noise of their own (``owner/releases.py``); else empty.
     """
 
     run: str
@@ -54,6 +56,19 @@ class About(NamedTuple):
     what: str
     protections: tuple[str, ...] = ()
     sends: int = 0
+    release: str = ""
+
+
+class Aside(NamedTuple):
+    """Bytes that were put aside."""
+
+    about: About
+    content: bytes
+    kept: bytes | None
+    scale: float
+
+
+_HELD = (*Held._fields, *About._fields, "bytes", "kept")
 
 
 class Journal:
@@ -77,6 +92,7 @@ class Journal:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", "busy_timeout = 30000"):
                 self._database.execute(f"PRAGMA {pragma}")
             self._database.executescript(_SCHEMA)
+            self._migrate()
         except sqlite3.OperationalError as error:
             raise StorageError(
                 f"{path} could not be opened: {error}. Free some space or correct its permissions"
@@ -86,12 +102,27 @@ class Journal:
                 f"{path} is damaged: {error}. Restore it from a copy, or join anew in another folder"
             ) from error
 
+    def _migrate(self) -> None:
+        """Columns that a journal of an earlier version has not."""
+        there = {row[1] for row in self._database.execute("PRAGMA table_info(held)")}
+        for name, kind in (("release", "TEXT NOT NULL DEFAULT ''"), ("aside", "INTEGER NOT NULL DEFAULT 0")):
+            if name not in there:
+                self._database.execute(f"ALTER TABLE held ADD COLUMN {name} {kind}")
+
     def hold(self, held: Held, about: About, content: bytes, kept: bytes | None) -> None:
-        """Keep bytes before they are sent, and what the client keeps if they count."""
+        """Keep bytes before they are sent, and what the client keeps if they count; what was aside of earlier rounds of
+        the run, or is these very bytes, is no longer needed."""
         given = about._replace(protections="\n".join(about.protections))  # type: ignore[arg-type]
         row = (*held, *given, content, kept)
-        with self._guarded() as database:
-            database.execute(f"INSERT OR REPLACE INTO held VALUES ({', '.join('?' * len(row))})", row)
+        with self._guarded() as database, database:
+            database.execute("BEGIN")
+            database.execute(
+                "DELETE FROM held WHERE aside AND run = ? AND (round < ? OR release = ?)",
+                (about.run, held.round, about.release),
+            )
+            database.execute(
+                f"INSERT OR REPLACE INTO held ({', '.join(_HELD)}) VALUES ({', '.join('?' * len(row))})", row
+            )
 
     def mark(self, held: Held) -> None:
         """What is known of bytes that are held has changed; not the bytes."""
@@ -112,7 +143,9 @@ class Journal:
     def held(self) -> dict[bytes, Held]:
         """All that is held, by key, in the order in which it came to be."""
         with self._guarded() as database:
-            rows = database.execute("SELECT key, round, size, digest, scale, waits FROM held ORDER BY rowid").fetchall()
+            rows = database.execute(
+                "SELECT key, round, size, digest, scale, waits FROM held WHERE NOT aside ORDER BY rowid"
+            ).fetchall()
         return {row[0]: Held(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows}
 
     def about(self, key: bytes) -> About | None:
@@ -121,8 +154,7 @@ class Journal:
             row = database.execute(f"SELECT {', '.join(About._fields)} FROM held WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        run, attempt, position, task, what, protections, sends = row
-        return About(run, attempt, position, task, what, tuple(filter(None, protections.split("\n"))), sends)
+        return _about(row)
 
     def piece(self, key: bytes, offset: int, length: int) -> bytes:
         """Some of the bytes; no more of them are read than these."""
@@ -144,6 +176,26 @@ class Journal:
         """Delete bytes, which are counted or never will be."""
         with self._guarded() as database:
             database.execute("DELETE FROM held WHERE key = ?", (key,))
+
+    def put_aside(self, key: bytes) -> None:
+        """Bytes that are not to be sent any more unless they are asked for again."""
+        with self._guarded() as database:
+            database.execute("UPDATE held SET aside = 1 WHERE key = ?", (key,))
+
+    def aside(self, release: str) -> Aside | None:
+        """The bytes of a release that were put aside; ``None`` if there are none."""
+        wanted = f"{', '.join(About._fields)}, bytes, kept, scale"
+        with self._guarded() as database:
+            row = database.execute(f"SELECT {wanted} FROM held WHERE aside AND release = ?", (release,)).fetchone()
+        return None if row is None else Aside(_about(row[:-3]), *row[-3:])
+
+    def forget_aside(self, task: str = "", *, run: str = "") -> None:
+        """Delete what was put aside: all, or that of a bundle whose digest begins so, or of a run."""
+        with self._guarded() as database:
+            database.execute(
+                "DELETE FROM held WHERE aside AND substr(task, 1, ?) = ? AND (? = '' OR run = ?)",
+                (len(task), task, run, run),
+            )
 
     def fact(self, name: str) -> bytes | None:
         """A small value, or ``None``."""
@@ -180,3 +232,9 @@ class Journal:
             raise CheckpointError(
                 f"{self._path} is damaged: {error}. Restore it from a copy, or join anew in another folder"
             ) from error
+
+
+def _about(row: tuple[Any, ...]) -> About:
+    """What is known of bytes, of a row."""
+    run, attempt, position, task, what, protections, sends, release = row
+    return About(run, attempt, position, task, what, tuple(filter(None, protections.split("\n"))), sends, release)

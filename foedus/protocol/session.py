@@ -430,7 +430,7 @@ def _placed(state: State, event: Heard) -> Stepped:
     if not isinstance(event.answer, Place):
         return _troubled(state, event)
     held, place = state.held[state.key], event.answer
-    after = replace(state, place=place, failures=0)
+    after = replace(state, place=place)  # a place that takes nothing is a failure, however often it is given
     if place.scale != held.scale:
         if state.fresh and state.accepted is not None and state.accepted.key == held.key:
             return replace(after, phase=Phase.ENCODING), (Encode(place.scale),)

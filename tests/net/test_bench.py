@@ -11,7 +11,7 @@ import pytest
 
 import foedus as fd
 from foedus.backends import open_trainer
-from foedus.errors import BundleRefused, ConfigurationError
+from foedus.errors import BundleRefused, ConfigurationError, MalformedMessage
 from foedus.net.bench import Bench
 from foedus.net.bundle import Bundle, import_bundle
 from foedus.net.source import own, to_bytes
@@ -160,3 +160,64 @@ def test_clients_without_examples_do_not_train(tmp_path: Path) -> None:
     job, trainer, orders = simulated(tmp_path, ALGORITHMS["fedavg"])
     sent = orders_blob(orders, Terms.of(job, orders, layouts_of(trainer)).travels, run="r")
     assert bench.do({"do": "train", "position": 0}, (sent,))[0] == {"trained": False}
+
+
+# --- noise of the client's own --------------------------------------------------------------------------------
+
+LOCAL = "fd.fedavg(fd.local_sgd(0.1), aggregator=fd.chain(fd.privacy.local(clip=1.0, noise_multiplier={z}), fd.mean()))"
+CENTRAL = "fd.fedavg(fd.local_sgd(0.1), aggregator=fd.privacy.central(clip=1.0, noise_multiplier=1.0, cohort=3))"
+FOUR = '{"event": "LocalGaussian", "noise_multiplier": 4.0}'
+PRIVATE = "fd.fedavg(fd.dp_sgd(0.1, clip=1.0, noise_multiplier=1.0, batch_size=4, steps=1)){more}"
+
+
+def released(bench: Bench, folder: Path, algorithm: str, part: int = 0, **asked: Any) -> dict[str, Any]:
+    job, trainer, orders = simulated(folder, algorithm)
+    sent = orders_blob(replace(orders, part=part), Terms.of(job, orders, layouts_of(trainer)).travels, run="r")
+    return bench.do({"do": "release", "position": POSITION, **asked}, (sent,))[0]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "noised", "kind"),
+    [
+        ("fd.fedavg(fd.local_sgd(0.1))", False, ""),
+        (
+            "fd.fedavg(fd.local_sgd(0.1), aggregator=fd.privacy.central(clip=1.0, noise_multiplier=1.0, cohort=3))",
+            False,
+            "",
+        ),
+        (LOCAL.format(z=4.0), True, '{"event": "LocalGaussian", "noise_multiplier": 4.0}'),
+        (
+            LOCAL.format(z=4.0) + ".with_(timing=fd.buffered(2))",
+            True,
+            '{"event": "LocalGaussian", "noise_multiplier": 4.0}',
+        ),
+        (PRIVATE.format(more=""), True, ""),
+    ],
+)
+def test_what_an_update_with_noise_is(tmp_path: Path, algorithm: str, noised: bool, kind: str) -> None:
+    bench = ready(tmp_path, algorithm)
+    said, _ = bench.do(bundled(tmp_path, algorithm), ())
+    assert said["noised"] is noised
+    found = released(bench, tmp_path, algorithm)
+    assert (found["part"], found["kind"], found["told"]) == (0, kind, "")
+
+
+def test_what_an_owner_allows_is_counted_over_all_that_left(tmp_path: Path) -> None:
+    algorithm = LOCAL.format(z=4.0)
+    bench = ready(tmp_path, algorithm)
+    other = '{"event": "LocalGaussian", "noise_multiplier": 2.0}'
+    asked = {"most": 5.0, "delta": 1e-5}
+    assert not released(bench, tmp_path, algorithm, kinds={FOUR: 3}, **asked)["told"]
+    assert "one update more" in released(bench, tmp_path, algorithm, kinds={FOUR: 3, other: 1}, **asked)["told"]
+    assert "one update more" in released(bench, tmp_path, algorithm, kinds={FOUR: 9, "": 2}, **asked)["told"]
+    other_task = ready(tmp_path, PRIVATE.format(more=""))
+    told = released(other_task, tmp_path, PRIVATE.format(more=""), kinds={}, **asked)["told"]
+    assert "has clients add no noise to what they send" in told
+
+
+def test_parts_of_a_round_are_as_many_as_the_task_says(tmp_path: Path) -> None:
+    edges = PRIVATE.format(more=".with_(timing=fd.hierarchical(2, rounds=3))")
+    bench = ready(tmp_path, edges)
+    assert released(bench, tmp_path, edges, part=2)["part"] == 2
+    with pytest.raises(MalformedMessage, match="of part 3 of a round, and there are 3"):
+        released(bench, tmp_path, edges, part=3)

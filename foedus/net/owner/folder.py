@@ -5,6 +5,7 @@
 | ``rules.toml`` | what is allowed; written with comments when there is none (``rules.py``) |
 | ``consent.jsonl`` | who agreed to what (``consent.py``) |
 | ``ledger.jsonl`` | what left (``ledger.py``) |
+| ``releases.json`` | what left with noise of its own, so that it leaves once (``releases.py``) |
 | ``silo.key`` | the key of encrypted sums that this owner shares with others (``silos.py``) |
 | ``approvals.json``, ``bundles/`` | tasks that were approved or denied, and their source (``approvals.py``) |
 | ``servers/NAME/`` | of one server: credentials, what waits to be sent, what is kept between rounds, models |
@@ -24,6 +25,7 @@ from foedus.net.identity.files import private_folder
 from foedus.net.owner import rules
 from foedus.net.owner.consent import Consents
 from foedus.net.owner.ledger import Ledger
+from foedus.net.owner.releases import Releases
 from foedus.record.files import replace
 
 __all__ = ["OwnerFolder", "default", "file_name"]
@@ -78,7 +80,7 @@ class OwnerFolder:
     @property
     def begun(self) -> bool:
         """Whether anything of an owner's lies in it."""
-        own = ("rules.toml", "consent.jsonl", "ledger.jsonl", "approvals.json", "bundles", "servers")
+        own = ("rules.toml", "consent.jsonl", "ledger.jsonl", "releases.json", "approvals.json", "bundles", "servers")
         return any((self.path / name).exists() for name in own)
 
     def rules(self) -> rules.Rules:
@@ -97,6 +99,11 @@ class OwnerFolder:
         """The ledger, checked."""
         private_folder(self.path)
         return Ledger(self.path / "ledger.jsonl")
+
+    def releases(self) -> Releases:
+        """What left with noise of its own."""
+        private_folder(self.path)
+        return Releases(self.path / "releases.json")
 
     def server(self, address: str) -> Path:
         """The folder of one server."""

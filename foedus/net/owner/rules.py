@@ -73,10 +73,13 @@ least_others = 2                 # an update is summed with at least so many oth
 # encrypted_others = 2           # only under encrypted sums, with at least so many others
 # budget = true                  # never without a privacy budget
 # most_epsilon = 8.0             # and never with a greater one
+# most_client_epsilon = 8.0      # only with noise of this client's own, and no more than this in all runs together
+# client_delta = 1e-5            # the δ of that
 
 [limits]
 # upload_megabytes = 5000        # in all, as the ledger counts
 # rounds_a_day = 24
+# noised_uploads = 200           # updates with noise of this client's own, in all runs of all servers
 """
 
 
@@ -155,6 +158,9 @@ class Rules:
     encrypted_others: int | None = None
     budget: bool = False
     most_epsilon: float | None = None
+    most_client_epsilon: float | None = None
+    client_delta: float = 1e-5
+    noised_uploads: int | None = None
     upload_megabytes: float | None = None
     rounds_a_day: int | None = None
 
@@ -309,6 +315,23 @@ def upload(rules: Rules, size: int, sent: int) -> list[Finding]:
     return [Finding("limits.upload_megabytes", sent + size <= rules.upload_megabytes * 1e6, told)]
 
 
+def release(rules: Rules, before: int, told: str) -> list[Finding]:
+    """Whether one update more may leave that has noise of this client's own.
+
+    Args:
+        rules: the owner's.
+        before: how many have left.
+        told: why, with this one, a server could learn too much of the client; empty if not.
+    """
+    found = []
+    if rules.noised_uploads is not None:
+        left = f"{before} updates with noise of this client's own have left, and {rules.noised_uploads} are allowed"
+        found.append(Finding("limits.noised_uploads", before < rules.noised_uploads, left))
+    if rules.most_client_epsilon is not None:
+        found.append(Finding("protections.most_client_epsilon", not told, told or "the update's own noise hides it"))
+    return found
+
+
 def _idle(rules: Rules, now: Situation) -> tuple[bool, str] | None:
     if now.idle_seconds is None:
         return None
@@ -398,6 +421,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _share(value: Any) -> float:
+    if not 0 < _positive(value) < 1:
+        raise ValueError
+    return float(value)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
@@ -476,10 +505,13 @@ _KEYS: Mapping[str, Mapping[str, _Key]] = {
         "encrypted_others": _Key("encrypted_others", _count, "a whole number of at least 0"),
         "budget": _Key("budget", _bool, "true or false"),
         "most_epsilon": _Key("most_epsilon", _positive, "a number of at least 0"),
+        "most_client_epsilon": _Key("most_client_epsilon", _positive, "a number of at least 0"),
+        "client_delta": _Key("client_delta", _share, "a number between 0 and 1"),
     },
     "limits": {
         "upload_megabytes": _Key("upload_megabytes", _positive, "a number of megabytes"),
         "rounds_a_day": _Key("rounds_a_day", _count, "a whole number of at least 0"),
+        "noised_uploads": _Key("noised_uploads", _count, "a whole number of at least 0"),
     },
 }
 

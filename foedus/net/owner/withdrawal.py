@@ -30,6 +30,7 @@ def forget(owner: OwnerFolder, server: str, task: str = "") -> int:
         held = {key: about for key, about in waiting.items() if about.task.startswith(task)}
         for key in held:
             journal.drop(key)
+        journal.forget_aside(task)
         runs = {file_name(about.run) for about in held.values()} if task else None
         if runs is None:
             journal.wipe()

@@ -113,6 +113,18 @@ RULES: dict[str, tuple[str, Ask, Ask, str]] = {
         upload(400_001, 600_000),
         "1 MB",
     ),
+    "protections.most_client_epsilon": (
+        "[protections]\nmost_client_epsilon = 8",
+        lambda rules: owner.release(rules, 3, ""),
+        lambda rules: owner.release(rules, 3, "one update more would make it 8.1"),
+        "make it 8.1",
+    ),
+    "limits.noised_uploads": (
+        "[limits]\nnoised_uploads = 3",
+        lambda rules: owner.release(rules, 2, ""),
+        lambda rules: owner.release(rules, 3, ""),
+        "3 updates with noise of this client's own have left, and 3 are allowed",
+    ),
     "limits.rounds_a_day": ("[limits]\nrounds_a_day = 3", moment(rounds_today=2), moment(rounds_today=3), "3 rounds"),
 }
 
@@ -130,7 +142,8 @@ def test_every_rule_lets_pass_and_refuses(rule: str) -> None:
 def test_every_rule_of_the_file_is_in_the_table_above() -> None:
     """But for checks of data (test_checks.py), and what only says whom a rule is about."""
     keys = {f"{section}.{key}" for section, keys in _KEYS.items() for key in keys if section != "checks"}
-    assert keys - {"server.address", "server.jurisdiction", "data.tell_examples"} == set(RULES) - {"server", "tasks"}
+    others = {"server.address", "server.jurisdiction", "data.tell_examples", "protections.client_delta"}
+    assert keys - others == set(RULES) - {"server", "tasks"}
 
 
 @pytest.mark.parametrize(
