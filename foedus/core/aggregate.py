@@ -168,6 +168,9 @@ class Masking(NamedTuple):
     * ``withstand``: what the masks withstand (``foedus.secure.graph.Withstand``), by which a round knows its cohort.
     * ``overhead``: bytes that a client sends and receives in a round for keys, shares and unmasking, beside its
       message.
+    * ``check(sum)``: refuses what no messages that clients write add up to, by ``SecureAggregationFailed``: somebody
+      lied. Under masks this is all that can be looked at.
+    * ``planned``: what sums are divided by, however many came; ``None``: by the weight of those who came.
     """
 
     of_codes: Callable[[int], Aggregator]
@@ -177,6 +180,8 @@ class Masking(NamedTuple):
     least: int
     withstand: Any
     overhead: tuple[int, int]
+    check: Callable[[Message], None]
+    planned: float | None
 
 
 KeyBytes = bytes  # of a key, in whatever form its aggregator reads

@@ -223,6 +223,11 @@ def _taking(outer: Sequence[Stage], inner: Aggregator) -> Aggregator:
             f"{outer[-1].label} leaves room for sums of {room} clients, and {inner.label} may add up {clients}: they "
             f"could wrap around. Write cohort={clients}, or Withstand(clients={room}, ...)"
         )
+    if outer[-1].event is not None and inner.masking.planned is None:
+        raise IncompatibleStages(
+            f"{outer[-1].label} is accounted for as noise on a sum, and {inner.label} divides that by how many came. "
+            "Say by what instead: masked(..., planned=COHORT), with the number of clients that are planned for a round"
+        )
     return inner.masking.of_codes(bits) if gives is Kind.CODES else inner.masking.of_whole(bits)
 
 

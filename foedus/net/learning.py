@@ -42,7 +42,7 @@ from foedus.rounds.brought import sent_down
 from foedus.rounds.commit import Server
 from foedus.rounds.evaluate import ClientFigures, Evaluated, spread
 from foedus.rounds.lines import described, round_line
-from foedus.rounds.masks import lengths, masked_together, promise_of, sealed_update
+from foedus.rounds.masks import lengths, masked_together, maskings, promise_of, sealed_update
 from foedus.rounds.parcel import Intake, Parcel, Terms, admitted, let_in, outward, packed
 from foedus.rounds.sending import Sender
 from foedus.rounds.spending import Spending, spending
@@ -483,10 +483,16 @@ class Learning:
             positions: of those in the sums.
             totals: the sums by channel, as the aggregators add up messages.
             sent: bytes that each of them has sent.
+
+        Raises:
+            SecureAggregationFailed: no messages that clients write add up to these.
         """
         count = len(positions)
         examples = [max(0, int(self._sizes[position])) for position in positions]
         messages = {name: {"sum": total, "count": np.array([count], np.int64)} for name, total in totals.items()}
+        for name, masking in maskings(self.served.algorithm, buffers=self._averaged_buffers).items():
+            if name in messages:
+                masking.check(messages[name])
         gathering.outcomes = {
             WHOLE: Outcome(
                 messages.pop(UPDATE), messages.pop(BUFFERS, None), messages,

@@ -54,8 +54,8 @@ def masked(
         most: weigh by the number of examples, of which at most so many count, rounded to whole ones; ``None``: all
             count the same. Nobody sees single weights either.
         least: fewest clients in a sum; by default half of those asked, and two more than may collude.
-        planned: divide the sum by so many, however many came, as noise for privacy wants it; by default by the weight
-            of those who came.
+        planned: divide the sum by so many, however many came, as shares of noise need it; by default by the weight of
+            those who came.
 
     Raises:
         ConfigurationError: a sum could wrap around.
@@ -126,7 +126,7 @@ class _Sum(NamedTuple):
         masking = Masking(
             of_codes=self._of_codes, of_whole=self._of_whole,
             entries=self.entries, width=bits, least=self.least, withstand=self.withstand,
-            overhead=overhead(self.withstand),
+            overhead=overhead(self.withstand), check=self.check, planned=self.planned,
         )  # fmt: skip
         encode, merge = self.encode, self.merge  # one object each: a shortcut knows by it what it stands for
         return Aggregator(
@@ -203,12 +203,43 @@ class _Sum(NamedTuple):
 
     # --- on the server
 
-    def decode(self, state: State, message: Message, _: Context) -> tuple[Vector, State]:
+    def check(self, message: Message) -> None:
+        """Refuse what cannot be a sum of clients' messages.
+
+        Numbers wrap around, and masks hide whose they were: one client that lies can make any sum of a sum. What it
+        cannot have is a mean beyond the bound, or a weight that so many clients cannot have.
+
+        Raises:
+            SecureAggregationFailed: says which.
+        """
         total, count = message["sum"], int(message["count"][0])
         if count < self.least:
             raise SecureAggregationFailed(
                 f"{count} clients have sent something, and {self.label} shows no sum of fewer than {self.least}"
             )
+        if self.whole is not None:
+            return
+        weight = count if self.most is None else int(total[-1])
+        if not count <= weight <= count * (self.most or 1):
+            raise SecureAggregationFailed(
+                f"{count} clients in a sum say that they weigh {weight} together, and each weighs from 1 to "
+                f"{self.most}: at least one of them lies. Nothing of the sum is used"
+            )
+        highest = max(int(total[: len(total) - (self.most is not None)].max(initial=0)), 0)
+        if highest > weight * self._top:
+            raise SecureAggregationFailed(
+                f"a number of the sum of {count} clients is {highest}, and they reach {weight * self._top} together: "
+                "at least one of them lies. Nothing of the sum is used"
+            )
+
+    @property
+    def _top(self) -> int:
+        """The highest code of a client."""
+        return 2 * self.grid.half if self.codes is None else 2**self.codes - 1
+
+    def decode(self, state: State, message: Message, _: Context) -> tuple[Vector, State]:
+        self.check(message)
+        total, count = message["sum"], int(message["count"][0])
         if self.whole is not None:
             return centred(total, self.width) / (self.planned or count), state
         if self.most is not None:

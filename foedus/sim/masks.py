@@ -25,7 +25,7 @@ from foedus.core.compose import Algorithm
 from foedus.core.random import generator, key
 from foedus.core.timing import Hierarchical
 from foedus.core.values import Message
-from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee
+from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee, SecureAggregationFailed
 from foedus.protocol.secagg.client import Own
 from foedus.protocol.secagg.conversation import Outcome as Attempt
 from foedus.protocol.secagg.conversation import converse
@@ -141,9 +141,9 @@ def check_asked(found: Mapping[str, Masking], asked: Ints) -> None:
         _check_cohort(masking._replace(least=0), len(asked))
 
 
-def too_few(found: Mapping[str, Masking | Sealed], outcome: Outcome, asked: int) -> str:
+def unshown(found: Mapping[str, Masking | Sealed], outcome: Outcome, asked: int) -> str:
     """Why a round shows no sum: fewer were asked than can withstand what was promised, or have sent something than are
-    to be in a sum; empty if it does."""
+    to be in a sum, or somebody lied; empty if it does."""
     sums = {UPDATE: outcome.message, BUFFERS: outcome.buffers, **outcome.sides}
     for channel, hiding in found.items():
         message = sums.get(channel)
@@ -151,18 +151,26 @@ def too_few(found: Mapping[str, Masking | Sealed], outcome: Outcome, asked: int)
             continue
         if int(message["count"][0]) < hiding.least:
             return f"{int(message['count'][0])} clients are in the sum, and {hiding.least} are needed"
-        if reason := _unfit(hiding, asked):
+        if isinstance(hiding, Masking) and (reason := _unfit(hiding, asked) or _lied(hiding, message)):
             return reason
     return ""
 
 
-def _unfit(hiding: Masking | Sealed, asked: int) -> str:
+def _unfit(masking: Masking, asked: int) -> str:
     """Why so few clients would not begin a masked sum; empty if they would."""
-    if isinstance(hiding, Masking):
-        try:
-            hiding.withstand.among(asked)
-        except (NoGuarantee, ConfigurationError) as error:
-            return str(error)
+    try:
+        masking.withstand.among(asked)
+    except (NoGuarantee, ConfigurationError) as error:
+        return str(error)
+    return ""
+
+
+def _lied(masking: Masking, message: Message) -> str:
+    """Why a sum is none; empty if it is one."""
+    try:
+        masking.check(message)
+    except SecureAggregationFailed as error:
+        return str(error)
     return ""
 
 
@@ -198,15 +206,16 @@ def summed(job: Job, found: Mapping[str, Masking], outcome: Outcome, called: Cal
             channel: {"sum": total, "count": count.copy()}
             for channel, total in zip(_sent_in(found, outcome.apart), attempt.totals, strict=True)
         }
+    reason = attempt.reason or next((r for name, m in sums.items() if (r := _lied(found[name], m))), "")
     asked = np.sort(called.asked).tolist()
     up, down = (dict(zip(asked, each.tolist(), strict=True)) for each in (attempt.up, attempt.down))
-    told = {"survivors": survivors, "left": len(attempt.left)} | ({"failed": attempt.reason} if attempt.reason else {})
+    told = {"survivors": survivors, "left": len(attempt.left)} | ({"failed": reason} if reason else {})
     sides = {name: message for name, message in sums.items() if name not in (UPDATE, BUFFERS)}
     outcome = replace(
         outcome, message=sums.get(UPDATE, outcome.message), buffers=sums.get(BUFFERS, outcome.buffers),
         sides=outcome.sides | sides, apart={}, sent=_sent(outcome, up, found),
     )  # fmt: skip
-    return Summed(outcome, attempt.reason, down, told)
+    return Summed(outcome, reason, down, told)
 
 
 def _check_whole(outcome: Outcome) -> None:

@@ -38,7 +38,7 @@ from foedus.rounds.parcel import masking_bytes
 from foedus.rounds.sending import Sender
 from foedus.rounds.state import RunState
 from foedus.rounds.work import UPDATE, Job, Orders, Outcome, Session, union
-from foedus.sim.masks import Called, Summed, check_asked, hidings, summed, too_few
+from foedus.sim.masks import Called, Summed, check_asked, hidings, summed, unshown
 from foedus.sim.settings import Settings
 from foedus.sim.singly import Singly
 from foedus.sim.world import Load, Passage, pass_round
@@ -337,7 +337,7 @@ def in_step(called: _Called, outcome: Outcome, fewest: int) -> Brought:
 def shown(ground: Ground, brought: Brought, state: RunState) -> Brought:
     """A round as it counts where nobody sees single updates: with too few in a sum, none is shown."""
     averaged = ground.job.task.average_buffers and state.weights.buffers.size > 0
-    failed = too_few(hidings(ground.job.algorithm, buffers=averaged), brought.outcome, len(brought.asked))
+    failed = unshown(hidings(ground.job.algorithm, buffers=averaged), brought.outcome, len(brought.asked))
     if not failed:
         return brought
     return brought._replace(enough=False, told={**brought.told, "secure": {"failed": failed}})

@@ -251,6 +251,29 @@ def test_everybody_is_in_the_sum() -> None:
     np.testing.assert_array_equal(world.vector, world.expected(range(COUNT)).astype(np.float32))
 
 
+class Lied(World):
+    """A world in which one client adds what it likes to the first round's sum."""
+
+    async def update(self, position: int, seat: Accepted) -> Any:
+        (numbers,) = await super().update(position, seat)
+        if position == 3 and seat.round == 1:
+            assert self.rule.masking is not None
+            numbers[0] = 1 << self.rule.masking.width - 1
+        return (numbers,)
+
+
+def test_a_sum_that_cannot_be_one_ends_its_round_and_no_other() -> None:
+    """It was opened, so that nobody answers for that round again; the next one goes on with the model as it was."""
+    world = Lied(rounds=2)
+    world.live()
+    assert world.learning.state is not None
+    assert world.learning.state.round == 2
+    assert world.counted(1) == []
+    assert world.joined[0, 1] == [1], "one attempt"
+    assert world.counted(2) == list(range(COUNT))
+    np.testing.assert_array_equal(world.vector, world.expected(range(COUNT), 2).astype(np.float32))
+
+
 class Emptied(World):
     """A world in which one client has nothing to train on any more when the round begins."""
 

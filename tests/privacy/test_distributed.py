@@ -233,6 +233,17 @@ def test_masked_sums_are_those_of_trusted_ones_to_the_bit(make: Any) -> None:
     assert masks.event == own.event
 
 
+@pytest.mark.parametrize("make", KINDS)
+def test_a_sum_of_shares_is_divided_by_what_was_planned_or_refused(make: Any) -> None:
+    """Fewer came than planned: what comes out is less, and not divided by how many they are."""
+    own = shares(make, noise_multiplier=1e-3, bits=24, honest=10)
+    with pytest.raises(IncompatibleStages, match=r"Say by what instead: masked\(..., planned=COHORT\)"):
+        chain(own, fd.masked(WITHSTAND, least=12))
+    rule = chain(own, fd.masked(WITHSTAND, least=12, planned=20))
+    vectors = [np.full(4, 0.25)] * 12
+    np.testing.assert_allclose(summed(rule, vectors), 0.25 * 12 / 20, atol=0.01)
+
+
 def test_masks_that_would_show_too_small_a_sum_are_refused() -> None:
     def event(least: int) -> Any:
         rule = chain(shares(honest=10), fd.masked(WITHSTAND, least=least, planned=20))

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from foedus.core.aggregate import Aggregator, fold
+from foedus.core.quantise import quantise
+from foedus.core.stage import chain
+from foedus.core.values import Context, Update
 from foedus.errors import ConfigurationError, ForgedMessage, NoGuarantee, SecureAggregationFailed, SumOverflow
 from foedus.protocol.secagg import client as clients
 from foedus.protocol.secagg import server as servers
@@ -41,6 +45,7 @@ from foedus.protocol.secagg.messages import (
 )
 from foedus.protocol.secagg.server import From, Phase
 from foedus.secure.graph import Withstand
+from foedus.secure.masked import masked
 from foedus.secure.planes import unpacked
 from foedus.secure.primitives import KEY, add_mask, derived, digest, identity_key, keystream, public_key, signed
 from foedus.secure.sharing import recovered
@@ -739,11 +744,66 @@ def test_a_client_cannot_drive_the_others_out_by_a_vote_for_another_set() -> Non
 # --- numbers ------------------------------------------------------------------------------------------------
 
 
+LIARS = {
+    "plain": masked(Withstand(clients=10, corrupt=0.1), bits=16, bound=1.0, least=5),
+    "weighted": masked(Withstand(clients=10, corrupt=0.1), bits=16, bound=1.0, least=5, most=100),
+    "codes": chain(quantise(4, scale=1.0), masked(Withstand(clients=10, corrupt=0.1), least=5)),
+    "codes, weighted": chain(quantise(4, scale=1.0), masked(Withstand(clients=10, corrupt=0.1), least=5, most=100)),
+}
+
+
+def opened_with(rule: Aggregator, forged: list[int] | None, *, honest: int = 9) -> np.ndarray:
+    """The mean of honest clients, all of whom say ½ in every entry and weigh 70, and of one whose masked numbers are
+    what it likes."""
+    contexts = [Context(0, 1, i, size=3) for i in range(honest + 1)]
+    sent = [rule.admit(rule.encode(Update(np.full(3, 0.5), 70.0), c), c) for c in contexts]
+    if forged is not None:
+        assert rule.masking is not None
+        numbers = np.array([n % 2**rule.masking.width for n in forged], np.uint64)
+        sent[-1]["sum"] = numbers[: len(sent[-1]["sum"])].astype(sent[-1]["sum"].dtype)
+    total = fold(rule, sent)
+    assert total is not None
+    return np.asarray(rule.decode({}, total, contexts[0])[0])
+
+
+@pytest.mark.parametrize("kind", LIARS)
+def test_one_that_lies_has_no_mean_beyond_the_bound(kind: str) -> None:
+    """Whatever numbers it adds, wrapped around as it likes: nothing comes out, or a mean that clients could have."""
+    rule = LIARS[kind]
+    assert np.abs(opened_with(rule, None) - 0.5).max() < 0.1
+    random, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        scale = float(random.choice([10.0, 1e3, 1e5, 1e7, 1e9]))
+        try:
+            found = opened_with(rule, [int(n) for n in random.uniform(-scale, scale, 4)])
+        except SecureAggregationFailed:
+            refused += 1
+        else:
+            assert np.abs(found).max() <= 1.0 + 1e-9
+    assert 30 < refused < 300
+
+
+@pytest.mark.parametrize("weight", [0, 1, 9, 1001, -1, 2**20])
+def test_a_weight_that_so_many_cannot_have_is_refused(weight: int) -> None:
+    """Nine weigh 70 each; the tenth would make the weight of all 0, 1, 9, or more than ten times the most."""
+    with pytest.raises(SecureAggregationFailed, match="each weighs from 1 to 100: at least one of them lies"):
+        opened_with(LIARS["weighted"], [0, 0, 0, weight - 630])
+
+
+def test_what_one_that_lies_can_do_is_what_the_page_says() -> None:
+    """It knows about what the others say, and puts the mean where it likes within the bound; a number beyond it ends
+    the round. docs/howto/secure-aggregation.md says so."""
+    rule, half = LIARS["plain"], 2**15 - 1
+    others = 9 * round(1.5 * half)
+    for wanted in (-0.99, 0.0, 0.99):
+        lie = round((wanted + 1) * half * 10) - others
+        np.testing.assert_allclose(opened_with(rule, [lie] * 3), wanted, atol=1e-3)
+    with pytest.raises(SecureAggregationFailed, match="a number of the sum of 10 clients is"):
+        opened_with(rule, [round(2.1 * half * 10) - others] * 3)
+
+
 def test_overflow_is_refused_when_the_algorithm_is_built_and_when_sums_are_merged() -> None:
     """The incumbent warns; here n · (2^b − 1) · w < R is checked."""
-    from foedus.core.values import Context, Update
-    from foedus.secure.masked import masked
-
     with pytest.raises(ConfigurationError, match="they could wrap around"):
         masked(Withstand(clients=2**20), bits=24, most=2**21)
     rule = masked(Withstand(clients=3, corrupt=0.0), bits=16)
@@ -760,8 +820,6 @@ def test_overflow_is_refused_when_the_algorithm_is_built_and_when_sums_are_merge
 def test_what_is_not_finite_is_refused_on_the_client(value: float) -> None:
     """Behind masks nobody could find it again."""
     from foedus.core.stage import chain, clip
-    from foedus.core.values import Context, Update
-    from foedus.secure.masked import masked
 
     rule = masked(Withstand(clients=3, corrupt=0.0))
     for one in (rule, chain(clip(1.0), rule)):
@@ -771,9 +829,6 @@ def test_what_is_not_finite_is_refused_on_the_client(value: float) -> None:
 
 def test_entries_are_clipped_before_they_are_rounded() -> None:
     """An entry beyond the bound counts as the bound: it neither wraps around nor reaches into others' range."""
-    from foedus.core.values import Context, Update
-    from foedus.secure.masked import masked
-
     rule = masked(Withstand(clients=3, corrupt=0.0), bits=8, bound=1.0)
     contexts = [Context(0, 1, i, size=2) for i in range(3)]
     total: Any = None

@@ -14,7 +14,7 @@ from foedus.errors import ConfigurationError, IncompatibleStages, NoGuarantee
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.rounds.freight import update_blob
 from foedus.rounds.parcel import Carried, Parcel
-from foedus.secure.planes import packed_bytes
+from foedus.secure.planes import packed, packed_bytes
 from foedus.secure.traffic import overhead
 from foedus.sim.world import Device
 
@@ -152,6 +152,27 @@ def test_a_round_with_too_few_shows_nothing_and_changes_nothing(tmp_path: Path) 
         found = run(rule, tmp_path / name, cohort=None, rounds=2, world=world, cryptography=cryptography)
         assert all("failed" in line["secure"] for line in found.metrics)
         assert not found.weights.vector.any()
+
+
+def test_a_round_in_which_somebody_lies_beyond_the_bound_shows_nothing(tmp_path: Path) -> None:
+    """With and without the real protocol; the model stays as it is, and the other rounds count."""
+    rule = fd.masked(TEN, bits=16, bound=2.0)
+    assert rule.masking is not None
+    width = rule.masking.width
+
+    def lying(update: Any, context: Any) -> Any:
+        sent = rule.encode(update, context)
+        if context.client == 3 and context.round == 1:
+            sent["values"] = packed(np.full(len(update.vector), 1 << width - 1, np.uint32), width)
+        return sent
+
+    for cryptography in (False, True):
+        found = run(rule._replace(encode=lying), tmp_path / str(cryptography), cryptography=cryptography)
+        assert "at least one of them lies" in found.metrics[0]["secure"]["failed"]
+        assert "failed" not in found.metrics[1].get("secure", {})
+        one = run(rule._replace(encode=lying), tmp_path / f"{cryptography} one", rounds=1, cryptography=cryptography)
+        assert not one.weights.vector.any()
+        assert found.weights.vector.any()
 
 
 def test_a_round_that_asks_too_few_to_withstand_what_was_promised_shows_nothing(tmp_path: Path) -> None:

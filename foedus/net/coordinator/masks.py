@@ -5,7 +5,12 @@ Not here: the conversation itself (``net/masking.py``), which is a pure machine 
 
 from __future__ import annotations
 
-from foedus.errors import FoedusError
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from foedus.errors import FoedusError, SecureAggregationFailed
 from foedus.net.coordinator.driver import Driver, later
 from foedus.net.coordinator.ground import Who
 from foedus.net.coordinator.taking import Taking
@@ -90,16 +95,24 @@ class Masks:
         if (masked.opening or masked.totals is not None) and not course.state.opening:
             self._driver.step(course, machine.Opening(now), now)
         if masked.totals is not None:
-            positions = [masked.positions[slot] for slot in masked.survivors]
-            sent = [masked.up[slot] for slot in masked.survivors]
-            names = (channel.name for channel in masked.terms.channels)
-            totals = dict(zip(names, masked.totals, strict=True))
-            course.learning.reveal(course.gathered(), positions, totals, sent)
-            here = [s for s in course.state.at(*machine.OPEN, At.DECLINED) if s.attempt == course.state.attempt]
-            keys = [s.key for s in here if s.position in positions]
-            self._driver.ahead(course, machine.Summed(now, tuple(keys)), now)
+            self._summed(course, masked, masked.totals, now)
         elif masked.over:
             self._driver.step(course, machine.Failed(now, f"the masked sum failed: {masked.reason}"[:1000]), now)
+
+    def _summed(self, course: Course, masked: MaskedSum, totals: Sequence[NDArray[Any]], now: float) -> None:
+        """The opened sums are the round's, unless somebody lied so much that they cannot be; then it has no model."""
+        positions = [masked.positions[slot] for slot in masked.survivors]
+        sent = [masked.up[slot] for slot in masked.survivors]
+        names = (channel.name for channel in masked.terms.channels)
+        try:
+            named = dict(zip(names, totals, strict=True))
+            course.learning.reveal(course.gathered(), positions, named, sent)
+        except SecureAggregationFailed as error:
+            self._driver.step(course, machine.Failed(now, f"the masked sum is none: {error}"[:1000]), now)
+            return
+        here = [s for s in course.state.at(*machine.OPEN, At.DECLINED) if s.attempt == course.state.attempt]
+        keys = [s.key for s in here if s.position in positions]
+        self._driver.ahead(course, machine.Summed(now, tuple(keys)), now)
 
     def left(self, course: Course, position: int, now: float) -> None:
         """Somebody takes no further part."""
