@@ -14,6 +14,8 @@ from foedus.errors import ConfigurationError
 DECLINED = {
     "rules": "their owners' rules say no, as each agent's own output tells; often they want an update summed with more "
     "others: foedus serve --minimum 3, or more",
+    "approval": "their owners have yet to approve the task: foedus tasks review and approve there, or foedus join "
+    "--approve DIGEST with the digest that foedus serve printed",
     "data": "they have no example to train on",
     "training": "training failed there; the agent's own output tells how",
     "secure-aggregation": "something of a masked or encrypted sum was not as it must be; the agent's own output tells "
@@ -36,7 +38,7 @@ def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
     FOLDER is the server's own, `foedus-server` by default.
     """
     from foedus.net import troubles
-    from foedus.net.status import audit, runs
+    from foedus.net.status import audit, enrolled, runs
     from foedus.report.tables import show, table
 
     if database is None and not (folder / "foedus.sqlite").exists():
@@ -57,7 +59,7 @@ def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
         when = f"since {_moment(each.since)}, {each.times} times until {_moment(each.last)}"
         click.echo(f"{each.what} {when}: {each.why}")
     if not found:
-        click.echo("no round has begun yet")
+        click.echo(f"no round has begun yet; {enrolled(url)} clients have enrolled")
         return
     show(table([run | {"declined": sum(run["declined"].values())} for run in found]))
     for run in found:

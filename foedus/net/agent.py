@@ -55,7 +55,7 @@ from foedus.net.owner.withdrawal import forget
 from foedus.net.training import Training
 from foedus.net.transport import Transport
 from foedus.protocol import session
-from foedus.protocol.messages import ENCRYPTED, SECURE, Accepted, Blob, CheckIn, Finished, Kind, Problem
+from foedus.protocol.messages import ENCRYPTED, SECURE, Accepted, Blob, CheckIn, Finished, Kind, Later, Problem
 from foedus.record import files
 
 if TYPE_CHECKING:  # masks take numpy and cryptography: imported by those who need them
@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # masks take numpy and cryptography: imported by those who ne
 
 __all__ = ["Agent", "Clock", "Data", "Place", "promised"]
 
+QUIET_S, STILL_S = 5.0, 600.0  # seconds of silence after which it is told what is waited for; and again
 LOOK_S = 60.0  # how often the owner's rules are asked again while they say no
 COOL_S = 300.0  # the training process is ended before a rest that is longer
 GONE = 5  # calls in vain after which a server whose run is over is taken to be gone, some 20 seconds
@@ -154,6 +155,10 @@ class Data:
     part: str = ""
 
 
+class _NotApproved(OwnerRefuses):
+    """The task waits for its owner's word."""
+
+
 class _Known(NamedTuple):
     """What was found out about the data."""
 
@@ -231,7 +236,8 @@ class Agent:
         self._release: Release | None = None  # what it is then
         self._distrust = ""  # why a sum was refused that the server gave to be decrypted
         self._attempt = 1  # of the seat that was given last
-        self._said = ""
+        self._said, self._said_at = "", float("-inf")
+        self._waited = False  # whether what was said last is what is waited for
         self.sessions: list[str] = []  # shapes, the latest last
 
     async def run(self, *, once: bool = False) -> None:
@@ -395,7 +401,7 @@ class Agent:
             return session.Lost(self.clock.now(), self.draw())
         except OwnerRefuses as error:
             self._say(f"declined: {error}")
-            return session.GaveUp(self.clock.now(), "rules")
+            return session.GaveUp(self.clock.now(), "approval" if isinstance(error, _NotApproved) else "rules")
         except SecureAggregationFailed as error:
             self._say(f"declined: {error}")
             return session.GaveUp(self.clock.now(), "secure-aggregation")
@@ -419,6 +425,8 @@ class Agent:
                 self._attempt = answer.attempt
             elif isinstance(answer, Finished):
                 self._over = True
+            elif isinstance(answer, Later) and isinstance(action.request, CheckIn):
+                self._waits(answer.reason)
             return session.Heard(now(), answer, self.draw())
         if isinstance(action, session.Fetch):
             await self._fetch(action.accepted)
@@ -601,8 +609,9 @@ class Agent:
             place = self.place.address
             self.approvals.file(content, bundle.digest, target=target, server=place, when=self.clock.now())
         if self.approvals.denied(bundle.digest):
-            raise OwnerRefuses(f"the task {digest[:16]} was denied; foedus tasks review {digest[:16]}")
-        self._check(owner_rules.task(rules, digest, by_hand=self.approvals.approved(bundle.digest)))
+            raise _NotApproved(f"the task {digest[:16]} was denied; foedus tasks review {digest[:16]}")
+        if reasons := refused(owner_rules.task(rules, digest, by_hand=self.approvals.approved(bundle.digest))):
+            raise _NotApproved(*reasons)
         if not self.place.owner.consents().holds(self.place.address, digest):
             raise OwnerRefuses(f"there is no consent for the task {digest[:16]}; foedus consent give --task {digest}")
 
@@ -837,8 +846,17 @@ class Agent:
     def _say(self, told: str) -> None:
         """A line for the owner; the same one is said once."""
         if told != self._said:
-            self._said = told
+            self._said, self._said_at, self._waited = told, self.clock.now(), False
             self.tell(told)
+
+    def _waits(self, why: str) -> None:
+        """Say now and then what is waited for, so that silence means that something is wrong; between two rounds that
+        follow each other, nothing is said."""
+        silent = self.clock.now() - self._said_at
+        if silent < (STILL_S if self._waited else QUIET_S):
+            return
+        self._said, self._said_at, self._waited = f"waiting: {why or 'nothing is asked for'}", self.clock.now(), True
+        self.tell(self._said)
 
 
 class MaskedMemory:

@@ -155,6 +155,9 @@ async def _joined(url: str, data: Any, settings: Joining) -> Joined:
     told = f"another agent works for {address} with the folder {settings.owner.path}; one is enough"
     with alone(folder / "agent.lock", told):
         mine = await _credentials(address, folder / "identity", settings)
+        settings.tell(f"joined {mine.url} as {mine.name}; it is called now and then, and what it asks for is told here")
+        if settings.name not in ("", mine.name):
+            settings.tell(f"the name {settings.name} is not used: a client keeps the one that it joined by")
         clock = WallClock()
         reach = Reach(mine, settings.outward, clock.now)
         await reach.renewed()

@@ -31,6 +31,16 @@ def runs(url: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def enrolled(url: str) -> int:
+    """How many clients have enrolled."""
+    store = open_store(url)
+    try:
+        with store.begin() as rows:
+            return len(rows.clients())
+    finally:
+        store.close()
+
+
 def _state(row: RunRow, seats: list[SeatRow]) -> State:
     """A run as it was written, with all the seats of its round."""
     found = machine.read(row.state, ())
@@ -44,7 +54,7 @@ def _told(name: str, state: State, decryption: State | None) -> dict[str, Any]:
         declined.update(decryption.declined())
     return {
         "run": name, "phase": state.told, "round": state.round, "attempt": state.attempt, "seated": len(here),
-        "counted": here.count(At.COUNTED), "declined": dict(declined.most_common()),
+        "minimum": state.minimum, "counted": here.count(At.COUNTED), "declined": dict(declined.most_common()),
     }  # fmt: skip
 
 

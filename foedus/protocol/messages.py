@@ -220,6 +220,7 @@ class Finished:
 
 REASONS = (
     "rules",  # the owner's say no
+    "approval",  # the owner has not approved the task, or has denied it
     "data",  # there is no example
     "training",  # it failed
     "secure-aggregation",  # masks or encryption: something was not as it must be

@@ -170,9 +170,10 @@ class State:
         places: so many may be seated at a time.
         cohort: who may be seated; ``None``: whoever comes first.
         window_ends, deadline: on the server's clock; in FAILED, ``deadline`` is when the next attempt begins.
-        reason: why it failed, or is over.
+        reason: why the attempt before failed, or why it is over.
         opening: the sum may have been opened: there is no other attempt of this round.
         seats: by key, of this round (of all its attempts), and those that flow.
+        minimum: fewest contributors to the round, for whoever looks.
     """
 
     phase: Phase = Phase.IDLE
@@ -187,6 +188,7 @@ class State:
     reason: str = ""
     opening: bool = False
     seats: Seats = field(default_factory=Seats)
+    minimum: int = 0
 
     def at(self, *states: At) -> list[Seat]:
         """The seats of this attempt (of all that flow) that are in one of these states."""
@@ -450,7 +452,7 @@ def _begin(state: State, event: Begin, rules: Rules) -> Stepped:
     kept = Seats(state.at(*OPEN) if rules.flowing else ())
     begun = State(
         Phase.SELECTING, event.round, event.part, 1, event.goal, event.places, event.cohort,
-        event.now + rules.window_s, event.now + rules.deadline_s, "", False, kept,
+        event.now + rules.window_s, event.now + rules.deadline_s, "", False, kept, rules.minimum,
     )  # fmt: skip
     return begun, (Save(),)
 
@@ -644,7 +646,7 @@ def _retried(state: State, event: Tick, rules: Rules) -> Stepped:
         return state, ()
     after = replace(
         state, phase=Phase.SELECTING, attempt=state.attempt + 1, window_ends=event.now + rules.window_s,
-        deadline=event.now + rules.deadline_s, reason="",
+        deadline=event.now + rules.deadline_s,
     )  # fmt: skip
     return after, (Save(),)
 

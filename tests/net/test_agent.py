@@ -70,8 +70,22 @@ async def test_without_consent_or_approval_nothing_leaves(tmp_path: Path) -> Non
     await unapproved.agent.run(once=True)
     assert any("foedus tasks review" in line for line in unapproved.said)
     assert unapproved.agent.sessions == ["-!"] or unapproved.agent.sessions[-1].startswith("-!")
+    assert server.coordinator.runs()[0]["declined"] == {"approval": 1}, "the server can tell why"
     for position in (0, 1):
         assert owner(server, position).ledger().count == 0
+
+
+async def test_who_waits_says_for_what_and_now_and_then_again(tmp_path: Path) -> None:
+    server = Server(tmp_path, how={"each": Rounds(minimum=3, clients=9)})
+    mine = client(server, 0)
+    for seconds in (0.0, 6.0, 6.0, 6.0, 601.0):
+        server.time.now_ += seconds
+        mine.agent._waits("a round begins once 9 clients can take part, and 3 can")
+    await mine.agent.run(once=True)
+    assert mine.said == ["waiting: a round begins once 9 clients can take part, and 3 can"] * 2
+    again = client(server, 0)
+    await again.agent.run(once=True)
+    assert again.said == ["waiting: a round begins once 9 clients can take part, and 3 can"]
 
 
 async def test_a_task_that_is_not_approved_is_never_imported(tmp_path: Path) -> None:

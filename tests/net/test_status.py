@@ -14,7 +14,7 @@ from foedus.cli.status import DECLINED
 from foedus.net.served import Rounds
 from foedus.net.status import runs
 from foedus.net.store import open_store
-from foedus.protocol.messages import REASONS, Accepted, Decline
+from foedus.protocol.messages import REASONS, Accepted, Decline, Later
 from foedus.protocol.round import Phase, State
 
 from .federations import Federation
@@ -87,3 +87,30 @@ def test_an_encrypted_sum_that_is_being_opened(tmp_path: Path) -> None:
     silos.run()
     assert [row["phase"] for row in runs(url)] == ["over"]
     silos.store.close()
+
+
+def test_what_is_needed_and_why_the_attempt_before_failed_stay_while_the_next_is_under_way(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/foedus.sqlite"
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"each": EACH}, store=open_store(url))
+    federation.tick()
+    declines(federation, 0, "approval")
+    federation.tick(21.0)
+    federation.tick(2.0)
+    (row,) = runs(url)
+    assert (row["phase"], row["attempt"], row["minimum"]) == ("selecting", 2, 2)
+    assert row["why"] == "0 clients came, and 2 are needed"
+    assert "1 declined (approval): their owners have yet to approve the task" in " ".join(told(tmp_path).split())
+    federation.run()
+    assert {row["why"] for row in runs(url)} == {"3 rounds are done"}
+    federation.store.close()
+
+
+def test_before_the_first_round_it_is_told_who_is_missing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/foedus.sqlite"
+    federation = Federation(plain_trainee(fd.fedavg(OWN)), how={"each": Rounds(clients=9)}, store=open_store(url))
+    federation.tick()
+    found = federation.check_in(0)
+    assert isinstance(found, Later)
+    assert found.reason == "a round begins once 9 clients can take part, and 4 can"
+    assert "no round has begun yet; 5 clients have enrolled" in told(tmp_path)
+    federation.store.close()

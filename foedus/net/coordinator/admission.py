@@ -118,10 +118,18 @@ class Admission:
                 case machine.Seated(seat, held):
                     return self._accepted(course, seat, held, now)
                 case machine.Away(reason):
-                    return later(window, reason)
+                    return later(window, self._too_few(course) or reason)
                 case machine.Over():
                     return self._finished(course, caller) if course.kind is Kind.TRAIN else later(window, "")
         return later(window, "come back in a moment")
+
+    def _too_few(self, course: Course) -> str | None:
+        """Why no round begins as yet; ``None`` where one does, or is under way."""
+        learning = course.learning
+        wanted = learning.served.first if learning.state is None else course.rules.minimum
+        if course.state.phase is not Phase.IDLE or course.kind is not Kind.TRAIN or learning.population >= wanted:
+            return None
+        return f"a round begins once {wanted} clients can take part, and {learning.population} can"
 
     def _not_waited_for(self, course: Course, caller: Who, now: float) -> None:
         """Who has nothing to train on any more, and was wanted in the round under way, is not waited for."""

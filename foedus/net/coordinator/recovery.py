@@ -137,7 +137,8 @@ class Recovery:
             again = machine.State(
                 Phase.FAILED, state.round, 0, state.attempt, deadline=now, goal=state.goal, opening=state.opening
             )
-            course.state = replace(again, places=state.places, cohort=state.cohort)
+            again = replace(again, places=state.places, cohort=state.cohort)
+            course.state = replace(again, minimum=state.minimum, reason=state.reason)
             lapsed = [seat._replace(at=At.LAPSED) for seat in state.at(*machine.ENGAGED)]
             self._driver.write(course, tuple(lapsed), now)
             return
