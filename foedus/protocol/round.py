@@ -570,7 +570,10 @@ def _moved(state: State, seat: Seat, now: float, rules: Rules, *, write: bool = 
             after = replace(after, phase=Phase.TRAINING)
         if after.phase is Phase.TRAINING and not after.seats.count(*OPEN):
             ended, actions = _finished(after, now, rules, "nobody is left to send anything")
-            return ended, ((Save((seat,)), *actions) if write else actions)
+            if not write:
+                return ended, actions
+            lapsed = [each for action in actions if isinstance(action, Save) for each in action.seats]
+            return ended, (Save((seat, *lapsed)), *(action for action in actions if not isinstance(action, Save)))
     save = (Save((seat,)),) if write or after.phase is not state.phase else ()
     return after, save
 
