@@ -2,7 +2,7 @@
 for: all with all.
 
     python benchmarks/secagg_traffic.py                      # 2¹⁰ clients, 2²⁰ entries: some seconds
-    python benchmarks/secagg_traffic.py --clients 16384 --entries 16777216      # a quarter of an hour
+    python benchmarks/secagg_traffic.py --clients 16384 --entries 16777216      # three minutes
 
 The messages are real: one client's own keys, shares, masked numbers and answer, made by its state machine. It is told
 what a server would tell it: everybody's public keys, everybody's parcel for it, sealed under the key that the two agree
