@@ -32,6 +32,7 @@ from foedus.net.store import Transaction, open_store
 from foedus.protocol import blob
 
 DATABASE, BLOBS, IDENTITY, NAME = "foedus.sqlite", "blobs", "identity", "server-name"
+FARTHEST = 100_000  # rounds that a run may have made since its backup
 
 
 def backup(folder: Path, to: Path) -> int:
@@ -129,6 +130,11 @@ def _gaps(folder: Path, blobs: Blobs, reached: Mapping[str, int]) -> dict[str, G
             raise ConfigurationError(
                 f"the backup has no run {run!r} ({', '.join(map(repr, known)) or 'none'}). If that run began after it "
                 "was made, nothing of it is left: serve it under another name, as a run of its own"
+            )
+        if last - known[run] > FARTHEST:
+            raise ConfigurationError(
+                f"the run {run!r} was at round {known[run]} when it was backed up; that it has come to round {last} "
+                "since is hardly meant"
             )
         if last < known[run]:
             raise ConfigurationError(

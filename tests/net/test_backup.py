@@ -235,6 +235,8 @@ def test_what_is_said_of_a_restored_run_must_fit(tmp_path: Path, capsys: pytest.
     copy, back = lost_after_round(1, tmp_path / "server", CENTRAL), tmp_path / "back"
     with pytest.raises(ConfigurationError, match="no run 'other'"):
         restore(copy, back, {"other": 3})
+    with pytest.raises(ConfigurationError, match="round 1000000000 since is hardly meant"):
+        restore(copy, back, {"run": 10**9})
     with pytest.raises(ConfigurationError, match="round 0 only"):
         restore(copy, back, {"run": 0})
     for said in ("run", "run=", "=3", "run=three", "run=-1"):
