@@ -31,7 +31,7 @@ PACKAGES = {
     "pandas": ("data", "data frames"),
     "matplotlib": ("report", "figures"),
     "dp-accounting": ("privacy", "privacy accounting"),
-    "cryptography": ("secure", "masked sums"),
+    "cryptography": ("secure", "masked sums, noise for privacy"),
     "tenseal": ("he", "encrypted sums"),
     "ray": ("ray", "the executor for clusters"),
     "tensorboard": ("tensorboard", "export"),

@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.core.checks import check_number, check_whole
+from foedus.core.keystream import keystream
 from foedus.errors import ConfigurationError, NoGuarantee
-from foedus.secure.primitives import keystream
 
 Ints = NDArray[np.int64]
 MOST_WITH_ALL = 1 << 14  # clients, where the server may lie: beyond it, there is hardly a server with the memory

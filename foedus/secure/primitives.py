@@ -1,7 +1,7 @@
 """The cryptography that secure aggregation rests on, all of it from pyca/cryptography: nothing here is our own.
 
 Key agreement by X25519 (RFC 7748), keys from it by HKDF-SHA256 (RFC 5869), masks as the keystream of AES-256 in counter
-mode (NIST SP 800-38A), sealed shares by AES-256-GCM (NIST SP 800-38D), signatures by Ed25519 (RFC 8032).
+mode (``core/keystream.py``), sealed shares by AES-256-GCM (NIST SP 800-38D), signatures by Ed25519 (RFC 8032).
 
 Every derived key is for one purpose: its ``context`` names session, round, attempt, sender and receiver
 (``foedus.protocol.secagg``). A key seals one message or makes one keystream, never two, so that nonce and counter
@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.keystream import CHUNK, ZEROS, stream
 from foedus.errors import ForgedMessage, MissingExtra
 
 KEY = 32  # bytes of every key, public or private, and of every seed
 TAG = 16  # bytes by which a sealed message is longer
 SIGNATURE = 64  # bytes
-_CHUNK = 1 << 18  # bytes of keystream at a time: they stay in the processor's cache
-_ZEROS = bytes(_CHUNK)
 
 
 class _Library(NamedTuple):
@@ -37,9 +36,6 @@ class _Library(NamedTuple):
     hkdf: Any
     sha256: Any
     gcm: Any
-    cipher: Any
-    aes: Any
-    counter: Any
     bad_signature: type[Exception]
     bad_tag: type[Exception]
 
@@ -51,15 +47,12 @@ def _library() -> _Library:
         from cryptography import exceptions
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ImportError:
         raise MissingExtra("cryptography", "secure", "secure aggregation") from None
-    return _Library(
-        x25519, ed25519, HKDF, hashes.SHA256(), AESGCM, Cipher, algorithms.AES, modes.CTR,
-        exceptions.InvalidSignature, exceptions.InvalidTag,
-    )  # fmt: skip
+    wrong = exceptions.InvalidSignature, exceptions.InvalidTag
+    return _Library(x25519, ed25519, HKDF, hashes.SHA256(), AESGCM, *wrong)
 
 
 # --- keys ---------------------------------------------------------------------------------------------------
@@ -157,18 +150,6 @@ def digest(*parts: bytes) -> bytes:
 # --- masks --------------------------------------------------------------------------------------------------
 
 
-def keystream(key: bytes, count: int) -> bytes:
-    """The first ``count`` bytes of the keystream of a key, which must be used for nothing else.
-
-    Example:
-        >>> keystream(bytes(32), 4).hex()
-        'dc95c078'
-    """
-    cipher = _library().cipher
-    stream: bytes = cipher(_library().aes(key), _library().counter(bytes(16))).encryptor().update(bytes(count))
-    return stream
-
-
 def add_mask(totals: Sequence[NDArray[Any]], key: bytes, *, negative: bool = False) -> None:
     """Add the mask of a key to unsigned integers, in place, or take it off; they wrap around.
 
@@ -186,16 +167,15 @@ def add_mask(totals: Sequence[NDArray[Any]], key: bytes, *, negative: bool = Fal
         >>> words.tolist()
         [5, 6]
     """
-    stream = _library().cipher(_library().aes(key), _library().counter(bytes(16))).encryptor()
-    buffer = bytearray(_CHUNK + 16)  # the library asks for a block more
-    fill, place = memoryview(_ZEROS), memoryview(buffer)
+    made, buffer = stream(key), bytearray(CHUNK + 16)  # the library asks for a block more
+    place = memoryview(buffer)
     add = np.subtract if negative else np.add
     for total in totals:
         width = total.dtype.itemsize
-        mask, each = np.frombuffer(buffer, total.dtype.newbyteorder("<"), _CHUNK // width), _CHUNK // width
+        mask, each = np.frombuffer(buffer, total.dtype.newbyteorder("<"), CHUNK // width), CHUNK // width
         for at in range(0, len(total), each):
             part = total[at : at + each]
-            stream.update_into(fill[: len(part) * width], place)
+            made.update_into(ZEROS[: len(part) * width], place)
             add(part, mask[: len(part)], out=part)
 
 

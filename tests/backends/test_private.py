@@ -60,6 +60,7 @@ def moved(module: nn.Module, examples: Examples, told: LoopContext, **changes: A
 @pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 5.0, 0.2])])
 def test_gradients_are_those_of_each_example_alone(weight: Any) -> None:
     """Also for a loss whose mean over a batch weighs examples by each other."""
+    torch.manual_seed(0)
     module, examples, loss = Net(), data(), nn.CrossEntropyLoss(weight=weight)
     batch = [torch.from_numpy(a) for a in (*examples.inputs, examples.targets)]
     found, losses = each(module, dict(module.named_parameters()), batch, context(loss=loss))
@@ -68,7 +69,7 @@ def test_gradients_are_those_of_each_example_alone(weight: Any) -> None:
         value = loss(module(batch[0][i : i + 1]), batch[1][i : i + 1])
         value.backward()
         alone = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-        np.testing.assert_allclose(found[i], alone.numpy(), atol=1e-6)
+        np.testing.assert_allclose(found[i], alone.numpy(), atol=1e-5)
         assert losses[i] == pytest.approx(float(value.detach()), rel=1e-5)
 
 

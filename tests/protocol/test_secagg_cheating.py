@@ -47,7 +47,8 @@ from foedus.protocol.secagg.server import From, Phase
 from foedus.secure.graph import Withstand
 from foedus.secure.masked import masked
 from foedus.secure.planes import unpacked
-from foedus.secure.primitives import KEY, add_mask, derived, digest, identity_key, keystream, public_key, signed
+from foedus.core.keystream import keystream
+from foedus.secure.primitives import KEY, add_mask, derived, digest, identity_key, public_key, signed
 from foedus.secure.sharing import recovered
 
 from .attempts import MODEL, PRIVATE, TRUST, Table, held, lists, own, promised, sums, termed

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from foedus.errors import ForgedMessage
+from foedus.core.keystream import keystream
 from foedus.secure.primitives import (
     Agreement,
     add_mask,
@@ -16,7 +17,6 @@ from foedus.secure.primitives import (
     derived,
     digest,
     identity_key,
-    keystream,
     opened,
     public_key,
     sealed,

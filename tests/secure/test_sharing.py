@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from foedus.errors import ConfigurationError, NotEnoughShares
-from foedus.secure.primitives import keystream
+from foedus.core.keystream import keystream
 from foedus.secure.sharing import (
     PRIME,
     WORDS,

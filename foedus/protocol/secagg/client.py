@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foedus.core.keystream import keystream
 from foedus.errors import FoedusError, ForgedMessage, NotEnoughShares, SecureAggregationFailed
 from foedus.protocol.secagg.messages import (
     SEALED,
@@ -71,7 +72,6 @@ from foedus.secure.primitives import (
     check_signature,
     derived,
     digest,
-    keystream,
     opened,
     public_key,
     sealed,
