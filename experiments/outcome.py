@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
     return str(value)
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """What is stored of one figure of several seeds."""
+    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "all": list(values)}
+
+
+def with_deviation(figure: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over seeds, as a cell."""
+    return f"{figure['mean']:.3f} ± {figure['deviation']:.3f}"
 
 
 def wanted(name: str, only: Sequence[str]) -> bool:
