@@ -280,7 +280,7 @@ def itemised() -> Iterator[tuple[str, float]]:
         told = context._replace(secret=secret)
         yield f"random words, {name}", 1e3 * best(lambda told=told: told.secret(told, "x", vectors[0], size))
         yield (
-            f"noise (two tables), words {name}",
+            f"noise, words {name}",
             1e3 * best(lambda told=told: discrete_gaussian(told, "x", vectors[0], sigma=1 / step)),
         )
     total = rule.shortcut(updates, contexts)

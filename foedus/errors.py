@@ -165,7 +165,7 @@ class LoweringMismatch(FoedusError):
 
 
 class BudgetSpent(FoedusError):
-    """A release would exceed the privacy budget; it was not made, and nothing was counted."""
+    """A release, or a visit of a client, would exceed a privacy budget; it was not made, and nothing was counted."""
 
 
 class SumOverflow(FoedusError, OverflowError):

@@ -3,7 +3,8 @@ privacy", algorithm 1).
 
 Every step draws a Poisson batch, clips the gradient of *each example* to a bound, adds noise to their sum, and divides
 by the batch's planned size. What a client sends is then private towards everybody, the server included, for each of
-its examples; not for the client as a whole, whose examples may all say the same.
+its examples; not for the client as a whole, whose examples may all say the same. Its training loss is not told, since
+that would have no noise.
 
 The gradient of an example is taken by itself (``vmap`` over calls with one example each), so that nothing in a model
 or loss can mix examples behind the bound's back: a class-weighted mean, for one, or batch normalisation.
@@ -25,6 +26,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.client import LocalTraining, LoopContext, Schedule, local_training
 from foedus.core.examples import Examples
 from foedus.errors import ConfigurationError
+from foedus.privacy.examples import Steps
 from foedus.privacy.mechanisms import grid, steps_of
 from foedus.privacy.noise import discrete_gaussian, source
 
@@ -33,7 +35,7 @@ _AT_ONCE = 64  # examples whose gradients are held side by side
 
 def dp_sgd(
     lr: float | Schedule, *, clip: float, noise_multiplier: float, batch_size: int, epochs: int | None = None,
-    steps: int | None = None, delta: float = 1e-5,
+    steps: int | None = None, delta: float = 1e-5, budget: float | None = None,
 ) -> LocalTraining:  # fmt: skip
     """Local training by DP-SGD: single examples of a client are hidden from everybody who sees what it sends.
 
@@ -46,7 +48,9 @@ def dp_sgd(
         noise_multiplier: z; the sum of a batch's gradients gets noise of standard deviation z · clip in every entry.
         batch_size: planned: every example of a client is in a batch with probability batch_size / examples.
         epochs, steps: as in ``local_sgd``: an epoch is as many steps as it takes to see each example once on average.
-        delta: δ of the ε that is told of each client.
+        delta: δ of the ε that is told of each client, and of the budget.
+        budget: ε that no example of any client may exceed over the whole run. Each client counts its own steps, and
+            before a visit that would be too much it trains no more, for good.
 
     Raises:
         ConfigurationError: a figure is out of its range.
@@ -59,7 +63,10 @@ def dp_sgd(
     check_number("noise_multiplier", noise_multiplier, above=True)
     check_whole("batch_size", batch_size)
     check_number("delta", delta, above=True, below=1)
-    loop = PrivateDescent(float(clip), float(noise_multiplier), int(batch_size), float(delta))
+    if budget is not None:
+        check_number("budget", budget, above=True, also=", or None")
+    most = None if budget is None else float(budget)
+    loop = PrivateDescent(float(clip), float(noise_multiplier), int(batch_size), float(delta), most)
     made = local_training(loop=loop, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr)
     return replace(made, private=True)
 
@@ -72,11 +79,17 @@ class PrivateDescent:
     noise_multiplier: float
     batch_size: int
     delta: float = 1e-5
+    budget: float | None = None
 
     @property
     def __name__(self) -> str:
         """What a label shows of it."""
-        return f"dp_sgd(clip={self.clip}, noise_multiplier={self.noise_multiplier})"
+        most = "" if self.budget is None else f", delta={self.delta}, budget={self.budget}"
+        return f"dp_sgd(clip={self.clip}, noise_multiplier={self.noise_multiplier}{most})"
+
+    def steps(self, examples: int, count: int) -> Steps:
+        """What so many steps of a client with so many examples cost each of these."""
+        return Steps.of(self.noise_multiplier, self.batch_size, examples, count)
 
     def __call__(self, module: Any, examples: Examples, context: LoopContext) -> float | None:
         import torch
@@ -85,13 +98,12 @@ class PrivateDescent:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         device = next(iter(parameters.values())).device
         arrays = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (*examples.inputs, examples.targets)]
-        rate, losses = min(1.0, self.batch_size / len(examples)), list[float]()
+        rate = min(1.0, self.batch_size / len(examples))
         for step in range(len(context.batches)):
             rows = self._drawn(len(examples), rate, step, context)
-            total, seen = self._summed(module, parameters, [a[rows] for a in arrays], context)
-            losses += seen
+            total = self._summed(module, parameters, [a[rows] for a in arrays], context)
             self._step(parameters, total, step, context)
-        return float(np.mean(losses)) if losses else None
+        return None  # a mean loss would be sent beside the update, and has no noise
 
     def _drawn(self, count: int, rate: float, step: int, context: LoopContext) -> NDArray[np.int64]:
         """The rows of a Poisson batch."""
@@ -101,17 +113,15 @@ class PrivateDescent:
 
     def _summed(
         self, module: Any, parameters: dict[str, Any], batch: Sequence[Any], context: LoopContext
-    ) -> tuple[NDArray[np.float64], list[float]]:
-        """The sum of the examples' clipped gradients, in whole steps of the grid, and their losses."""
+    ) -> NDArray[np.float64]:
+        """The sum of the examples' clipped gradients, in whole steps of the grid."""
         size = sum(p.numel() for p in parameters.values())
         step = grid(self.clip, self.noise_multiplier, size)
-        total, losses = np.zeros(size), list[float]()
+        total = np.zeros(size)
         for at in range(0, len(batch[0]), _AT_ONCE):
-            gradients, seen = each(module, parameters, [a[at : at + _AT_ONCE] for a in batch], context)
-            losses += seen.tolist()
-            for row in gradients:
+            for row in each(module, parameters, [a[at : at + _AT_ONCE] for a in batch], context):
                 total += steps_of(row, self.clip / step, 1 / step)
-        return total, losses
+        return total
 
     def _step(
         self, parameters: dict[str, Any], total: NDArray[np.float64], number: int, context: LoopContext
@@ -131,14 +141,14 @@ class PrivateDescent:
 
 def each(
     module: Any, parameters: dict[str, Any], batch: Sequence[Any], context: LoopContext
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The gradient of every example by itself, [example, parameter], and its loss [example].
+) -> NDArray[Any]:  # fmt: skip
+    """The gradient of every example by itself, [example, parameter].
 
     Raises:
         ConfigurationError: a layer cannot be called with one example at a time.
     """
     import torch
-    from torch.func import functional_call, grad_and_value, vmap
+    from torch.func import functional_call, grad, vmap
 
     def loss(values: dict[str, Any], *example: Any) -> Any:
         *inputs, target = (part[None] for part in example)
@@ -149,14 +159,15 @@ def each(
         with torch.no_grad():
             loss(own, *(a[0] for a in batch))  # the first call of all looks at shapes, which cannot be batched
         axes = (None, *(0 for _ in batch))
-        found, values = vmap(grad_and_value(loss), in_dims=axes, randomness="different")(own, *batch)
+        found = vmap(grad(loss), in_dims=axes, randomness="different")(own, *batch)
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"dp_sgd() takes the gradient of each example by itself, and this model or loss refuses that: {error}. "
             "Layers that look at several examples at once (batch normalisation) have to be replaced, e.g. by GroupNorm"
         ) from error
     rows = torch.cat([g.reshape(len(g), -1) for g in found.values()], 1)
-    return rows.cpu().numpy(), values.detach().cpu().numpy()
+    found_rows: NDArray[Any] = rows.cpu().numpy()
+    return found_rows
 
 
 def _check_buffers(module: Any) -> None:

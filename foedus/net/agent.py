@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from foedus.errors import (
+    BudgetSpent,
     BundleRefused,
     ConfigurationError,
     NotTrusted,
@@ -50,6 +51,7 @@ from foedus.net.owner.folder import OwnerFolder, file_name
 from foedus.net.owner.ledger import Departure
 from foedus.net.owner.releases import Release
 from foedus.net.owner.rules import Finding, Protections, Rules, Situation, refused
+from foedus.net.owner.spending import Row
 from foedus.net.owner.surroundings import Surroundings
 from foedus.net.owner.withdrawal import forget
 from foedus.net.training import Training
@@ -230,6 +232,7 @@ class Agent:
         self._made: _Made | None = None
         self._empty = False  # all but the data may work, and there is none
         self._over = False  # the server said that the run is
+        self._cost: tuple[str, str, Row] | None = None  # of what was trained and is not in the journal yet
         self._promise: Promise | None = None  # of masks, in the round at hand
         self._sealed = 0  # where updates are encrypted in the round at hand: fewest in a sum
         self._noised = False  # whether what is sent in the round at hand has noise of this client's own
@@ -324,12 +327,19 @@ class Agent:
         rules, examples = self._rules(), self._known.examples if self._known else None
         if examples and not rules.tell_examples:  # that there are any; what is trained may have to hide how many
             examples = None
+        if self.journal.fact(self._ended) is not None:
+            examples = 0
         asked = {SECURE: rules.secure_others is not None, ENCRYPTED: rules.encrypted_others is not None}
         demands = tuple(name for name, wanted in {**asked, BUDGET: rules.budget}.items() if wanted)
         kinds = (*self.hello.kinds, *((Kind.DECRYPT,) if self.place.silo_key.exists() else ()))
         hello = replace(self.hello, kinds=kinds, examples=examples, protections=demands)
         self.state = replace(self.state, hello=hello)
         return session.Woke(self.clock.now(), self.draw())
+
+    @property
+    def _ended(self) -> str:
+        """Under which name the journal has it that nothing is trained any more."""
+        return f"spent {self.hello.run} {self._rules().most_example_epsilon}"  # another rule may say otherwise
 
     async def _nothing(self) -> None:
         """Where all but the data may work, and there is none: tell the server so, once; no round waits for it then."""
@@ -399,6 +409,10 @@ class Agent:
         except (Unreachable, ProtocolError) as error:
             self._say(str(error))
             return session.Lost(self.clock.now(), self.draw())
+        except BudgetSpent as error:  # the server hears it now, and at every check-in that there is nothing to train on
+            self._say(f"this client trains no more in run {self.hello.run or 'any'}: {error}")
+            self.journal.note(self._ended, str(error).encode())
+            return session.GaveUp(self.clock.now(), "spent")
         except OwnerRefuses as error:
             self._say(f"declined: {error}")
             return session.GaveUp(self.clock.now(), "approval" if isinstance(error, _NotApproved) else "rules")
@@ -450,6 +464,7 @@ class Agent:
         """What the journal must know before anything is said of it."""
         if isinstance(action, session.Keep):
             if self._made is not None:
+                self._count()
                 self.journal.hold(action.held, self._made.about, self._made.content, self._made.kept)
                 self._made = None
             self.journal.mark(action.held)
@@ -465,6 +480,16 @@ class Agent:
                 return
             self.journal.drop(action.key)
             self._say("the update is counted" if action.counted else "the update does not count, and is deleted")
+
+    def _count(self) -> None:
+        """What was trained may leave from now on: single examples have paid for it, once."""
+        cost, self._cost = self._cost, None
+        if cost is not None:
+            self.place.owner.spending().add(*cost)
+
+    def _purse(self, accepted: Accepted) -> tuple[str, str]:
+        """Whose examples pay: the data set; and for what: the run."""
+        return f"{self.data.name} {self.data.part}".strip(), f"{self.place.address} {accepted.run}"
 
     # --- what leaves with noise of its own
 
@@ -638,8 +663,14 @@ class Agent:
         """Train on the orders that were fetched."""
         assert self._fetched is not None
         self._say(f"training: run {accepted.run}, round {accepted.round}")
-        which = {"position": accepted.position, "limit": accepted.limit}
+        rules, rows = self._rules(), self.place.owner.spending().rows(*self._purse(accepted))
+        spent = {**rows._asdict(), "most": rules.most_example_epsilon, "delta": rules.example_delta}
+        which = {"position": accepted.position, "limit": accepted.limit, "spent": spent}
         answer = await self.training.ask({"do": "train", **which}, [self._fetched.orders, *self._fetched.kept])
+        cost = answer.said.get("cost")
+        self._cost = None if cost is None else (*self._purse(accepted), Row(*cost))
+        if told := answer.said.get("spent"):
+            raise BudgetSpent(str(told))
         if not answer.said.get("trained"):
             raise OwnerRefuses("there is no example to train on")
 
@@ -659,7 +690,7 @@ class Agent:
             lambda what, size, digest: self._leaves(accepted, what, size, digest), self._holds,
         )  # fmt: skip
         later = await take_part(part, ways, lambda: self._numbers(accepted))
-        self._made = None  # the attempt was over before anything had left
+        self._made = self._cost = None  # the attempt was over before anything had left
         return session.Conferred(self.clock.now(), later, self.draw())
 
     def _identity(self) -> Any:

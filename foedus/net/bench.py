@@ -14,7 +14,7 @@ Not here: the pipe (``trainee.py``), what is kept from round to round (the agent
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,17 +28,22 @@ from foedus.core.compose import Algorithm
 from foedus.core.population import Clients
 from foedus.core.task import Task
 from foedus.core.timing import Buffered, Hierarchical
+from foedus.core.values import State
 from foedus.errors import ConfigurationError, MalformedMessage, SecureAggregationFailed
 from foedus.net.bundle import import_bundle
 from foedus.net.owner.checks import examine
 from foedus.net.owner.rules import Checks, Finding
 from foedus.net.source import imported, of_bytes, own, placed
+from foedus.privacy.examples import Steps, after, refusal
+from foedus.privacy.examples import kept as kept_ledger
+from foedus.privacy.ledger import Ledger
 from foedus.protocol import blob
 from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import ClientFigures
 from foedus.rounds.freight import closed_of, figures_blob, opened_blob, orders_of, update_blob
 from foedus.rounds.masks import masked_together, promise_of, sealed_update
 from foedus.rounds.parcel import Parcel, Terms, admitted, outward, packed
+from foedus.rounds.spending import check_stop, cost_of, steps_of
 from foedus.rounds.untold import noised, release_of, too_much, trained_in_private
 from foedus.rounds.visits import layouts_of
 from foedus.rounds.work import UPDATE, Given, Job, Orders, held_out
@@ -72,6 +77,55 @@ class _Round(NamedTuple):
 
     orders: Orders
     given: Given
+
+
+class Spent(NamedTuple):
+    """What single examples have spent before a visit, and the most that their owner allows.
+
+    Attributes:
+        here: in this run.
+        all: in all runs.
+        most: ε and δ; ``None`` where the owner asks for nothing.
+    """
+
+    here: Ledger
+    all: Ledger
+    most: tuple[float, float] | None
+
+    @staticmethod
+    def of(said: Said) -> Spent:
+        """From what the agent says."""
+        here = ledger_of(said.get("here", ()))
+        most = said.get("most")
+        return Spent(
+            here, ledger_of([*said.get("here", ()), *said.get("elsewhere", ())]),
+            None if most is None else (float(most), float(said["delta"])),
+        )  # fmt: skip
+
+    def kept(self) -> State:
+        """What this client keeps of it, as in a simulation."""
+        return kept_ledger(self.here) if self.here.counts else {}
+
+    def refusal(self, job: Job, orders: Orders) -> str:
+        """Why the owner's rule lets the visit not take place; ``""`` if it does."""
+        if self.most is None:
+            return ""
+        examples = len(job.clients.at(orders.round).train(int(orders.cohort[0])))
+        steps = steps_of(job.algorithm, examples, orders.most(slice(None)))
+        if steps is None:
+            return (
+                f"{job.algorithm.label} does not train by dp_sgd() alone, and protections.most_example_epsilon = "
+                f"{self.most[0]:g} asks for it"
+            )
+        return refusal(self.all, steps, self.most)
+
+
+def ledger_of(rows: Sequence[Sequence[float]]) -> Ledger:
+    """A ledger of rows: noise multiplier, rate, steps."""
+    found = Ledger()
+    for noise_multiplier, rate, taken in rows:
+        found = after(found, Steps(float(noise_multiplier), float(rate), int(taken)))
+    return found
 
 
 class Bench:
@@ -124,6 +178,7 @@ class Bench:
         name = tuple(said[key] for key in ("bundle", "digest", "target", "seed"))
         if self._open is None or self._open.name != name:
             task, algorithm = _task_of(import_bundle(Path(said["bundle"]), bytes(said["digest"]), said["target"]))
+            check_stop(algorithm)
             trainer = open_trainer(task, seed=int(said["seed"]))
             nobody = Clients.generated(lambda i: ([[0.0]], [0]), 1)
             job = Job(task, algorithm, nobody, int(said["seed"]))
@@ -188,13 +243,18 @@ class Bench:
 
     def _train(self, said: Said, blobs: Blobs) -> Done:
         """Train on the orders of a round."""
-        _, session, orders = self._visit(said, blobs)
-        position = int(orders.cohort[0])
-        outcome = session.run(replace(orders, single=True))
+        job, session, orders = self._visit(said, blobs)
+        position, spent = int(orders.cohort[0]), Spent.of(said.get("spent", {}))
+        if told := spent.refusal(job, orders):
+            return {"trained": False, "spent": told}, ()
+        kept = {**orders.kept.get(position, {}), **spent.kept()}
+        outcome = session.run(replace(orders, single=True, kept={position: kept}))
         if position not in outcome.given:
-            return {"trained": False}, ()
-        self._round = _Round(orders, outcome.given[position])
-        return {"trained": True, "steps": outcome.steps[0], "loss": outcome.losses[0]}, ()
+            return {"trained": False, "spent": outcome.spent.get(position, "")}, ()
+        given = outcome.given[position]
+        self._round = _Round(orders, given)
+        cost = cost_of(job.algorithm, given.examples, outcome.steps[0])
+        return {"trained": True, "steps": outcome.steps[0], "loss": outcome.losses[0], "cost": cost}, ()
 
     def _encode(self, said: Said, _: Blobs) -> Done:
         """What was trained, as it is sent; and what the client keeps if it counts."""

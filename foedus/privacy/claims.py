@@ -34,6 +34,7 @@ from foedus.privacy.events import (
     known,
     together,
 )
+from foedus.privacy.examples import Steps
 
 
 def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False, buffers: bool = False) -> Event:
@@ -342,8 +343,8 @@ def example_epsilon(
     check_whole("batch_size", batch_size)
     check_whole("examples", examples)
     check_whole("steps", steps, least=0)
-    gaussian, rate = Gaussian(float(noise_multiplier)), min(1.0, batch_size / examples)
-    return by([(gaussian if rate == 1 else Sampled(rate, gaussian), int(steps))], delta)
+    taken = Steps.of(noise_multiplier, batch_size, examples, steps)
+    return by([(taken.event, taken.taken)], delta)
 
 
 def calibrate(

@@ -24,6 +24,7 @@ from foedus.core.values import Context, Message, Update
 from foedus.errors import Reason, SumOverflow, UpdateRefused
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.rounds.parcel import Parcel, Terms, admitted, let_in, masking_bytes, packed, scaled, weight_of
+from foedus.rounds.spending import counted
 from foedus.rounds.work import BUFFERS, UPDATE, Given, Job, Orders, Outcome, Refusal, changed, merged
 from foedus.tree import Layout, Vector
 
@@ -61,6 +62,10 @@ class Collector:
         """What one client's visit ended with."""
         client = int(self._orders.cohort[slot])
         self._listed(client, examples, brought.steps, brought.loss)
+        self._contributed(client, brought, examples)
+        self._count(client, examples, brought.steps)
+
+    def _contributed(self, client: int, brought: Contribution, examples: int) -> None:
         if self._orders.single and client not in self.outcome.given:
             self.outcome.given[client] = Given(brought, examples)
             self.outcome.sent.append(0)
@@ -75,12 +80,24 @@ class Collector:
         brought, examples = given
         self._listed(client, examples, brought.steps, brought.loss)
         self.outcome.sent.append(self._taken(client, brought, examples))
+        self._count(client, examples, brought.steps)
 
     def refuse(self, client: int, given: Given, reason: str) -> None:
         """A result that was given by itself, and is not to be merged; the client keeps what it kept before."""
         self._listed(client, given.examples, given.contribution.steps, given.contribution.loss)
         self.outcome.sent.append(0)
         self.outcome.refused.append(Refusal(client, reason))
+        self._count(client, given.examples, given.contribution.steps)
+
+    def spent(self, slot: int, told: str) -> None:
+        """A client that trains no more, and why."""
+        self.outcome.spent[int(self._orders.cohort[slot])] = told
+
+    def _count(self, client: int, examples: int, steps: int) -> None:
+        """What the visit cost the client's single examples, into what it keeps: also if it is not let in."""
+        before = self._orders.kept.get(client, {})
+        if own := counted(self._job.algorithm, before, examples, steps):
+            self.outcome.kept[client] = {**self.outcome.kept.get(client, before), **own}
 
     def _listed(self, client: int, examples: int, steps: int, loss: float) -> None:
         out = self.outcome

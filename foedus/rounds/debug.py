@@ -20,6 +20,7 @@ from foedus.core.method import Consult, Measure, Trained
 from foedus.core.values import Context, Secret
 from foedus.privacy.noise import known_to_all_who_know_the_seed
 from foedus.rounds.collect import Collector
+from foedus.rounds.spending import exhausted
 from foedus.rounds.visits import Group, answered, contributions, layouts_of, own_model, phase, visit
 from foedus.rounds.work import Job, Orders, Outcome, Session, read
 
@@ -59,6 +60,10 @@ class DebugSession(Session):
         examples = read(job.clients.at(orders.round), position)
         if not len(examples):
             return  # the rule for empty clients: no step, no weight
+        limit = orders.most(slice(slot, slot + 1))
+        if told := exhausted(job.algorithm, orders.kept.get(position, {}), len(examples), limit):
+            collector.spent(slot, told)
+            return
         seen = visit(job, orders, slot, examples=len(examples), layouts=layouts_of(self._trainer))
         if job.algorithm.method is None:
             buffers = orders.buffers(position)[None]

@@ -48,6 +48,8 @@ def round_line(
         line |= {"report": _mean_report(outcome)} if outcome.reports else {}
     if spending is not None:
         line["privacy"] = spending.line(state)
+    if outcome.spent:
+        line["spent"] = [{"client": job.clients.ids[c], "reason": told} for c, told in sorted(outcome.spent.items())]
     if outcome.refused:
         line["refused"] = [_refused(r, job.clients.ids) for r in outcome.refused]
     return line

@@ -21,7 +21,8 @@ class RunState:
     """Everything that the next round depends on, and the totals.
 
     ``costs`` float64 [population, 5] are each client's totals, see ``COSTS``; memory that nobody wrote to takes no
-    room, so that a million clients cost what the few that ever took part do.
+    room, so that a million clients cost what the few that ever took part do. ``spent`` are those who said that they
+    train no more, since what single examples may cost is spent.
     """
 
     round: int
@@ -39,6 +40,7 @@ class RunState:
     sent: int = 0  # bytes of a client's last messages, on average; 0 before there were any
     barren: int = 0  # updates refused in a row, since one was let in
     stopped: str | None = None
+    spent: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def checkpoint(self, identity: str, executor: str) -> Checkpoint:
         arrays: dict[str, NDArray[Any]] = {"vector": self.weights.vector, "buffers": self.weights.buffers}
@@ -46,6 +48,7 @@ class RunState:
             arrays |= {f"{part}.{name}": array for name, array in getattr(self, part).items()}
         for channel, state in self.sides.items():
             arrays |= {f"sides.{channel}/{name}": array for name, array in state.items()}
+        arrays["spent"] = self.spent
         arrays["costs.clients"] = self.paid()
         arrays["costs.totals"] = self.costs[arrays["costs.clients"]]
         return Checkpoint(
@@ -86,4 +89,5 @@ class RunState:
             stopped=values["stopped"],
             sent=values["sent"],
             barren=values["barren"],
+            spent=arrays.get("spent", np.empty(0, np.int64)),
         )

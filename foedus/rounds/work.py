@@ -137,6 +137,7 @@ class Outcome:
         kept: what clients keep, by position.
         reports: figures that a method reports, by client.
         given: single results, where the orders asked for them.
+        spent: why clients train no more, by position: another visit would exceed their budget for single examples.
         apart: admitted messages that are to be masked, by client and channel, where the orders asked for them.
     """
 
@@ -154,6 +155,7 @@ class Outcome:
     kept: dict[int, State] = field(default_factory=dict)
     reports: dict[int, dict[str, float]] = field(default_factory=dict)
     given: dict[int, Given] = field(default_factory=dict)
+    spent: dict[int, str] = field(default_factory=dict)
     apart: dict[int, dict[str, Message]] = field(default_factory=dict)
 
     @property
@@ -248,6 +250,7 @@ def union(job: Job, parts: Iterable[Outcome]) -> Outcome:
         total.kept.update(part.kept)
         total.reports.update(part.reports)
         total.given.update(part.given)
+        total.spent.update(part.spent)
         total.apart.update(part.apart)
     rows.sort()
     total.refused.sort()

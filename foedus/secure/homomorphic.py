@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 from foedus.core.aggregate import Aggregator, Sealed
 from foedus.core.checks import check_number, check_whole
 from foedus.core.coding import part, refused
+from foedus.core.keystream import keystream
 from foedus.core.values import Context, Message, State, Update
 from foedus.errors import ConfigurationError, MissingExtra, NoGuarantee, Reason, SecureAggregationFailed, SumOverflow
 from foedus.secure.fixed_point import Grid, whole_weight
-from foedus.secure.primitives import derived, digest, keystream
+from foedus.secure.primitives import derived, digest
 from foedus.tree import Vector
 
 DEGREE, MODULUS = 4096, (54, 54)  # 128 bits of security by the Homomorphic Encryption Standard (2018), table 1: ≤ 109

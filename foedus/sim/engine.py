@@ -37,7 +37,7 @@ from foedus.rounds.debug import DebugSession
 from foedus.rounds.evaluate import Evaluation
 from foedus.rounds.lines import described, round_line
 from foedus.rounds.sending import Sender
-from foedus.rounds.spending import Spending, example_costs, spending
+from foedus.rounds.spending import Spending, counted_anyhow, example_costs, spending
 from foedus.rounds.state import COSTS, RunState
 from foedus.rounds.work import Job, Outcome, Session
 from foedus.sim.executors import open_session
@@ -267,6 +267,8 @@ class _Engine:
     def _finished(self) -> bool:
         if self.plan.spending is not None and self.state.stopped is None and self.state.round < self.plan.rounds:
             self.state.stopped = self.plan.spending.stop(self.state)
+        if self.state.stopped is None and len(self.state.spent) == len(self.plan.job.clients):
+            self.state.stopped = "no client may train once more: what single examples may cost is spent"
         return self.state.round >= self.plan.rounds or self.state.stopped is not None
 
     def _session(self, shown: Progress) -> Session:
@@ -295,7 +297,7 @@ class _Engine:
         named = trainer.layout.unflatten(weights.vector) | trainer.buffer_layout.unflatten(weights.buffers)
         self.folder.save_model(named, {"identity": self.identity, "round": str(self.state.round)})
         ids = self.plan.job.clients.ids
-        costs, private = self.state.costs, example_costs(self.plan.job, self.state)
+        costs, private = self.state.costs, example_costs(self.plan.job, self.state, self.kept.read)
         self.folder.save_costs(
             {"client": ids[c], **dict(zip(COSTS, costs[c].tolist(), strict=True)), **private.get(c, {})}
             for c in self.state.paid().tolist()
@@ -349,9 +351,17 @@ class _Engine:
                 self.plan.spending.charge(self.state, number)
             self.server.commit(self.state, outcome, number, pull=brought.pull)
             self.kept.write(number, outcome.kept)
+        else:  # what clients keep otherwise holds only if they count
+            self.kept.write(number, counted_anyhow(outcome.kept, self.kept.read(outcome.kept)))
         self.state.round = number
+        self._part_with(outcome)
         if self.plan.settings.watch is not None:
             self._score(outcome, before)
+
+    def _part_with(self, outcome: Outcome) -> None:
+        """Remember who trains no more."""
+        if outcome.spent:
+            self.state.spent = np.union1d(self.state.spent, sorted(outcome.spent)).astype(np.int64)
 
     def _score(self, outcome: Outcome, before: Weights) -> None:
         """Score every update of the round, and write it down."""
@@ -412,7 +422,7 @@ class _Engine:
             mine = {} if personal is None else {"personal": personal}
             self.folder.append(CLIENTS, {"round": number, "client": client, "examples": examples} | figures | mine)
         central = found.figures.get("central", {})
-        self.state.stopped = evaluate.reached(central, asked.stop_at, plan.job.task.metrics)
+        self.state.stopped = self.state.stopped or evaluate.reached(central, asked.stop_at, plan.job.task.metrics)
         return found.figures
 
     def _models(self, position: int) -> tuple[Vector, Weights | None]:

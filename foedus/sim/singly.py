@@ -47,7 +47,8 @@ class Singly(NamedTuple):
         hostile = self._attacked(orders)
         if not hostile and self.watch is None:
             return union(self.job, [session.run(orders)])
-        given: Mapping[int, Given] = union(self.job, [session.run(replace(orders, single=True))]).given
+        first = union(self.job, [session.run(replace(orders, single=True))])
+        given: Mapping[int, Given] = first.given
         if hostile:
             given = self._corrupted(given, orders, state)
         away = set() if self.watch is None else set(self.watch.away(state.watch, orders.round).tolist())
@@ -58,7 +59,7 @@ class Singly(NamedTuple):
             else:
                 collector.again(client, given[client])
         outcome = union(self.job, [collector.outcome])
-        outcome.given = {} if self.watch is None else dict(given)
+        outcome.given, outcome.spent = {} if self.watch is None else dict(given), first.spent
         return outcome
 
     def _attacked(self, orders: Orders) -> bool:

@@ -19,7 +19,7 @@ from foedus.core.examples import Examples
 from foedus.core.method import Consult, Contribution, Local, Measure, Method, Train, Visit, averaging
 from foedus.core.values import Context
 from foedus.errors import FoedusError, NoGuarantee
-from foedus.privacy import example_epsilon, known_to_all_who_know_the_seed, pld
+from foedus.privacy import example_epsilon, known_to_all_who_know_the_seed, pld, rdp
 from foedus.privacy.events import Gaussian, Sampled
 
 
@@ -63,14 +63,13 @@ def test_gradients_are_those_of_each_example_alone(weight: Any) -> None:
     torch.manual_seed(0)
     module, examples, loss = Net(), data(), nn.CrossEntropyLoss(weight=weight)
     batch = [torch.from_numpy(a) for a in (*examples.inputs, examples.targets)]
-    found, losses = each(module, dict(module.named_parameters()), batch, context(loss=loss))
+    found = each(module, dict(module.named_parameters()), batch, context(loss=loss))
     for i in range(12):
         module.zero_grad()
         value = loss(module(batch[0][i : i + 1]), batch[1][i : i + 1])
         value.backward()
         alone = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
         np.testing.assert_allclose(found[i], alone.numpy(), atol=1e-5)
-        assert losses[i] == pytest.approx(float(value.detach()), rel=1e-5)
 
 
 def test_one_example_moves_a_step_by_at_most_the_bound_over_the_batch() -> None:
@@ -182,3 +181,55 @@ def test_what_is_not_known_of_an_example_is_not_left_out(tmp_path: Path) -> None
     fd.simulate(*small(averaging()), rounds=1, settings=how)
     (line, _) = map(json.loads, (tmp_path / "run" / "costs.jsonl").read_text().splitlines())
     assert line["example_epsilon"] is None
+
+
+# --- a budget of every client's own ---------------------------------------------------------------------------
+
+
+def spending_run(folder: Path, rounds: int, **changes: Any) -> fd.Run:
+    """Three clients of 20, 30 and 40 examples, all of them asked in every round."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(90, 4)).astype("f4")
+    y = (x[:, 0] > 0).astype(int)
+    parts = {"a": (x[:20], y[:20]), "b": (x[20:50], y[20:50]), "c": (x[50:], y[50:])}
+    local = fd.dp_sgd(0.5, clip=1.0, noise_multiplier=1.0, batch_size=10, steps=3, delta=1e-3, budget=7.0)
+    told = {"progress": False, "checkpoint_seconds": 0.0, "executor": fd.executors.debug()} | changes
+    return fd.simulate(
+        fd.Task(lambda: nn.Linear(4, 2), nn.functional.cross_entropy, metrics=[fd.accuracy]),
+        fd.fedavg(local), fd.Clients.of(parts, central_test=(x, y)), rounds=rounds, cohort=3,
+        settings=fd.Settings(folder=folder, **told),
+    )  # fmt: skip
+
+
+def visits_within(examples: int) -> int:
+    """How many visits of three steps a budget of 7 allows, by brute force."""
+    event = Sampled(10 / examples, Gaussian(1.0))
+    return next(n for n in range(1000) if rdp([(event, 3 * (n + 1))], 1e-3) > 7.0)
+
+
+@pytest.mark.slow
+def test_a_client_ends_its_part_before_its_budget_would_be_exceeded_and_the_run_when_all_have(tmp_path: Path) -> None:
+    whole = spending_run(tmp_path / "whole", 100)
+    visits = {name: visits_within(n) for name, n in (("a", 20), ("b", 30), ("c", 40))}
+    assert 0 < visits["a"] < visits["b"] < visits["c"] < 99, "the fewer examples, the sooner"
+    for name, most in visits.items():
+        rounds = [m["round"] for m in whole.metrics if name in {row["client"] for row in m.get("spent", [])}]
+        assert rounds == list(range(most + 1, visits["c"] + 2)), "asked for the last time that it may, and never again"
+    assert [m["trained"] for m in whole.metrics] == [
+        sum(n < visit for visit in visits.values()) for n in range(visits["c"] + 1)
+    ]
+    for line in map(json.loads, (tmp_path / "whole" / "costs.jsonl").read_text().splitlines()):
+        size = {"a": 20, "b": 30, "c": 40}[line["client"]]
+        spent = rdp([(Sampled(10 / size, Gaussian(1.0)), 3 * visits[line["client"]])], 1e-3)
+        assert line["example_epsilon"] == pytest.approx(spent)
+        assert spent <= 7.0
+
+
+@pytest.mark.slow
+def test_spending_survives_restarts_refusals_and_other_executors(tmp_path: Path) -> None:
+    whole = spending_run(tmp_path / "whole", 100)
+    for rounds in (1, 5, 6, 100, 100):  # the last call finds nothing left to do
+        again = spending_run(tmp_path / "again", rounds)
+    assert again.metrics == whole.metrics
+    shared = spending_run(tmp_path / "shared", 100, executor=fd.executors.processes(2))
+    assert shared.metrics == whole.metrics

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from foedus.core.aggregate import Aggregator, fold
+from foedus.core.keystream import keystream
 from foedus.core.quantise import quantise
 from foedus.core.stage import chain
 from foedus.core.values import Context, Update
@@ -47,7 +48,6 @@ from foedus.protocol.secagg.server import From, Phase
 from foedus.secure.graph import Withstand
 from foedus.secure.masked import masked
 from foedus.secure.planes import unpacked
-from foedus.core.keystream import keystream
 from foedus.secure.primitives import KEY, add_mask, derived, digest, identity_key, public_key, signed
 from foedus.secure.sharing import recovered
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from foedus.errors import ForgedMessage
 from foedus.core.keystream import keystream
+from foedus.errors import ForgedMessage
 from foedus.secure.primitives import (
     Agreement,
     add_mask,

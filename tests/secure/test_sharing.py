@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from foedus.errors import ConfigurationError, NotEnoughShares
 from foedus.core.keystream import keystream
+from foedus.errors import ConfigurationError, NotEnoughShares
 from foedus.secure.sharing import (
     PRIME,
     WORDS,

@@ -6,6 +6,7 @@
 | ``consent.jsonl`` | who agreed to what (``consent.py``) |
 | ``ledger.jsonl`` | what left (``ledger.py``) |
 | ``releases.json`` | what left with noise of its own, so that it leaves once (``releases.py``) |
+| ``spending.json`` | what DP-SGD has cost single examples (``spending.py``) |
 | ``silo.key`` | the key of encrypted sums that this owner shares with others (``silos.py``) |
 | ``approvals.json``, ``bundles/`` | tasks that were approved or denied, and their source (``approvals.py``) |
 | ``servers/NAME/`` | of one server: credentials, what waits to be sent, what is kept between rounds, models |
@@ -26,6 +27,7 @@ from foedus.net.owner import rules
 from foedus.net.owner.consent import Consents
 from foedus.net.owner.ledger import Ledger
 from foedus.net.owner.releases import Releases
+from foedus.net.owner.spending import Spending
 from foedus.record.files import replace
 
 __all__ = ["OwnerFolder", "default", "file_name"]
@@ -80,7 +82,10 @@ class OwnerFolder:
     @property
     def begun(self) -> bool:
         """Whether anything of an owner's lies in it."""
-        own = ("rules.toml", "consent.jsonl", "ledger.jsonl", "releases.json", "approvals.json", "bundles", "servers")
+        own = (
+            "rules.toml", "consent.jsonl", "ledger.jsonl", "releases.json", "spending.json", "approvals.json",
+            "bundles", "servers",
+        )  # fmt: skip
         return any((self.path / name).exists() for name in own)
 
     def rules(self) -> rules.Rules:
@@ -104,6 +109,11 @@ class OwnerFolder:
         """What left with noise of its own."""
         private_folder(self.path)
         return Releases(self.path / "releases.json")
+
+    def spending(self) -> Spending:
+        """What single examples have spent."""
+        private_folder(self.path)
+        return Spending(self.path / "spending.json")
 
     def server(self, address: str) -> Path:
         """The folder of one server."""

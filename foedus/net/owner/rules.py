@@ -75,6 +75,8 @@ least_others = 2                 # an update is summed with at least so many oth
 # most_epsilon = 8.0             # and never with a greater one
 # most_client_epsilon = 8.0      # only with noise of this client's own, and no more than this in all runs together
 # client_delta = 1e-5            # the δ of that
+# most_example_epsilon = 4.0     # only DP-SGD, and of no example more than this, in all runs of all servers together
+# example_delta = 1e-5           # the δ of that
 
 [limits]
 # upload_megabytes = 5000        # in all, as the ledger counts
@@ -161,6 +163,8 @@ class Rules:
     most_client_epsilon: float | None = None
     client_delta: float = 1e-5
     noised_uploads: int | None = None
+    most_example_epsilon: float | None = None
+    example_delta: float = 1e-5
     upload_megabytes: float | None = None
     rounds_a_day: int | None = None
 
@@ -507,6 +511,8 @@ _KEYS: Mapping[str, Mapping[str, _Key]] = {
         "most_epsilon": _Key("most_epsilon", _positive, "a number of at least 0"),
         "most_client_epsilon": _Key("most_client_epsilon", _positive, "a number of at least 0"),
         "client_delta": _Key("client_delta", _share, "a number between 0 and 1"),
+        "most_example_epsilon": _Key("most_example_epsilon", _positive, "a number of at least 0"),
+        "example_delta": _Key("example_delta", _share, "a number between 0 and 1"),
     },
     "limits": {
         "upload_megabytes": _Key("upload_megabytes", _positive, "a number of megabytes"),
