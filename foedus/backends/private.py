@@ -6,8 +6,9 @@ by the batch's planned size. What a client sends is then private towards everybo
 its examples; not for the client as a whole, whose examples may all say the same. Its training loss is not told, since
 that would have no noise.
 
-The gradient of an example is taken by itself (``vmap`` over calls with one example each), so that nothing in a model
-or loss can mix examples behind the bound's back: a class-weighted mean, for one, or batch normalisation.
+The gradient of an example is taken by itself (``vmap`` over calls with one example each, or one call after another
+where a layer does not take that), so that nothing in a model or loss can mix examples behind the bound's back: a
+class-weighted mean, for one, or batch normalisation.
 
 Not here: what it is worth (:func:`foedus.privacy.example_epsilon`), noise that hides whole clients
 (``foedus.privacy``).
@@ -15,9 +16,11 @@ Not here: what it is worth (:func:`foedus.privacy.example_epsilon`), noise that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,16 +161,38 @@ def each(
     try:
         with torch.no_grad():
             loss(own, *(a[0] for a in batch))  # the first call of all looks at shapes, which cannot be batched
-        axes = (None, *(0 for _ in batch))
-        found = vmap(grad(loss), in_dims=axes, randomness="different")(own, *batch)
+        if type(module) not in _ALONE:
+            axes = (None, *(0 for _ in batch))
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                found = vmap(grad(loss), in_dims=axes, randomness="different")(own, *batch)
+                return _rows(found.values())
+            _ALONE.add(type(module))
+        return np.concatenate([_one(loss, own, [a[i] for a in batch]) for i in range(len(batch[0]))])
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"dp_sgd() takes the gradient of each example by itself, and this model or loss refuses that: {error}. "
             "Layers that look at several examples at once (batch normalisation) have to be replaced, e.g. by GroupNorm"
         ) from error
-    rows = torch.cat([g.reshape(len(g), -1) for g in found.values()], 1)
-    found_rows: NDArray[Any] = rows.cpu().numpy()
-    return found_rows
+
+
+_ALONE: WeakSet[type] = WeakSet()  # modules of which examples go through one after another: vmap refuses a layer
+
+
+def _one(loss: Callable[..., Any], own: dict[str, Any], example: Sequence[Any]) -> NDArray[Any]:
+    """The gradient of one example, [1, parameter], without vmap."""
+    import torch
+
+    values = {name: p.clone().requires_grad_() for name, p in own.items()}
+    found = torch.autograd.grad(loss(values, *example), list(values.values()), allow_unused=True)
+    return _rows(torch.zeros_like(p)[None] if g is None else g[None] for g, p in zip(found, own.values(), strict=True))
+
+
+def _rows(gradients: Iterable[Any]) -> NDArray[Any]:
+    """Gradients of some examples [example, ...], one parameter after another, as [example, parameter]."""
+    import torch
+
+    rows: NDArray[Any] = torch.cat([g.reshape(len(g), -1) for g in gradients], 1).cpu().numpy()
+    return rows
 
 
 def _check_buffers(module: Any) -> None:

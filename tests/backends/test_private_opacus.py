@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import foedus as fd
-from foedus.backends.private import PrivateDescent, each
+from foedus.backends.private import _ALONE, PrivateDescent, each
 from foedus.core.client import LocalTraining, LoopContext
 from foedus.core.examples import Examples
 from foedus.core.values import Context
@@ -54,6 +54,17 @@ def pictures(count: int) -> Any:
 
 def sentences(count: int) -> Any:
     return np.random.default_rng(1).integers(0, 11, (count, 5))
+
+
+class Recurrent(nn.Module):
+    """A layer that vmap does not take. Opacus has one of its own in its place, of the same parameters."""
+
+    def __init__(self, layer: Any = nn.LSTM) -> None:
+        super().__init__()
+        self.words, self.inner, self.last = nn.Embedding(11, 4), layer(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.inner(self.words(x))[0][:, -1])
 
 
 MODELS: dict[str, tuple[Any, Any]] = {
@@ -112,6 +123,26 @@ def test_every_examples_gradient_is_the_one_that_hooks_find(name: str) -> None:
     np.testing.assert_allclose(ours, hooks, atol=2e-6)
     norms = np.linalg.norm(ours, axis=1)
     assert norms.max() > CLIP, "some are clipped"
+
+
+def test_where_vmap_refuses_a_layer_examples_go_one_after_another() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from opacus.layers import DPLSTM
+
+        torch.manual_seed(0)
+        plain, other = Recurrent(), Recurrent(DPLSTM)
+        theirs_by_name = dict(other.named_parameters())
+        with torch.no_grad():
+            for name, p in plain.named_parameters():
+                theirs_by_name[name].copy_(p)
+        examples = Examples((sentences(COUNT),), np.random.default_rng(2).integers(0, 3, COUNT))
+        batch = [torch.from_numpy(a) for a in (*examples.inputs, examples.targets)]
+        ours = each(plain, dict(plain.named_parameters()), batch, told())
+        hooks = dict(zip(theirs_by_name, theirs(other, examples).grad_samples, strict=True))
+    wanted = torch.cat([hooks[name].reshape(COUNT, -1) for name, _ in plain.named_parameters()], 1)
+    assert Recurrent in _ALONE, "torch takes it now: take another layer for this test"
+    np.testing.assert_allclose(ours, wanted.numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
