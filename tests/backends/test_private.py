@@ -72,6 +72,31 @@ def test_gradients_are_those_of_each_example_alone(weight: Any) -> None:
         np.testing.assert_allclose(found[i], alone.numpy(), atol=1e-5)
 
 
+class Choosy(nn.Module):
+    """Its way depends on the numbers, which vmap does not take; one parameter is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.spare = nn.Linear(16, 3), nn.Linear(16, 3), nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Any) -> Any:
+        return self.one(x.flatten(1)) if float(x.sum()) > 0 else self.other(x.flatten(1))
+
+
+def test_where_vmap_refuses_a_model_examples_go_one_after_another() -> None:
+    torch.manual_seed(0)
+    module, examples = Choosy(), data()
+    batch = [torch.from_numpy(a) for a in (*examples.inputs, examples.targets)]
+    found = each(module, dict(module.named_parameters()), batch, context())
+    assert found.shape == (12, 2 * 51 + 2)
+    for i in range(12):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(batch[0][i : i + 1]), batch[1][i : i + 1]).backward()
+        alone = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+        np.testing.assert_allclose(found[i], torch.cat([g.flatten() for g in alone]).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(each(module, dict(module.named_parameters()), batch, context()), found)
+
+
 def test_one_example_moves_a_step_by_at_most_the_bound_over_the_batch() -> None:
     """The same words give the same batch and noise: without noise's share, what is left is the example's."""
     base, step = data(), context()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import foedus as fd
-from foedus.backends.private import _ALONE, PrivateDescent, each
+from foedus.backends.private import PrivateDescent, each
 from foedus.core.client import LocalTraining, LoopContext
 from foedus.core.examples import Examples
 from foedus.core.values import Context
@@ -57,7 +57,7 @@ def sentences(count: int) -> Any:
 
 
 class Recurrent(nn.Module):
-    """A layer that vmap does not take. Opacus has one of its own in its place, of the same parameters."""
+    """A layer that hooks do not see into: Opacus has one of its own in its place, of the same parameters."""
 
     def __init__(self, layer: Any = nn.LSTM) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def test_every_examples_gradient_is_the_one_that_hooks_find(name: str) -> None:
     assert norms.max() > CLIP, "some are clipped"
 
 
-def test_where_vmap_refuses_a_layer_examples_go_one_after_another() -> None:
+def test_a_recurrent_layer_need_not_be_replaced_by_one_of_theirs() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from opacus.layers import DPLSTM
@@ -141,7 +141,6 @@ def test_where_vmap_refuses_a_layer_examples_go_one_after_another() -> None:
         ours = each(plain, dict(plain.named_parameters()), batch, told())
         hooks = dict(zip(theirs_by_name, theirs(other, examples).grad_samples, strict=True))
     wanted = torch.cat([hooks[name].reshape(COUNT, -1) for name, _ in plain.named_parameters()], 1)
-    assert Recurrent in _ALONE, "torch takes it now: take another layer for this test"
     np.testing.assert_allclose(ours, wanted.numpy(), atol=2e-6)
 
 
