@@ -18,6 +18,7 @@ DECLINED = {
     "--approve DIGEST with the digest that foedus serve printed",
     "data": "they have no example to train on",
     "training": "training failed there; the agent's own output tells how",
+    "spent": "what their single examples may cost is spent: they train no more in this run",
     "secure-aggregation": "something of a masked or encrypted sum was not as it must be; the agent's own output tells "
     "what",
     "signature": "orders or source are not what this server signed; does a proxy change them, or is its identity new?",

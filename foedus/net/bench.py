@@ -95,12 +95,9 @@ class Spent(NamedTuple):
     @staticmethod
     def of(said: Said) -> Spent:
         """From what the agent says."""
-        here = ledger_of(said.get("here", ()))
         most = said.get("most")
-        return Spent(
-            here, ledger_of([*said.get("here", ()), *said.get("elsewhere", ())]),
-            None if most is None else (float(most), float(said["delta"])),
-        )  # fmt: skip
+        bound = None if most is None else (float(most), float(said["delta"]))
+        return Spent(ledger_of(said.get("here", ())), ledger_of(said.get("all", ())), bound)
 
     def kept(self) -> State:
         """What this client keeps of it, as in a simulation."""

@@ -64,6 +64,30 @@ def rdp(history: History, delta: float) -> float:
     return _rdp(checked(history), _share(delta))
 
 
+def within(history: History, first: Event, epsilon: float, delta: float) -> bool:
+    """Whether a history keeps within (ε, δ), as a filter: also if what is released next was chosen by what was before.
+
+    That is proven where Rényi's order is fixed beforehand (Feldman & Zrnic 2021, "Individual privacy accounting via a
+    Rényi filter"). Here it is the one at which ``first``, over and over, could take place most often; where all events
+    are like it, that is the same as asking whether :func:`rdp` is at most ε.
+
+    Args:
+        history: events and how often each took place, or is to.
+        first: the event that took place first of all.
+        epsilon, delta: the bound.
+
+    Example:
+        >>> [within([(Gaussian(4.0), count)], Gaussian(4.0), 4.74, 1e-5) for count in (16, 17)]
+        [True, False]
+    """
+    rows, orders = _singly(checked([(first, 0), *history])), np.array(_orders())
+    usable = orders > 1.01  # nearer to 1 the conversion is not stable, and worth nothing
+    left = np.where(usable, epsilon - np.log1p(-1 / orders) + np.log(_share(delta) * orders) / (orders - 1), -np.inf)
+    ((alone, _),) = _singly(((known(first), 1),))
+    at = int(np.argmax(left / _divergences(alone)))
+    return bool(left[at] > 0 and sum(count * _divergences(event)[at] for event, count in rows) <= left[at])
+
+
 def pld(history: History, delta: float, *, step: float | None = None) -> float:
     """ε by the distribution of the privacy loss: tighter than :func:`rdp`, for schedules fixed beforehand.
 

@@ -1,9 +1,9 @@
 """What training by DP-SGD costs the single examples of one client, and when that client has to stop.
 
 A client counts its own steps in a ledger of its own, which it keeps: nobody else can, and nobody else needs to be
-trusted with it. The stop is a filter by Rényi divergences (``accounting.py``), so that it holds however many examples
-the client has at each visit, and whatever else decides when it comes. A visit counts as a whole, before anything that
-it made may leave.
+trusted with it. The stop is a filter by Rényi divergences (``accounting.within``), so that it holds however many
+examples the client has at each visit, and whatever else decides when it comes. A visit counts as a whole, before
+anything that it made may leave.
 
 Not here: the steps (``foedus.backends.private``), where ledgers are kept (``foedus.rounds``, ``foedus.net``).
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from foedus.core.values import State
-from foedus.privacy.accounting import rdp
+from foedus.privacy.accounting import rdp, within
 from foedus.privacy.events import Event, Gaussian, Sampled
 from foedus.privacy.ledger import Ledger, ledger_state, of_ledger_state
 
@@ -80,10 +80,10 @@ def refusal(ledger: Ledger, steps: Steps, budget: tuple[float, float]) -> str:
         >>> refusal(after(Ledger(), Steps(1.0, 1.0, 2)), Steps(1.0, 1.0, 1), (8.0, 1e-5))
         'of ε = 8 at δ = 1e-05 for every single example 6.976 is spent, and 1 further step would make it 8.786'
     """
-    (epsilon, delta), further = budget, after(ledger, steps)
-    if (would := rdp(further.counts, delta)) <= epsilon:
+    (epsilon, delta), further = budget, after(ledger, steps).counts
+    if not further or within(further, further[0][0], epsilon, delta):
         return ""
-    spent = rdp(ledger.counts, delta)
+    spent, would = rdp(ledger.counts, delta), rdp(further, delta)
     told = f"{steps.taken} further step{'s' if steps.taken != 1 else ''}"
     return (
         f"of ε = {epsilon:g} at δ = {delta:g} for every single example {spent:.4g} is spent, and {told} would make it "

@@ -223,6 +223,7 @@ REASONS = (
     "approval",  # the owner has not approved the task, or has denied it
     "data",  # there is no example
     "training",  # it failed
+    "spent",  # its budget for single examples, for good
     "secure-aggregation",  # masks or encryption: something was not as it must be
     "signature",  # the orders, or the source, are not what the server signed
     "interrupted",  # it was restarted in the middle, and what it would have sent is gone

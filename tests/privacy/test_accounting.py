@@ -13,7 +13,7 @@ pytest.importorskip("dp_accounting")
 import foedus as fd
 from foedus.core.select import Sampler
 from foedus.errors import ConfigurationError, NoGuarantee
-from foedus.privacy.accounting import neighbours, pld, rdp
+from foedus.privacy.accounting import neighbours, pld, rdp, within
 from foedus.privacy.claims import Plan, calibrate, curve, round_event
 from foedus.privacy.events import Concentrated, Event, Gaussian, LocalGaussian, Neighbours, Sampled, Tree
 
@@ -265,3 +265,22 @@ def test_a_curve_rises_to_the_end_of_the_plan() -> None:
 def test_an_epsilon_that_no_noise_gives_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no noise gives"):
         calibrate(1e-9, 1e-12, rounds=10**6, cohort=10)
+
+
+@pytest.mark.parametrize("event", [Gaussian(2.0), Sampled(0.1, Gaussian(1.1)), Sampled(0.5, Gaussian(0.9))])
+@pytest.mark.parametrize("epsilon", [0.5, 4.0, 20.0])
+def test_a_filter_of_equal_events_lets_as_many_pass_as_the_best_order_does(event: Event, epsilon: float) -> None:
+    most = next(n for n in range(100_000) if rdp([(event, n + 1)], 1e-5) > epsilon)
+    assert most == 0 or within([(event, most)], event, epsilon, 1e-5)
+    assert not within([(event, most + 1)], event, epsilon, 1e-5)
+
+
+def test_a_filters_order_is_fixed_by_what_came_first_and_never_more_than_epsilon_passes() -> None:
+    """Whatever comes after, in whatever numbers: what passes at one order is within ε at the best."""
+    first, then = Sampled(0.02, Gaussian(1.0)), Gaussian(6.0)
+    for steps in (0, 10, 100):
+        for more in range(40):
+            history = [(first, steps), (then, more)]
+            if within(history, first, 3.0, 1e-5):
+                assert rdp(history, 1e-5) <= 3.0
+    assert not within([(first, 1), (Gaussian(0.1), 1)], first, 3.0, 1e-5)

@@ -33,10 +33,10 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a data set's examples have spent in one run, and in all others."""
+    """What a data set's examples have spent in one run, and in all, in the order in which they first did."""
 
     here: tuple[Row, ...] = ()
-    elsewhere: tuple[Row, ...] = ()
+    all: tuple[Row, ...] = ()
 
 
 class Spending:
@@ -57,7 +57,7 @@ class Spending:
     def rows(self, data: str, run: str) -> Rows:
         """What was spent of a data set's examples."""
         runs = self._read().get(data, {})
-        return Rows(runs.get(run, ()), tuple(row for name, rows in runs.items() if name != run for row in rows))
+        return Rows(runs.get(run, ()), tuple(row for rows in runs.values() for row in rows))
 
     def add(self, data: str, run: str, row: Row) -> None:
         """Count a visit; it is on the disk when this returns."""

@@ -24,13 +24,13 @@ def test_visits_add_up_by_data_set_and_run(tmp_path_factory: pytest.TempPathFact
     for data in "ab":
         for run in ("x 1", "x 2", "y 1"):
             found = Spending(path).rows(data, run)
-            for rows, here in ((found.here, True), (found.elsewhere, False)):
+            for rows, here in ((found.here, True), (found.all, False)):
                 for z in (0.5, 1.0, 2.0):
                     for rate in (0.1, 1.0):
                         steps = sum(
                             kind[2]
                             for d, r, kind in visits  # type: ignore[misc]
-                            if d == data and (r == run) is here and kind[:2] == (z, rate)
+                            if d == data and (r == run or not here) and kind[:2] == (z, rate)
                         )
                         assert sum(row.steps for row in rows if row[:2] == (z, rate)) == steps
 
