@@ -78,7 +78,7 @@ def refusal(ledger: Ledger, steps: Steps, budget: tuple[float, float]) -> str:
         >>> refusal(Ledger(), Steps(1.0, 1.0, 1), (8.0, 1e-5))
         ''
         >>> refusal(after(Ledger(), Steps(1.0, 1.0, 2)), Steps(1.0, 1.0, 1), (8.0, 1e-5))
-        'of ε = 8 at δ = 1e-05 for every single example 6.976 is spent, and 1 further step would make it 8.786'
+        'of ε = 8 at δ = 1e-05 for every single example 7.077 is spent, and 1 further step would make it 9.01'
     """
     (epsilon, delta), further = budget, after(ledger, steps).counts
     if not further or within(further, further[0][0], epsilon, delta):
