@@ -247,7 +247,7 @@ class Bench:
         kept = {**orders.kept.get(position, {}), **spent.kept()}
         outcome = session.run(replace(orders, single=True, kept={position: kept}))
         if position not in outcome.given:
-            return {"trained": False, "spent": outcome.spent.get(position, "")}, ()
+            return {"trained": False} | ({"spent": outcome.spent[position]} if position in outcome.spent else {}), ()
         given = outcome.given[position]
         self._round = _Round(orders, given)
         cost = cost_of(job.algorithm, given.examples, outcome.steps[0])
