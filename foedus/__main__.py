@@ -1,6 +1,18 @@
-"""``python -m foedus`` is ``foedus``."""
+"""``python -m foedus`` is ``foedus``: the command line. Ctrl-C while it is being loaded ends it in a word, too."""
 
-from foedus.cli import main
+import sys
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        from foedus.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

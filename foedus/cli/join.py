@@ -61,8 +61,7 @@ def command(url: str, data: str, check: bool, **given: Any) -> None:
     if check:
         _show(url, data, settings)
         return
-    _ask(url, settings)
-    joined = join(url, data=data, settings=settings)
+    joined = join(url, data=data, settings=_asked(url, settings))
     click.echo(f"sessions: {' '.join(joined.sessions[-10:]) or 'none'}")
     if joined.models.exists():
         click.echo(f"models: {joined.models}")
@@ -80,19 +79,21 @@ def _settings(given: dict[str, Any]) -> Joining:
     return Joining(limits=Limits(**known), tell=click.echo, **given)
 
 
-def _ask(url: str, settings: Joining) -> None:
-    """Where somebody sits at a terminal, show what is agreed to, and ask."""
-    import time
+def _asked(url: str, settings: Joining) -> Joining:
+    """Where somebody sits at a terminal, show what is agreed to, and ask; it is written when the server is known to be
+    the one."""
+    from dataclasses import replace
 
     from foedus.cli.owner import whoever
+    from foedus.net.identity.tls import permitted
     from foedus.net.owner.consent import plain, words
 
     consents = settings.owner.consents()
     if settings.consent or any(c.server == plain(url) for c in consents.records()) or not sys.stdin.isatty():
-        return
-    click.echo(words(plain(url)))
+        return settings
+    click.echo(words(permitted(plain(url), settings.outward)))
     who = click.prompt("Your name, to agree (Ctrl-C not to)", default=whoever())
-    consents.give(plain(url), who=who, when=time.time())
+    return replace(settings, consent=who)
 
 
 def _show(url: str, data: str, settings: Joining) -> None:

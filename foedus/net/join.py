@@ -23,7 +23,7 @@ from foedus.net.identity.authority import plain_pin
 from foedus.net.identity.credentials import Credentials
 from foedus.net.identity.files import private_folder
 from foedus.net.identity.keys import SigningKey
-from foedus.net.identity.tls import Outward
+from foedus.net.identity.tls import Outward, permitted
 from foedus.net.locks import alone
 from foedus.net.owner.consent import plain
 from foedus.net.owner.folder import OwnerFolder, default
@@ -149,12 +149,15 @@ def join(url: str, *, data: Any, settings: Joining | None = None) -> Joined:
 
 
 async def _joined(url: str, data: Any, settings: Joining) -> Joined:
-    address = plain(url)
-    _consent(address, settings, _data(data, settings))
+    address = permitted(plain(url), settings.outward)
+    agreed = _agreed(address, settings)
     folder = settings.owner.server(address)
     told = f"another agent works for {address} with the folder {settings.owner.path}; one is enough"
     with alone(folder / "agent.lock", told):
         mine = await _credentials(address, folder / "identity", settings)
+        if not agreed:  # for this server, now that it is known to be the one
+            called, now = _called(data, settings), WallClock().now()
+            settings.owner.consents().give(address, who=settings.consent, when=now, data=called)
         settings.tell(f"joined {mine.url} as {mine.name}; it is called now and then, and what it asks for is told here")
         if settings.name not in ("", mine.name):
             settings.tell(f"the name {settings.name} is not used: a client keeps the one that it joined by")
@@ -183,7 +186,7 @@ async def check(url: str, *, data: Any, settings: Joining) -> tuple[list[Finding
     """
     from foedus.net.identity.visits import discover
 
-    address = plain(url)
+    address = permitted(plain(url), settings.outward)
     folder = settings.owner.server(address)
     clock = WallClock()
     mine = _joined_before(folder / "identity", settings)
@@ -240,12 +243,23 @@ def _data(data: Any, settings: Joining) -> Data:
     return Data(name, read=read)
 
 
-def _consent(address: str, settings: Joining, data: Data) -> None:
-    """Consent is there, or is given now by name."""
+def _called(data: Any, settings: Joining) -> str:
+    """The data, as it stands in the words of consent."""
+    own = data.rpartition(":")[2] if isinstance(data, str) else getattr(data, "__name__", "data")
+    part = f', part "{settings.part}"' if settings.part else ""
+    return f'the data set "{settings.dataset or own}"{part}'
+
+
+def _agreed(address: str, settings: Joining) -> bool:
+    """Whether consent is there; if not, it is given by name.
+
+    Raises:
+        ConfigurationError: it was withdrawn, or nobody gives it.
+    """
     consents = settings.owner.consents()
     records = [record for record in consents.records() if record.server == address]
     if consents.holds(address) or (records and records[-1].given):  # perhaps for some tasks only
-        return
+        return True
     if records:
         raise ConfigurationError(
             f"consent for {address} was withdrawn; it is given again by foedus consent give {address}, not in passing"
@@ -255,7 +269,7 @@ def _consent(address: str, settings: Joining, data: Data) -> None:
             f"there is no consent to train for {address}. Read what is agreed to and give it: foedus consent give "
             f"{address} --who NAME, or Joining(consent=NAME)"
         )
-    consents.give(address, who=settings.consent, when=WallClock().now(), data=f'the data set "{data.name}"')
+    return False
 
 
 async def _credentials(address: str, folder: Path, settings: Joining) -> Credentials:

@@ -45,7 +45,21 @@ from foedus.net.identity.files import private_folder
 from foedus.net.identity.limits import Rate
 from foedus.net.logs import say
 from foedus.net.metrics import Metrics
-from foedus.net.serve import BLOBS, DATABASE, DAY, IDENTITY, Ear, Server, blocking, configuration, learning_of
+from foedus.net.serve import (
+    BLOBS,
+    DATABASE,
+    DAY,
+    HOURS,
+    IDENTITY,
+    INVITED,
+    Address,
+    Ear,
+    Server,
+    blocking,
+    configuration,
+    learning_of,
+    tasks,
+)
 from foedus.net.served import Served
 from foedus.net.serving import Role, Serving
 from foedus.net.store import SqlStore, open_store
@@ -89,7 +103,7 @@ def serve_roles(runs: Sequence[Served], settings: Serving) -> list[Record]:
     broker = open_broker(str(settings.broker))
     try:
         if role is Role.GATEWAY:
-            _until_told(GatewayServer(settings, broker))
+            _until_told(GatewayServer(settings, broker, runs=runs))
             return []
         if role is Role.AGGREGATOR:
             _aggregating(runs, settings, broker)
@@ -128,7 +142,7 @@ def _all(runs: Sequence[Served], settings: Serving, broker: Broker) -> list[Reco
     stop = threading.Event()
     try:
         _checked(server)
-        gateway = GatewayServer(settings, broker, server=server)
+        gateway = GatewayServer(settings, broker, server=server, runs=runs)
         worker = Aggregator(runs, settings, broker)
         threads = [
             threading.Thread(target=blocking, args=(server,), name="coordinator"),
@@ -217,11 +231,14 @@ class GatewayServer:
     Args:
         settings: where it listens, folder, database.
         broker: where receipts go.
-        server: the coordinator, where it is in the same process; it invites.
+        server: the coordinator, where it is in the same process.
+        runs: what is served, to tell clients which task they are asked to approve.
     """
 
-    def __init__(self, settings: Serving, broker: Broker, *, server: Server | None = None) -> None:
-        self.settings, self._server = settings, server
+    def __init__(
+        self, settings: Serving, broker: Broker, *, server: Server | None = None, runs: Sequence[Served] = ()
+    ) -> None:  # fmt: skip
+        self.settings, self._server, self._runs = settings, server, runs
         now = time.time()
         self.authority = Authority.kept(Path(settings.folder) / IDENTITY, now=now)
         self.store = _store(settings)
@@ -262,9 +279,12 @@ class GatewayServer:
     def told(self) -> str:
         """What is printed when it listens."""
         extra = " --insecure-loopback" if self.settings.insecure_loopback else ""
-        token = self.access.invite(now=time.time(), hours=24.0 * 7, uses=1000) if self._server else "TOKEN"
+        all_for = {run.population for run in self._runs}
+        one = all_for.pop() if len(all_for) == 1 else ""
+        token = self.access.invite(now=time.time(), hours=HOURS, uses=INVITED, population=one)
         join = f"foedus join {self.url} --pin {self.authority.pin} --token {token}{extra}"
-        return f"a gateway at {self.url}; clients join with\n\n    {join}\n"
+        notes = self._server.notes() if self._server else ()
+        return Address(self.url, join, tasks(self._runs)).told("a gateway", notes)
 
     def close(self) -> None:
         """Give everything back."""

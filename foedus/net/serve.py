@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,6 +136,14 @@ class Address:
     url: str
     join: str
     tasks: tuple[str, ...] = ()  # digests of the source bundles that clients are given
+
+    def told(self, what: str, notes: Sequence[str] = ()) -> str:
+        """What is printed when it listens."""
+        lines = [f"{what} at {self.url}; clients join with\n\n    {self.join} --data MODULE:OBJECT\n"]
+        lines += [f"{note}\n" for note in notes]
+        # an owner who knows the source need not look at it again
+        lines += [f"the task they are asked to approve: {digest}\n" for digest in self.tasks]
+        return "\n".join(lines)
 
 
 class Listening(Protocol):
@@ -278,17 +286,17 @@ class Server:
 
     def told(self) -> str:
         """What is printed when it listens."""
-        address = self.address()
-        lines = [f"serving at {address.url}; clients join with\n\n    {address.join} --data MODULE:OBJECT\n"]
-        lines += [
-            f"clients of the population {name} join with another token: foedus members invite --population {name}\n"
+        if self._elsewhere is not None:
+            return f"coordinating at {self._url(self.port)}; clients join at a gateway\n"
+        return self.address().told("serving", self.notes())
+
+    def notes(self) -> list[str]:
+        """What is told besides."""
+        return [
+            f"clients of the population {name} join with another token: foedus members invite --population {name}"
             for name in self.populations
             if name and len(self.populations) > 1
-        ]
-        lines += [f"{warned}\n" for warned in self.warnings()]
-        # an owner who knows the source need not look at it again
-        lines += [f"the task they are asked to approve: {digest}\n" for digest in address.tasks]
-        return "\n".join(lines)
+        ] + self.warnings()
 
     def warnings(self) -> list[str]:
         """What is likely not as it was meant."""
@@ -350,6 +358,11 @@ def configuration(shell: Shell, settings: Serving, context: ssl.SSLContext | Non
     )  # fmt: skip
 
 
+def tasks(runs: Iterable[Served]) -> tuple[str, ...]:
+    """Digests of the source bundles that clients are given."""
+    return tuple(bundle.build(run.source).digest.hex() for run in runs if run.source is not None)
+
+
 def learning_of(run: Served, settings: Serving) -> Learning:
     """A run with its trainer opened."""
     return Learning(run, open_trainer(checked(run.task), seed=run.seed, device=settings.device))
@@ -374,9 +387,14 @@ def blocking(server: Listening) -> None:
         serving = asyncio.ensure_future(server.uvicorn.serve())
         while not server.uvicorn.started and not serving.done():
             await asyncio.sleep(0.01)
-        if server.uvicorn.started and server.settings.progress:
-            print(await asyncio.to_thread(server.told), flush=True)
-        await serving
+        try:
+            if server.uvicorn.started and server.settings.progress:
+                print(await asyncio.to_thread(server.told), flush=True)
+        except BaseException:
+            server.uvicorn.should_exit = True
+            raise
+        finally:
+            await serving
 
     with contextlib.suppress(ImportError):
         import uvloop
@@ -387,4 +405,4 @@ def blocking(server: Listening) -> None:
     asyncio.run(main())
 
 
-__all__ = ["Address", "Server", "blocking", "configuration", "learning_of", "serve", "serve_all"]
+__all__ = ["Address", "Server", "blocking", "configuration", "learning_of", "serve", "serve_all", "tasks"]

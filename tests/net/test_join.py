@@ -12,7 +12,7 @@ import foedus as fd
 from foedus.cli import run
 from foedus.errors import ConfigurationError, Unreachable
 from foedus.net.identity import visits
-from foedus.net.join import _data, _name
+from foedus.net.join import _called, _data, _name
 from foedus.net.locks import alone
 from foedus.net.source import of_bytes
 
@@ -30,12 +30,17 @@ def test_without_consent_nothing_is_said_and_it_is_not_given_again_in_passing(tm
     with pytest.raises(ConfigurationError, match="takes the token"):
         fd.join(URL + "/", data=DATA, settings=settings(tmp_path, consent="Dr Weiss"))
     consents = settings(tmp_path).owner.consents()
-    assert consents.holds(URL)
-    assert 'with the data set "data"' in consents.records()[0].words
+    assert not consents.holds(URL), "nothing has been said to that server yet"
+    consents.give(URL, who="Dr Weiss", when=0.0)
     consents.withdraw(URL, who="Dr Weiss", when=0.0)
     with pytest.raises(ConfigurationError, match="was withdrawn"):
         fd.join(URL, data=DATA, settings=settings(tmp_path, consent="Dr Weiss"))
     assert not consents.holds(URL)
+
+
+def test_consent_names_the_data_as_its_owner_does() -> None:
+    assert _called("hospitals.py:clients", fd.Joining(part="0")) == 'the data set "clients", part "0"'
+    assert _called(DATA, fd.Joining()) == 'the data set "data"'
 
 
 def test_one_agent_works_for_one_server_in_one_folder(tmp_path: Path) -> None:
@@ -108,3 +113,11 @@ def test_a_server_that_is_slow_is_asked_again_and_one_that_is_not_there_is_not(
         with pytest.raises(Unreachable, match=r"cannot be reached \(\w"):
             fd.join(f"https://127.0.0.1:{port}", data=DATA, settings=mine)
     assert len([line for line in told if "asked again" in line]) == again
+    assert not mine.owner.consents().records(), "it was for a server that nobody has seen"
+
+
+@pytest.mark.parametrize("url", ["https://", "https://localhost:99999", "https://[::1", "https://a b:1", "silo"])
+def test_what_is_no_address_is_told_before_anything_is_made(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not the address of a server; write https://HOST:PORT"):
+        fd.join(url, data=DATA, settings=settings(tmp_path / "owner", consent="Dr Weiss"))
+    assert not (tmp_path / "owner").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import threading
 import time
@@ -22,6 +23,7 @@ from foedus.net.bell import listen
 from foedus.net.brokers.broker import Broker
 from foedus.net.brokers.kafka import KafkaBroker
 from foedus.net.brokers.memory import MemoryBroker
+from foedus.net.bundle import build
 from foedus.net.identity.callers import TRAIN, Caller
 from foedus.net.roles import Aggregator, GatewayServer, open_broker, serve_roles
 from foedus.net.serve import Server, blocking
@@ -280,3 +282,21 @@ def test_what_does_not_fit_behind_a_broker_is_refused(tmp_path: Path) -> None:
             Serving(folder=tmp_path, role=role)
     with pytest.raises(ConfigurationError, match="no broker; write kafka://host:9092"):
         open_broker("redis://x")
+
+
+def test_what_a_gateway_prints_can_be_used_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text("federation = None\n")
+    run = Served(
+        name="run", task=fd.Task(fd.logistic(2, 2)), algorithm=fd.fedavg(fd.local_sgd(0.1)), rounds=1,
+        source=tmp_path / "task.py",
+    )  # fmt: skip
+    gateway = GatewayServer(Serving(folder=tmp_path / "server", port=8765), MemoryBroker(), runs=[run])
+    try:
+        told = gateway.told()
+    finally:
+        gateway.shell.shut()
+        gateway.close()
+    assert re.search(
+        r"foedus join https://localhost:8765 --pin \w{64} --token (?!TOKEN)\S+ --data MODULE:OBJECT\n", told
+    )
+    assert f"the task they are asked to approve: {build(tmp_path / 'task.py').digest.hex()}" in told

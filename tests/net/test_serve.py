@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from foedus.errors import ConfigurationError
+from foedus.errors import ConfigurationError, StorageError
 from foedus.net import logs
 from foedus.net.blobs import open_blobs
 from foedus.net.serve import Server, blocking, serve_all
@@ -151,4 +151,19 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path, capfd: pytest.CaptureFixtu
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}: .*Perhaps another server"):
             serve_all([served], Serving(folder=tmp_path / "server", port=port))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_once_it_listens_ends_it_in_one_message(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Server) -> str:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(Server, "told", full)
+    trainee = trainee_of("adam")
+    served = Served(name="run", task=trainee.task, algorithm=trainee.algorithm, rounds=1, seed=2)
+    with pytest.raises(StorageError, match="the disk is full"):
+        serve_all([served], Serving(folder=tmp_path / "server", port=0))
     assert "Traceback" not in capfd.readouterr().err

@@ -122,12 +122,19 @@ def first_visit(pin: str | None, outward: Outward = DIRECT) -> ssl.SSLContext:
 def permitted(url: str, outward: Outward = DIRECT) -> str:
     """The URL without a slash at its end, if it may be used.
 
-    Errors: `ConfigurationError` for plain HTTP beyond loopback, or on it without being asked for.
+    Errors: `ConfigurationError` for what is no address, for plain HTTP beyond loopback, or on it without being asked
+    for.
 
     >>> permitted("https://hospital.example:8765/")
     'https://hospital.example:8765'
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        sound = parts.port is None or parts.port > 0
+    except ValueError:  # no number, or none that a port can have; brackets that do not close
+        sound = False
+    if not sound or any(not c.isprintable() or c.isspace() for c in url):
+        raise ConfigurationError(f"{url!r} is not the address of a server; write https://HOST:PORT")
     if parts.scheme == "https" and parts.hostname:
         return url.rstrip("/")
     if parts.scheme != "http" or not parts.hostname:
