@@ -8,6 +8,7 @@ Not here: secure aggregation, noise on single examples within a client's trainin
 """
 
 from foedus.privacy.accounting import pld, rdp
+from foedus.privacy.blt import buffered_toeplitz
 from foedus.privacy.claims import Plan, Point, calibrate, curve, example_epsilon, round_event
 from foedus.privacy.distributed import gaussian_shares, skellam_shares, trusted_sum
 from foedus.privacy.events import (
@@ -19,6 +20,7 @@ from foedus.privacy.events import (
     Sampled,
     SharedGaussian,
     SharedSkellam,
+    ToeplitzStream,
     Tree,
     TreeStream,
     trusted,
@@ -30,10 +32,10 @@ from foedus.privacy.strategies import Strategy, banded, noise_matrix, prefix_err
 from foedus.privacy.streams import correlated
 
 __all__ = [
-    "BandedStream", "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan", "Point",
-    "Sampled", "SharedGaussian", "SharedSkellam", "Strategy", "Tree", "TreeStream", "adaptive", "allows", "banded",
-    "calibrate", "central", "charged", "correlated", "curve", "example_epsilon", "gaussian_shares", "keyed",
-    "known_to_all_who_know_the_seed", "ledger_json", "local", "noise_matrix", "of_ledger_json", "pld", "prefix_error",
-    "rdp", "round_event",
-    "skellam_shares", "spent", "system", "tree", "trusted", "trusted_sum",
+    "BandedStream", "Budget", "Concentrated", "Gaussian", "Ledger", "LocalGaussian", "Neighbours", "Plan",
+    "Point", "Sampled", "SharedGaussian", "SharedSkellam", "Strategy", "ToeplitzStream", "Tree", "TreeStream",
+    "adaptive", "allows", "banded", "buffered_toeplitz", "calibrate", "central", "charged", "correlated",
+    "curve", "example_epsilon", "gaussian_shares", "keyed", "known_to_all_who_know_the_seed", "ledger_json",
+    "local", "noise_matrix", "of_ledger_json", "pld", "prefix_error", "rdp", "round_event", "skellam_shares",
+    "spent", "system", "tree", "trusted", "trusted_sum",
 ]  # fmt: skip

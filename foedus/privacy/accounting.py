@@ -35,6 +35,8 @@ from foedus.privacy.events import (
     Sampled,
     SharedGaussian,
     SharedSkellam,
+    Stream,
+    ToeplitzStream,
     Tree,
     TreeStream,
     known,
@@ -129,8 +131,7 @@ def checked(history: History) -> tuple[tuple[Event, int], ...]:
 
 def _singly(rows: tuple[tuple[Event, int], ...]) -> tuple[tuple[Event, int], ...]:
     """The same history with streams, which are one release of so many rounds, as the Gaussian that they amount to."""
-    streams = BandedStream | TreeStream
-    return tuple((Gaussian(e.after(n)), 1) if isinstance(e, streams) else (e, n) for e, n in rows)
+    return tuple((Gaussian(e.after(n)), 1) if isinstance(e, Stream) else (e, n) for e, n in rows)
 
 
 def neighbours(history: History) -> Neighbours | None:
@@ -203,7 +204,7 @@ def _translated(event: Event, library: Any) -> Any:
             return library.ZCDpEvent(rho)
         case SharedGaussian():
             return library.ZCDpEvent(event.rho)
-        case BandedStream() | TreeStream():
+        case BandedStream() | TreeStream() | ToeplitzStream():
             return library.GaussianDpEvent(event.after(event.rounds))
         case SharedSkellam():
             raise NoGuarantee(f"{event} is accounted for by Rényi divergences only")

@@ -23,14 +23,13 @@ from foedus.core.timing import Buffered, Hierarchical
 from foedus.errors import ConfigurationError, NoGuarantee
 from foedus.privacy.accounting import Accountant, History, pld, rdp, smallest_noise
 from foedus.privacy.events import (
-    BandedStream,
     Event,
     Gaussian,
     LocalGaussian,
     Sampled,
     SharedGaussian,
     SharedSkellam,
-    TreeStream,
+    Stream,
     known,
     together,
 )
@@ -191,7 +190,7 @@ def _check_silence(algorithm: Algorithm, event: Event) -> None:
 
 def _check_separation(event: Event, sampler: Sampler) -> None:
     """Refuse a stream whose clients may come back too early."""
-    if not isinstance(event, BandedStream | TreeStream) or event.separation <= (sampler.separation or 1):
+    if not isinstance(event, Stream) or event.separation <= (sampler.separation or 1):
         return
     raise NoGuarantee(
         f"{sampler.label} may let a client take part again before {event.separation} rounds have passed, which the "

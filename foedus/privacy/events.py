@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foedus.core.checks import check_number, check_whole
 from foedus.errors import NoGuarantee
 
@@ -213,13 +216,78 @@ class TreeStream:
         return self.noise_multiplier / math.sqrt(self.squared(_planned(self, rounds)))
 
 
-def _check_stream(event: BandedStream | TreeStream) -> None:
+@dataclass(frozen=True)
+class ToeplitzStream:
+    """Rounds whose noise hangs together over all rounds before, by a matrix whose diagonals are sums of geometric
+    sequences that decrease (Dvijotham et al. 2024). Counted as one release of as many rounds as there have been.
+
+    Attributes:
+        noise_multiplier: z of what a client changes in all rounds that are planned.
+        rounds: planned.
+        separation: rounds from one participation of a client to its next, at least.
+        omegas, thetas: cᵢ = Σ ω θⁱ⁻¹, and c₀ = 1.
+
+    Example:
+        >>> once = ToeplitzStream(2.0, rounds=100, separation=100, omegas=(0.5,), thetas=(0.9,))
+        >>> once.after(100), round(once.after(1), 2)  # of a first round alone, less is seen
+        (2.0, 3.04)
+    """
+
+    noise_multiplier: float
+    rounds: int
+    separation: int
+    omegas: tuple[float, ...]
+    thetas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_stream(self)
+        for name in ("omegas", "thetas"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        sound = len(self.omegas) == len(self.thetas) and all(o > 0 for o in self.omegas) and sum(self.omegas) <= 1
+        if not sound or not all(0 < theta < 1 for theta in self.thetas):
+            raise NoGuarantee(
+                "diagonals decrease, as what is known of them asks for, if every θ lies in (0, 1) and the ω are above "
+                f"0 and at most 1 together; not for ω = {self.omegas} and θ = {self.thetas}"
+            )
+
+    @property
+    def neighbours(self) -> Neighbours:
+        return Neighbours.ONE_CLIENT_BLANK
+
+    def squared(self, rounds: int) -> float:
+        """The square of what a client changes in the first so many rounds, at most, if each contribution has norm 1: it
+        comes at once, and as often as it may (Kalinin & Lampert 2024, theorem 2)."""
+        found = toeplitz(self.omegas, self.thetas, rounds, self.separation)
+        return float(found @ found)
+
+    def after(self, rounds: int) -> float:
+        """The noise multiplier that the first so many rounds have together."""
+        return self.noise_multiplier * math.sqrt(self.squared(self.rounds) / self.squared(_planned(self, rounds)))
+
+
+def toeplitz(
+    omegas: tuple[float, ...], thetas: tuple[float, ...], rounds: int, separation: int
+) -> NDArray[np.float64]:  # fmt: skip
+    """What a client changes in each round [round] that comes at once, and again after every ``separation`` rounds.
+
+    Example:
+        >>> toeplitz((0.5,), (0.5,), 5, 3).tolist()
+        [1.0, 0.5, 0.25, 1.125, 0.5625]
+    """
+    column = np.zeros(-(-rounds // separation) * separation)
+    column[0], powers = 1.0, np.array(thetas)[:, None] ** np.arange(len(column) - 1)
+    column[1:] = np.array(omegas) @ powers
+    column[rounds:] = 0
+    return np.asarray(np.cumsum(column.reshape(-1, separation), 0).ravel()[:rounds])
+
+
+def _check_stream(event: BandedStream | TreeStream | ToeplitzStream) -> None:
     check_number("noise_multiplier", event.noise_multiplier, above=True)
     check_whole("rounds", event.rounds)
     check_whole("separation", event.separation)
 
 
-def _planned(event: BandedStream | TreeStream, rounds: int) -> int:
+def _planned(event: BandedStream | TreeStream | ToeplitzStream, rounds: int) -> int:
     """So many rounds, if they were planned.
 
     Raises:
@@ -329,7 +397,7 @@ class Concentrated:
 
 
 Shared = SharedGaussian | SharedSkellam
-Stream = BandedStream | TreeStream
+Stream = BandedStream | TreeStream | ToeplitzStream
 Event = Gaussian | LocalGaussian | Sampled | Tree | Shared | Stream | Concentrated
 _KINDS: dict[str, Callable[..., Event]] = {
     kind.__name__: kind
@@ -342,6 +410,7 @@ _KINDS: dict[str, Callable[..., Event]] = {
         SharedSkellam,
         BandedStream,
         TreeStream,
+        ToeplitzStream,
         Concentrated,
     )
 }
@@ -364,7 +433,7 @@ def trusted(event: Event) -> str:
             )
         case Sampled():
             return "the server, which sees updates and who takes part"
-        case BandedStream() | TreeStream():
+        case BandedStream() | TreeStream() | ToeplitzStream():
             return "the server, which sees updates and keeps sums of some rounds"
         case _:
             return "the server, which sees updates"

@@ -22,7 +22,7 @@ from foedus.core.checks import check_number, check_whole
 from foedus.core.values import State
 from foedus.errors import BudgetSpent, CheckpointError, NoGuarantee
 from foedus.privacy.accounting import Accountant, History, checked, pld, rdp
-from foedus.privacy.events import BandedStream, Event, TreeStream, as_json, known, of_json
+from foedus.privacy.events import Event, Stream, as_json, known, of_json
 
 VERSION = 1
 
@@ -127,7 +127,7 @@ def allows(ledger: Ledger, event: Event, budget: Budget, *, round: int | None = 
         False
     """
     round = ledger.round + 1 if round is None else round
-    if isinstance(event, BandedStream | TreeStream) and round > event.rounds:
+    if isinstance(event, Stream) and round > event.rounds:
         return False
     counts = _added(ledger.counts, known(event), round)
     if not budget.planned:
@@ -160,7 +160,7 @@ def charged(ledger: Ledger, event: Event, *, round: int, release: str = "", budg
             f"round {round} comes after round {ledger.round} of the ledger. A run that goes on from an older state "
             "releases anew: keep the ledger with the state, and write it before the release"
         )
-    if round == ledger.round and isinstance(event, BandedStream | TreeStream):
+    if round == ledger.round and isinstance(event, Stream):
         raise NoGuarantee(
             f"round {round} was released once, and the noise of {event} was planned for each round once: a second "
             "attempt is not covered. Let the round be one of nobody"
@@ -179,7 +179,7 @@ def charged(ledger: Ledger, event: Event, *, round: int, release: str = "", budg
 def _added(counts: tuple[tuple[Event, int], ...], event: Event, round: int) -> tuple[tuple[Event, int], ...]:
     """With one more; of a stream, with all rounds up to this one, since those left out pass as rounds of nobody."""
     before = dict(counts)
-    now = round if isinstance(event, BandedStream | TreeStream) else before.get(event, 0) + 1
+    now = round if isinstance(event, Stream) else before.get(event, 0) + 1
     return tuple((before | {event: now}).items())
 
 

@@ -41,7 +41,8 @@ def correlated(strategy: Strategy, *, clip: float, noise_multiplier: float, coho
     ``simulate(cohort=foedus.spaced(clients, separation=...))``.
 
     Args:
-        strategy: ``banded(rounds, separation=...)`` or ``tree(rounds)``, of ``foedus.privacy``.
+        strategy: ``banded(rounds, separation=...)``, ``buffered_toeplitz(rounds)`` or ``tree(rounds)``, of
+            ``foedus.privacy``.
         clip: the bound C of one client's contribution to a round.
         noise_multiplier: z, of the whole run.
         cohort: planned clients in a round, by which the sum is divided, however many come.
