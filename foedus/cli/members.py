@@ -29,7 +29,7 @@ def command() -> None:
 
 
 @command.command("invite", cls=Verb, examples=("foedus members invite --url https://fl.hospital.example:8765",))
-@click.option("--url", default="https://localhost:8765", help="The server's address, as the client reaches it.")
+@click.option("--url", help="The server's address, as the client reaches it; by default where it listened last.")
 @click.option("--hours", type=click.FloatRange(0, min_open=True), default=24.0, help="How long the token is good.")
 @click.option("--uses", type=click.IntRange(1), default=1, help="How many clients it lets in.")
 @click.option("--name", default="", help="The only name that it is good for.")
@@ -38,14 +38,21 @@ def command() -> None:
 @_FOLDER
 @_DATABASE
 def invite(
-    url: str, hours: float, uses: int, name: str, population: str, device: bool, folder: Path, database: str | None
+    url: str | None, hours: float, uses: int, name: str, population: str, device: bool, folder: Path,
+    database: str | None,
 ) -> None:  # fmt: skip
     """Make a join token and print the command that uses it. It is shown once; the server keeps a digest."""
+    from foedus.net.identity.tls import Outward, permitted
+
+    if url is not None:
+        url = permitted(url, Outward(insecure_loopback=True))
     with _access(folder, database) as access:
+        url = url or _served_at(folder, database)
         token = access.invite(
             now=time.time(), hours=hours, uses=uses, silo=not device, name=name, population=population
         )
         named = f" --name {name}" if name else ""
+        named += " --insecure-loopback" if url.startswith("http:") else ""
         click.echo(f"foedus join {url} --pin {access.authority.pin} --token {token}{named} --data MODULE:OBJECT")
 
 
@@ -74,6 +81,20 @@ def revoke(name: str, folder: Path, database: str | None) -> None:
     with _access(folder, database) as access:
         access.directory.revoke(name, now=time.time())
     click.echo(f"{name} is revoked; models that were trained with its updates stay as they are")
+
+
+def _served_at(folder: Path, database: str | None) -> str:
+    """Where the server listened last, as it said itself; the usual address, if it never did."""
+    from foedus.net.serve import DATABASE
+    from foedus.net.store import LEADER, open_store
+
+    store = open_store(database or f"sqlite:///{folder / DATABASE}")
+    try:
+        with store.begin() as rows:
+            lease = rows.lease(LEADER)
+    finally:
+        store.close()
+    return lease.address if lease is not None and not lease.address.endswith(":0") else "https://localhost:8765"
 
 
 @contextmanager

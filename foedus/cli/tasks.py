@@ -29,6 +29,8 @@ def list_(folder: Path | None) -> None:
     tasks = _approvals(folder).tasks()
     for task in tasks:
         by = f" by {task.who}, {task.decided[:10]}" if task.decided else ""
+        if task.listed and not task.decided:
+            by = f", and ran by its digest (--approve, or rules.toml) since {task.listed[:10]}"
         click.echo(
             f"{task.digest[:16]}  {task.decision.value}{by}  {task.target}  from {task.server}, {task.came[:10]}"
         )

@@ -635,8 +635,11 @@ class Agent:
             self.approvals.file(content, bundle.digest, target=target, server=place, when=self.clock.now())
         if self.approvals.denied(bundle.digest):
             raise _NotApproved(f"the task {digest[:16]} was denied; foedus tasks review {digest[:16]}")
-        if reasons := refused(owner_rules.task(rules, digest, by_hand=self.approvals.approved(bundle.digest))):
+        by_hand = self.approvals.approved(bundle.digest)
+        if reasons := refused(owner_rules.task(rules, digest, by_hand=by_hand)):
             raise _NotApproved(*reasons)
+        if not by_hand:
+            self.approvals.note_listed(bundle.digest, when=self.clock.now())
         if not self.place.owner.consents().holds(self.place.address, digest):
             raise OwnerRefuses(f"there is no consent for the task {digest[:16]}; foedus consent give --task {digest}")
 

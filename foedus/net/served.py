@@ -124,6 +124,11 @@ class Served:
 
     def __post_init__(self) -> None:
         check_whole("rounds", self.rounds, least=1)
+        if not 0 < len(self.name) <= 64:
+            raise ConfigurationError(
+                f"the name of a run has 1 to 64 characters, and {self.name[:20]!r}... has {len(self.name)}: clients "
+                "ask for it by name. Rename the file, or write another name"
+            )
         if not isinstance(self.population, str) or len(self.population) > 100:
             raise ConfigurationError(f"population is a name of at most 100 characters, not {self.population!r:.120}")
         if not (whole(self.seed, least=-(2**63)) and self.seed < 2**63):

@@ -478,8 +478,7 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise StorageError(
-            f"the database {_hidden(url)} could not be read or written: {error.orig}. Nothing of this step was "
-            "written; it is tried again"
+            f"the database {_hidden(url)} could not be read or written: {error.orig}. Nothing of this step was written"
         ) from error
     except SQLAlchemyError as error:
         raise StorageError(f"the database {_hidden(url)} could not be used: {error}") from error

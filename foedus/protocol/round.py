@@ -588,7 +588,8 @@ def _ticked(state: State, event: Tick, rules: Rules) -> Stepped:
         return state, ()
     engaged = state.seats.count(*ENGAGED)
     if engaged < rules.minimum:
-        return _failed(state, Failed(event.now, f"{engaged} clients came, and {rules.minimum} are needed"), rules)
+        came = f"{_many(engaged, 'client')} came, and {rules.minimum} are needed"
+        return _failed(state, Failed(event.now, came), rules)
     after = replace(state, phase=Phase.TRAINING)
     if not after.seats.count(*OPEN):
         return _finished(after, event.now, rules, "nobody is left to send anything")
@@ -606,12 +607,16 @@ def _flowed(state: State, event: Tick, rules: Rules) -> Stepped:
     return after, ((Save(tuple(late)),) if after is not state and after != state else ())
 
 
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
 def _finished(state: State, now: float, rules: Rules, why: str) -> Stepped:
     """Nothing more will come: is it enough?"""
     count = state.seats.count(At.RECEIVED)
     if count >= rules.minimum:
         return _ended(state, ())
-    return _failed(state, Failed(now, f"{why}: {count} updates came, and {rules.minimum} are needed"), rules)
+    return _failed(state, Failed(now, f"{why}: {_many(count, 'update')} came, and {rules.minimum} are needed"), rules)
 
 
 def _ended(state: State, changed: tuple[Seat, ...]) -> Stepped:

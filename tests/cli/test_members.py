@@ -12,7 +12,7 @@ from foedus.cli import foedus
 from foedus.errors import ConfigurationError, EnrolmentRefused
 from foedus.net.identity.authority import Authority
 from foedus.net.identity.directory import Directory
-from foedus.net.store import open_store
+from foedus.net.store import LEADER, Lease, open_store
 
 
 def told(*words: str) -> str:
@@ -32,6 +32,12 @@ def test_invite_show_revoke(tmp_path: Path) -> None:
     assert command[:5] == ["foedus", "join", "https://fl.example:1", "--pin", authority.pin]
     assert command[5] == "--token"
     assert command[7:] == ["--name", "north", "--data", "MODULE:OBJECT"]
+    assert told("invite", *folder).split()[2] == "https://localhost:8765"
+    with store.begin() as rows:
+        rows.put_lease(Lease(LEADER, "a server", "https://fl.example:9000", 1, time.time()))
+    assert told("invite", *folder).split()[2] == "https://fl.example:9000", "where it listened last"
+    with pytest.raises(ConfigurationError, match="is not the address of a server"):
+        told("invite", "--url", "localhost:18774", *folder)
     device = told("invite", "--device", "--uses", "2", "--population", "phones", *folder).split()[6]
     directory = Directory(store)
     assert directory.enrol(command[6], "north", b"a" * 32, now=time.time()).silo

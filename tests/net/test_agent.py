@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from foedus.cli import foedus as command_line
 from foedus.errors import NotTrusted, OwnerRefuses, TrainingError, Unreachable, WorkerDied
 from foedus.net.agent import Agent, Data
 from foedus.net.bundle import Bundle
@@ -73,6 +75,18 @@ async def test_without_consent_or_approval_nothing_leaves(tmp_path: Path) -> Non
     assert server.coordinator.runs()[0]["declined"] == {"approval": 1}, "the server can tell why"
     for position in (0, 1):
         assert owner(server, position).ledger().count == 0
+
+
+async def test_a_task_that_runs_by_its_digest_is_told_so_in_the_list_of_tasks(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    mine = client(server, 0)
+    await mine.agent.run(once=True)
+    (task,) = mine.agent.approvals.tasks()
+    assert (task.decision, task.who) == ("waiting", "")
+    assert task.listed
+    assert not mine.agent.approvals.approved(server.bundle.digest), "it is no decision that holds without the digest"
+    told = CliRunner().invoke(command_line, ["tasks", "list", "--folder", str(owner(server, 0).path)]).output
+    assert "waiting, and ran by its digest (--approve, or rules.toml) since" in told
 
 
 async def test_who_waits_says_for_what_and_now_and_then_again(tmp_path: Path) -> None:

@@ -95,3 +95,8 @@ def test_status_shows_what_fails(tmp_path: Path) -> None:
     assert "storage failed since" in found
     assert "1 times until" in found
     assert "the disk is full" in found
+
+
+def test_a_run_has_a_name_that_fits_into_a_message() -> None:
+    with pytest.raises(ConfigurationError, match=r"has 1 to 64 characters, and 'nnnn.* has 150"):
+        Served(name="n" * 150, task=TASK, algorithm=ALGORITHM, rounds=1)

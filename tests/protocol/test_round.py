@@ -126,7 +126,7 @@ def test_the_window_ends() -> None:
     one, _ = run(BEGIN, Came(1.0, 1, key(1)))
     assert run(Tick(9.9), state=one)[0] == one
     failed, actions = run(Tick(10.0), state=one)
-    assert (failed.phase, failed.reason) == (Phase.FAILED, "1 clients came, and 2 are needed")
+    assert (failed.phase, failed.reason) == (Phase.FAILED, "1 client came, and 2 are needed")
     assert isinstance(actions[-1], Drop)
     two, _ = run(Came(2.0, 2, key(2)), Tick(10.0), state=one)
     assert two.phase is Phase.TRAINING
@@ -137,7 +137,7 @@ def test_the_deadline_passes() -> None:
     failed, _ = run(Tick(100.0), state=state)
     assert (failed.phase, failed.reason) == (
         Phase.FAILED,
-        "the deadline has passed: 1 updates came, and 2 are needed",
+        "the deadline has passed: 1 update came, and 2 are needed",
     )
     enough, actions = run(Received(3.0, key(1)), Tick(100.0), state=state)
     assert (enough.phase, actions[-1]) == (Phase.AGGREGATING, Commit())

@@ -44,6 +44,8 @@ class Filed:
         came, decided: UTC, ISO 8601; ``decided`` is empty while it waits.
         decision: what the owner decided.
         who: who decided.
+        listed: UTC: since when it may run by its digest, which somebody wrote into rules.toml or after ``--approve``;
+            empty if it never could.
     """
 
     digest: str
@@ -53,6 +55,7 @@ class Filed:
     decision: Decision = Decision.WAITING
     decided: str = ""
     who: str = ""
+    listed: str = ""
 
 
 class Approvals:
@@ -87,6 +90,14 @@ class Approvals:
                 found = Filed(digest=bundle.digest.hex(), target=target, server=server, came=_told(when))
                 self._write({**known, found.digest: found})
         return found
+
+    def note_listed(self, digest: bytes, *, when: float) -> None:
+        """Note that a task runs by its digest, the first time that it does: nobody has decided here, and it runs."""
+        with in_turn(self._file.with_suffix(".lock")):
+            known = self._read()
+            found = known.get(digest.hex())
+            if found is not None and not found.listed:
+                self._write({**known, found.digest: replace(found, listed=_told(when))})
 
     def path(self, digest: str) -> Path:
         """Where the bytes of a bundle lie."""
