@@ -216,8 +216,8 @@ def poisoning(kept: Found) -> str:
 
 
 def _seeds(rows: Mapping[str, Rows]) -> str:
-    counts = sorted({len(r) for r in rows.values()})
-    return " or ".join(map(str, counts))
+    fewest, most = min(map(len, rows.values())), max(map(len, rows.values()))
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 # --- the overview -------------------------------------------------------------------------------------------
