@@ -60,7 +60,7 @@ def command(folder: Path, database: str | None, log: bool, plain: bool) -> None:
         when = f"since {_moment(each.since)}, {each.times} times until {_moment(each.last)}"
         click.echo(f"{each.what} {when}: {each.why}")
     if not found:
-        click.echo(f"no round has begun yet; {enrolled(url)} clients have enrolled")
+        click.echo(f"no round has begun yet; clients that have enrolled: {enrolled(url)}")
         return
     show(table([run | {"declined": sum(run["declined"].values())} for run in found]))
     for run in found:

@@ -245,7 +245,8 @@ class Shell:
                 try:
                     heard = wire.hear(await _whole(request, wire.MOST))
                     if type(heard.message) is not kind:
-                        raise MalformedMessage(f"a {name} is sent here, not a {_NAMES[type(heard.message)]}")
+                        other = _NAMES[type(heard.message)]
+                        raise MalformedMessage(f"messages of the kind {name} are sent here, not {other}")
                     caller = self.caller(request)
                     caller.may(Scope.TRAIN)
                     self._check_leads()

@@ -303,9 +303,9 @@ class Server:
         usual = owner_rules.Rules().least_others
         few = [run.served for run in self.coordinator.learnings if run.served.minimum <= usual]
         return [
-            f"{run.name}: updates may be summed with {run.minimum - 1} others only, and owners' rules, as they come, "
-            f"decline fewer than {usual}. Write --minimum {usual + 1}, or have the owners write least_others = "
-            f"{run.minimum - 1}"
+            f"{run.name}: updates may be summed with no more than {run.minimum - 1} of others, and owners' rules, as "
+            f"they come, decline fewer than {usual}. Write --minimum {usual + 1}, or have the owners write "
+            f"least_others = {run.minimum - 1}"
             for run in few
         ]
 

@@ -25,6 +25,9 @@ from foedus.net.sandbox import Limits, allow_seconds, enter
 __all__ = ["main"]
 
 
+HERE = ". The batch is on this exception as .batch"  # and the exception stays here, with the data
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     requests, answers = _pipes()
@@ -46,7 +49,7 @@ def _answer(answers: BinaryIO, bench: Any, asked: Frame) -> None:
     try:
         said, blobs = bench.do(asked.said, asked.blobs)
     except (ConfigurationError, DataError, FoedusError) as error:
-        said, blobs = {"ok": False, "kind": type(error).__name__, "told": str(error)}, ()
+        said, blobs = {"ok": False, "kind": type(error).__name__, "told": str(error).removesuffix(HERE)}, ()
     except BaseException as error:  # whatever the code of a task or of the owner raises, SystemExit too
         traceback.print_exc()
         said, blobs = {"ok": False, "kind": type(error).__name__, "told": f"{type(error).__name__}: {error}"}, ()

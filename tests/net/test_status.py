@@ -112,5 +112,5 @@ def test_before_the_first_round_it_is_told_who_is_missing(tmp_path: Path) -> Non
     found = federation.check_in(0)
     assert isinstance(found, Later)
     assert found.reason == "a round begins once 9 clients can take part, and 4 can"
-    assert "no round has begun yet; 5 clients have enrolled" in told(tmp_path)
+    assert "no round has begun yet; clients that have enrolled: 5" in told(tmp_path)
     federation.store.close()
