@@ -523,7 +523,7 @@ class Agent:
             return None
         self._say(f"the update of round {accepted.round} has left before: the same bytes are sent again")
         about = self._about(accepted, aside.about.what)._replace(sends=aside.about.sends, release=aside.about.release)
-        self._made = _Made(aside.content, aside.kept, about)
+        self._made, self._cost = _Made(aside.content, aside.kept, about), None  # paid for when they were made
         return aside.content
 
     def _unsent(self, key: bytes) -> None:
