@@ -222,7 +222,7 @@ def test_a_database_that_is_restarted_costs_no_update(tmp_path: Path, processes:
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path, processes: list[Process]) -> None:
     """No file may grow beyond a size that the database's log soon has; then there is room again."""
-    server = Process(tmp_path / "server", port=free_port(), bytes=230_000).start()
+    server = Process(tmp_path / "server", port=free_port(), bytes=300_000).start()
     processes.append(server)
 
     async def act() -> None:
