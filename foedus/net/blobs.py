@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from foedus.errors import CheckpointError, ConfigurationError, MissingExtra, StorageError
+from foedus.errors import CheckpointError, ConfigurationError, FoedusError, MissingExtra, StorageError
 from foedus.record import files
 
 DIGITS = frozenset("0123456789abcdef")
@@ -183,7 +183,7 @@ class RemoteBlobs:
     def _storage(self) -> Iterator[None]:
         try:
             yield
-        except (StorageError, CheckpointError):
+        except FoedusError:
             raise
         except Exception as error:  # every kind of place has errors of its own kind
             told = f"{type(error).__name__}: {error}"
