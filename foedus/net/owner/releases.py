@@ -21,13 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from foedus.errors import CheckpointError, OwnerRefuses
+from foedus.errors import OwnerRefuses
 from foedus.net.locks import in_turn
-from foedus.record.files import replace
+from foedus.net.owner.tallies import read_tally, write_tally
 
 __all__ = ["Release", "Releases"]
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Releases:
             OwnerRefuses: other bytes have left for this step, or any for a later one.
         """
         with in_turn(self._path.with_name(self._path.name + ".lock")):
-            found = {data: dict(runs) for data, runs in self._read().items()}
+            found = self._read()
             if not self._checked(found, release, digest):
                 return
             runs = found.setdefault(release.data, {})
@@ -114,7 +112,7 @@ class Releases:
             kinds[release.kind] += 1
             runs[release.run] = _Run(release.round, release.part, digest, kinds)
             plain = {data: {run: each._asdict() for run, each in runs.items()} for data, runs in found.items()}
-            replace(self._path, json.dumps({"version": VERSION, "data": plain}, indent=1).encode())
+            write_tally(self._path, plain)
 
     def kinds(self, data: str) -> dict[str, int]:
         """How many updates of each kind have left of a data set, in all runs of all servers."""
@@ -142,18 +140,10 @@ class Releases:
         )
 
     def _read(self) -> dict[str, dict[str, _Run]]:
-        if not self._path.exists():
-            return {}
-        try:
-            told = json.loads(self._path.read_bytes())
-            if told["version"] != VERSION:
-                raise CheckpointError(f"{self._path} is of version {told['version']!r}, and {VERSION} is read here")
-            return {data: {run: _run(each) for run, each in runs.items()} for data, runs in told["data"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self._path} cannot be read ({type(error).__name__}: {error}). It says what has left with noise: "
-                "restore it from a copy. Without it nothing is noised, since it could be the second time"
-            ) from None
+        return read_tally(
+            self._path, _run, lost="It says what has left with noise: restore it from a copy. Without it nothing is "
+            "noised, since it could be the second time",
+        )  # fmt: skip
 
 
 def _run(told: Mapping[str, object]) -> _Run:

@@ -9,19 +9,14 @@ Not here: what rows are worth (``foedus.privacy.examples``, which the training p
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from foedus.errors import CheckpointError
 from foedus.net.locks import in_turn
-from foedus.record.files import replace
+from foedus.net.owner.tallies import read_tally, write_tally
 
 __all__ = ["Row", "Rows", "Spending"]
-
-VERSION = 1
 
 
 class Row(NamedTuple):
@@ -62,28 +57,22 @@ class Spending:
     def add(self, data: str, run: str, row: Row) -> None:
         """Count a visit; it is on the disk when this returns."""
         with in_turn(self._path.with_name(self._path.name + ".lock")):
-            found = {name: dict(runs) for name, runs in self._read().items()}
+            found = self._read()
             rows = {(z, rate): steps for z, rate, steps in found.setdefault(data, {}).get(run, ())}
             kind = row.noise_multiplier, row.rate
             rows[kind] = rows.get(kind, 0) + row.steps
             found[data][run] = tuple(Row(*kind, steps) for kind, steps in rows.items())
-            replace(self._path, json.dumps({"version": VERSION, "data": found}, indent=1).encode())
+            write_tally(self._path, found)
 
-    def _read(self) -> Mapping[str, Mapping[str, tuple[Row, ...]]]:
-        if not self._path.exists():
-            return {}
-        try:
-            told = json.loads(self._path.read_bytes())
-            if told["version"] != VERSION:
-                raise CheckpointError(f"{self._path} is of version {told['version']!r}, and {VERSION} is read here")
-            return {
-                data: {run: tuple(map(_row, rows)) for run, rows in runs.items()} for data, runs in told["data"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self._path} cannot be read ({type(error).__name__}: {error}). It says what single examples have "
-                "spent: restore it from a copy. Without it nothing is trained, since too much could be"
-            ) from None
+    def _read(self) -> dict[str, dict[str, tuple[Row, ...]]]:
+        return read_tally(
+            self._path, _rows, lost="It says what single examples have spent: restore it from a copy. Without it "
+            "nothing is trained, since too much could be",
+        )  # fmt: skip
+
+
+def _rows(told: list[list[float]]) -> tuple[Row, ...]:
+    return tuple(map(_row, told))
 
 
 def _row(told: list[float]) -> Row:
