@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,10 +97,14 @@ def test_what_an_agent_keeps_counts_with_its_update_whenever_it_is_killed(tmp_pa
     dies_at(clients[1], word)
 
     async def all_of_them() -> None:
+        dead = asyncio.Event()
+        for other in (clients[0], clients[2]):  # two would be enough, and nobody be asked what the third is to die at
+            holds_back(other, word, dead)
         others = asyncio.gather(clients[0].agent.work(), clients[2].agent.work())
         with pytest.raises(Killed):
             await clients[1].agent.work()
         clients[1].agent.journal.close()
+        dead.set()
         again = client(server, 1, training=clients[1].agent.training)
         await again.agent.work()
         await others
@@ -131,6 +136,24 @@ def dies_at(who: Client, word: str) -> None:
         plain(accepted, what, size, digest)
 
     who.agent._leaves = leaves  # type: ignore[method-assign]
+
+
+def holds_back(who: Client, word: str, until: asyncio.Event) -> None:
+    """Nothing is said from when something is about to leave, until something else has happened."""
+    leaves, ask, held = who.agent._leaves, who.agent.transport.ask, asyncio.Event()
+
+    def noted(accepted: Accepted, what: str, size: int, digest: bytes) -> None:
+        leaves(accepted, what, size, digest)
+        if word in what:
+            held.set()
+
+    async def asked(message: Any) -> Any:
+        if held.is_set():
+            await until.wait()
+        return await ask(message)
+
+    who.agent._leaves = noted  # type: ignore[method-assign]
+    who.agent.transport.ask = asked  # type: ignore[method-assign]
 
 
 def test_an_owner_who_wants_more_others_declines(tmp_path: Path) -> None:
