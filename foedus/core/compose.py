@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ class Algorithm:
                 f"with {self.timing.label} edges average {self.timing.rounds} times among few clients, and "
                 f"{self.aggregator.label} shows sums of at least {self._least()}. Write hierarchical(..., rounds=1)"
             )
-        for name, rule in ({} if self.method is None else self.method.sides).items():
+        for name, rule in self.sides.items():
             if not rule.hidden:
                 raise IncompatibleStages(
                     f"{self.method and self.method.label} sends {name!r} beside the update, by {rule.label}, which the "
@@ -205,6 +205,18 @@ class Algorithm:
         told = ", ".join(f"{name} by {_told(rule)}" for name, rule in sorted(sides.items()))
         return self.method._replace(sides={**self.method.sides, **sides}, label=f"{self.method.label} [{told}]")
 
+    @property
+    def sides(self) -> Mapping[str, Aggregator]:
+        """The rules of what a method gathers beside the update, by channel; none without a method."""
+        return {} if self.method is None else self.method.sides
+
+    def channels(self, *, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
+        """What travels, and by which rule: the update, buffers where they are averaged, and a method's own."""
+        yield "update", self.aggregator
+        if buffers:
+            yield "buffers", self.buffers
+        yield from sorted(self.sides.items())
+
     def aggregator_of(self, channel: str) -> Aggregator:
         """The aggregator of what travels in a channel: "update", "buffers", or one of the method's own.
 
@@ -213,14 +225,13 @@ class Algorithm:
         """
         if channel in ("update", "buffers"):
             return self.aggregator if channel == "update" else self.buffers
-        sides = self.method.sides if self.method is not None else {}
-        if channel not in sides:
-            told = ", ".join(map(repr, sides)) or "none"
+        if channel not in self.sides:
+            told = ", ".join(map(repr, self.sides)) or "none"
             raise ConfigurationError(
                 f"the method {self.method and self.method.label} contributed to the channel {channel!r}, which has no "
                 f"aggregator in its sides (there: {told})"
             )
-        return sides[channel]
+        return self.sides[channel]
 
     @property
     def label(self) -> str:

@@ -489,7 +489,12 @@ class Agent:
 
     def _purse(self, accepted: Accepted) -> tuple[str, str]:
         """Whose examples pay: the data set; and for what: the run."""
-        return f"{self.data.name} {self.data.part}".strip(), f"{self.place.address} {accepted.run}"
+        return self._data_set, f"{self.place.address} {accepted.run}"
+
+    @property
+    def _data_set(self) -> str:
+        """Under which name the owner's counts have the data: the set, and whose part of it."""
+        return f"{self.data.name} {self.data.part}".strip()
 
     # --- what leaves with noise of its own
 
@@ -503,7 +508,7 @@ class Agent:
         rules, releases = self._rules(), self.place.owner.releases()
         if not self._noised and rules.most_client_epsilon is None:
             return None
-        data = f"{self.data.name} {self.data.part}".strip()
+        data = self._data_set
         most = {"most": rules.most_client_epsilon, "delta": rules.client_delta, "kinds": releases.kinds(data)}
         asked = {"do": "release", "position": accepted.position, "limit": accepted.limit, **most}
         said = (await self.training.ask(asked, [self._fetched.orders, *self._fetched.kept])).said

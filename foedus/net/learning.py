@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foedus.backends import Trainer, Weights
-from foedus.core.aggregate import Aggregator, add, message_bytes
-from foedus.core.method import Contribution, Method, Vectors
+from foedus.core.aggregate import add, message_bytes
+from foedus.core.method import Contribution, Vectors
 from foedus.core.population import Clients
 from foedus.core.select import Population
 from foedus.core.timing import Buffered, Hierarchical
@@ -331,8 +331,7 @@ class Learning:
                 "another name"
             )
         arrays = {name: np.array(array) for name, array in found.arrays.items()}
-        method = self.served.algorithm.method
-        channels = () if method is None else tuple(method.sides)
+        channels = tuple(self.served.algorithm.sides)
         population = max(len(self._names), 1 + int(arrays["costs.clients"].max(initial=-1)))
         self.state = RunState.restored(Checkpoint(arrays, values), population, channels)
         self._kept = _by_number(arrays, "edges.")
@@ -343,7 +342,7 @@ class Learning:
     @property
     def once(self) -> bool:
         """Whether what a round releases may be released once only: it has noise, or clients answer it once."""
-        rules = self.served.algorithm.aggregator, *_sides(self.served.algorithm.method)
+        rules = self.served.algorithm.aggregator, *self.served.algorithm.sides.values()
         noisy = self._spending is not None or any(rule.event is not None for rule in rules)
         return noisy or self.masking is not None or self.sealing is not None
 
@@ -549,8 +548,7 @@ class Learning:
     def summable(self) -> bool:
         """Whether a partial sum says nothing of a single update: all that is merged is added up, and in one place."""
         algorithm = self.served.algorithm
-        sides = {} if algorithm.method is None else algorithm.method.sides
-        rules = [algorithm.aggregator, algorithm.buffers, *sides.values()]
+        rules = [algorithm.aggregator, algorithm.buffers, *algorithm.sides.values()]
         return all(rule.merge is add or rule.sealed is not None for rule in rules) and not isinstance(
             algorithm.timing, Hierarchical
         )
@@ -602,8 +600,7 @@ class Learning:
         found = blob.unpack(data)
         told = json.loads(found.told["told"])
         arrays = {name: np.array(array) for name, array in found.arrays.items()}
-        method = self.served.algorithm.method
-        channels = () if method is None else tuple(method.sides)
+        channels = tuple(self.served.algorithm.sides)
         self.again()
         for edge, own in _by_number(arrays, "edge.").items():
             saved = Checkpoint(own, told["values"][str(edge)])
@@ -776,10 +773,6 @@ class Learning:
         )  # fmt: skip
         budget = self.served.budget
         return told | ({} if budget is None else {"budget": budget.label})
-
-
-def _sides(method: Method | None) -> tuple[Aggregator, ...]:
-    return () if method is None else tuple(method.sides.values())
 
 
 def _elsewhere(client: object) -> Any:

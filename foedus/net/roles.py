@@ -60,7 +60,7 @@ from foedus.net.serve import (
     learning_of,
     tasks,
 )
-from foedus.net.served import Served
+from foedus.net.served import Served, common_population
 from foedus.net.serving import Role, Serving
 from foedus.net.store import SqlStore, open_store
 from foedus.net.troubles import Troubles
@@ -279,8 +279,7 @@ class GatewayServer:
     def told(self) -> str:
         """What is printed when it listens."""
         extra = " --insecure-loopback" if self.settings.insecure_loopback else ""
-        all_for = {run.population for run in self._runs}
-        one = all_for.pop() if len(all_for) == 1 else ""
+        one = common_population(self._runs)
         token = self.access.invite(now=time.time(), hours=HOURS, uses=INVITED, population=one)
         join = f"foedus join {self.url} --pin {self.authority.pin} --token {token}{extra}"
         notes = self._server.notes() if self._server else ()

@@ -50,7 +50,7 @@ from foedus.net.logs import say
 from foedus.net.metrics import Metrics
 from foedus.net.owner import rules as owner_rules
 from foedus.net.recording import Recording
-from foedus.net.served import Served
+from foedus.net.served import Served, common_population
 from foedus.net.serving import Serving
 from foedus.net.store import SqlStore, open_store
 from foedus.net.troubles import Troubles
@@ -268,13 +268,8 @@ class Server:
 
     def invite(self, *, uses: int = INVITED, hours: float = HOURS) -> str:
         """A join token, shown once; for the population that all runs are for, if there is one."""
-        one = self.populations[0] if len(self.populations) == 1 else ""
+        one = common_population(learning.served for learning in self.coordinator.learnings)
         return self.access.invite(now=time.time(), hours=hours, uses=uses, population=one)
-
-    @property
-    def populations(self) -> list[str]:
-        """Whom runs are for."""
-        return sorted({run.served.population for run in self.coordinator.learnings})
 
     def address(self) -> Address:
         """Where it can be reached, and what clients write; a new token is made for it."""
@@ -292,10 +287,11 @@ class Server:
 
     def notes(self) -> list[str]:
         """What is told besides."""
+        found = {learning.served.population for learning in self.coordinator.learnings}
         return [
             f"clients of the population {name} join with another token: foedus members invite --population {name}"
-            for name in self.populations
-            if name and len(self.populations) > 1
+            for name in sorted(found - {""})
+            if len(found) > 1
         ] + self.warnings()
 
     def warnings(self) -> list[str]:

@@ -5,6 +5,7 @@ Not here: how it does it (``coordinator``), where it listens (``serving.py``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -177,9 +178,15 @@ class Served:
         return max(self.each.clients, self.minimum, wanted)
 
 
+def common_population(runs: Iterable[Served]) -> str:
+    """The population that all of some runs are for; ``""`` where there is none such."""
+    found = {run.population for run in runs}
+    return found.pop() if len(found) == 1 else ""
+
+
 def first_to_come(count: int) -> Sampler:
     """The first so many that come: nothing is drawn."""
     return everybody()._replace(expected=lambda p: float(min(count, p.count)), label=f"first({count})")
 
 
-__all__ = ["Keeping", "Rounds", "Served", "first_to_come"]
+__all__ = ["Keeping", "Rounds", "Served", "common_population", "first_to_come"]

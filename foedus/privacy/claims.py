@@ -10,7 +10,6 @@ Not here: the engine that stops (``foedus.sim``), what an event is worth (``acco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,7 +57,7 @@ def round_event(algorithm: Algorithm, sampler: Sampler, *, hidden: bool = False,
         Sampled(rate=0.01, event=Gaussian(noise_multiplier=1.1))
     """
     _check_timing(algorithm)
-    event = together([_covered(channel, rule) for channel, rule in _channels(algorithm, buffers)])
+    event = together([_covered(channel, rule) for channel, rule in algorithm.channels(buffers=buffers)])
     _check_counts(algorithm)
     _check_silence(algorithm, event)
     _check_separation(event, sampler)
@@ -119,13 +118,6 @@ def fewest(rule: Aggregator) -> int:
     shares = rule.event.shares if isinstance(rule.event, SharedGaussian | SharedSkellam) else 0
     hiding = rule.masking or rule.sealed
     return shares if hiding is None else max(shares, hiding.least)
-
-
-def _channels(algorithm: Algorithm, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
-    yield "update", algorithm.aggregator
-    if buffers:
-        yield "buffers", algorithm.buffers
-    yield from sorted(({} if algorithm.method is None else algorithm.method.sides).items())
 
 
 def _covered(channel: str, rule: Aggregator) -> Event:

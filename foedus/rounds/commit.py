@@ -101,8 +101,7 @@ class Server(NamedTuple):
 
     def _unsent(self, state: RunState, outcome: Outcome, number: int) -> dict[str, Message]:
         """Sums of nothing for the method's channels in which nothing came, where nobody is to see that."""
-        method = self.job.algorithm.method
-        channels = () if method is None else method.sides.keys() - outcome.sides.keys()
+        channels = self.job.algorithm.sides.keys() - outcome.sides.keys()
         return {
             name: self._nothing(name, state, number, size=self._length(state, name))
             for name in channels
@@ -156,10 +155,11 @@ class Server(NamedTuple):
     def told(self, state: RunState) -> dict[str, Vectors]:
         """What the aggregators tell clients, by channel, where they tell anything."""
         algorithm = self.job.algorithm
-        sides = {} if algorithm.method is None else algorithm.method.sides
         rules = {UPDATE: (algorithm.aggregator, state.aggregator), BUFFERS: (algorithm.buffers, state.buffers)}
         # As long as nothing has come in a channel, nobody knows how long it is; what is told first is the same for all.
-        rules |= {name: (rule, state.sides.get(name) or rule.init(self.layout)) for name, rule in sides.items()}
+        rules |= {
+            name: (rule, state.sides.get(name) or rule.init(self.layout)) for name, rule in algorithm.sides.items()
+        }
         return {channel: rule.tell(own) for channel, (rule, own) in rules.items() if rule.tell is not None}
 
     @property

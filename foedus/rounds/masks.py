@@ -8,12 +8,12 @@ Not here: masked sums in a simulation (``sim/masks.py``), between machines (``ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from foedus.core.aggregate import Aggregator, Masking, Sealed
+from foedus.core.aggregate import Masking, Sealed
 from foedus.core.compose import Algorithm
 from foedus.core.values import Update
 from foedus.errors import IncompatibleStages
@@ -24,17 +24,9 @@ from foedus.secure.graph import Withstand
 from foedus.tree import Layout
 
 
-def channels(algorithm: Algorithm, *, buffers: bool) -> Iterator[tuple[str, Aggregator]]:
-    """What travels, and by which rule."""
-    yield UPDATE, algorithm.aggregator
-    if buffers:
-        yield BUFFERS, algorithm.buffers
-    yield from sorted(({} if algorithm.method is None else algorithm.method.sides).items())
-
-
 def maskings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking]:
     """The channels that are masked."""
-    return {c: rule.masking for c, rule in channels(algorithm, buffers=buffers) if rule.masking is not None}
+    return {c: rule.masking for c, rule in algorithm.channels(buffers=buffers) if rule.masking is not None}
 
 
 class Together(NamedTuple):
@@ -94,7 +86,7 @@ def masked_together(algorithm: Algorithm, layout: Layout, *, buffers: bool) -> T
     if not found:
         return None
     check_buffers(algorithm, found, buffers=buffers)
-    plain = [name for name, rule in channels(algorithm, buffers=buffers) if rule.masking is None]
+    plain = [name for name, rule in algorithm.channels(buffers=buffers) if rule.masking is None]
     if plain:
         raise IncompatibleStages(
             f"{', '.join(map(repr, found))} would be masked, and {', '.join(map(repr, plain))} travel beside it in the "
@@ -116,7 +108,7 @@ def sealed_update(algorithm: Algorithm, *, buffers: bool) -> Sealed | None:
     Raises:
         IncompatibleStages: something else would travel, or updates come at their own time.
     """
-    rules = dict(channels(algorithm, buffers=buffers))
+    rules = dict(algorithm.channels(buffers=buffers))
     if all(rule.sealed is None for rule in rules.values()):
         return None
     others = [name for name in rules if name != UPDATE]
@@ -175,7 +167,7 @@ def promise_of(terms: Terms) -> Promise:
     buffers = job.task.average_buffers and terms.layout(BUFFERS, 0).size > 0
     common = together(maskings(job.algorithm, buffers=buffers))
     known = lengths(job.algorithm, terms.layouts[0])
-    sizes = {name: known.get(name, terms.layout(name, 0).size) for name, _ in channels(job.algorithm, buffers=buffers)}
+    sizes = {name: known.get(name, terms.layout(name, 0).size) for name, _ in job.algorithm.channels(buffers=buffers)}
     return Promise(*common, tuple(_channel(terms, name, size) for name, size in sizes.items()))
 
 

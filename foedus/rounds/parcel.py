@@ -340,8 +340,7 @@ class Intake:
 
     def _check_carried(self, channel: str, carried: Carried, context: Context) -> None:
         """Refuse vectors of a channel, a length or a dtype that no client of this round sends."""
-        terms, method = self._terms, self._terms.job.algorithm.method
-        sides = {} if method is None else method.sides
+        terms, sides = self._terms, self._terms.job.algorithm.sides
         if channel in (UPDATE, BUFFERS):
             known = channel == UPDATE or terms.job.task.average_buffers
             size = terms.layout(channel, 0).size

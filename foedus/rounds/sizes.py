@@ -16,7 +16,6 @@ import numpy as np
 from foedus.core.aggregate import Aggregator
 from foedus.core.gate import forms_of
 from foedus.core.values import Context
-from foedus.rounds.masks import channels
 from foedus.rounds.parcel import Terms
 from foedus.rounds.work import BUFFERS, UPDATE
 
@@ -33,7 +32,7 @@ def upload_bytes(terms: Terms) -> int:
         terms: of a round.
     """
     algorithm, found = terms.job.algorithm, 0
-    for channel, rule in channels(algorithm, buffers=terms.job.task.average_buffers):
+    for channel, rule in algorithm.channels(buffers=terms.job.task.average_buffers):
         size = terms.layout(channel, 0).size if channel in (UPDATE, BUFFERS) else sum(x.size for x in terms.layouts)
         found += _message_bytes(rule, terms.context(0, channel, size))
     return 2 * found + BESIDE

@@ -36,8 +36,8 @@ def noised(algorithm: Algorithm) -> bool:
         >>> noised(fedavg(local_sgd(0.1)))
         False
     """
-    sides = {} if algorithm.method is None else algorithm.method.sides
-    return any(noised_by_clients(rule) for rule in (algorithm.aggregator, algorithm.buffers, *sides.values()))
+    rules = (algorithm.aggregator, algorithm.buffers, *algorithm.sides.values())
+    return any(map(noised_by_clients, rules))
 
 
 def sealed(algorithm: Algorithm) -> bool:

@@ -216,8 +216,7 @@ class _Engine:
         saved = self.folder.restore()
         if saved is None:
             return self._fresh(), found.get("executor")
-        method = self.plan.job.algorithm.method
-        state = RunState.restored(saved, len(self.plan.job.clients), () if method is None else method.sides)
+        state = RunState.restored(saved, len(self.plan.job.clients), self.plan.job.algorithm.sides)
         if state.stopped is not None:  # what to stop at may be another figure now
             evaluation, metrics = self.plan.evaluation, self.plan.job.task.metrics
             central = read_record(self.folder.path).final

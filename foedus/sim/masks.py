@@ -31,7 +31,7 @@ from foedus.protocol.secagg.conversation import Outcome as Attempt
 from foedus.protocol.secagg.conversation import converse
 from foedus.protocol.secagg.messages import Channel, Identity, Promise, pinned, terms_for
 from foedus.protocol.secagg.server import Phase
-from foedus.rounds.masks import channels, check_buffers, maskings, together
+from foedus.rounds.masks import check_buffers, maskings, together
 from foedus.rounds.work import BUFFERS, UPDATE, Job, Outcome
 from foedus.secure.planes import packed_bytes
 from foedus.secure.primitives import digest, identity_key
@@ -42,7 +42,7 @@ Ints = NDArray[np.int64]
 
 def hidings(algorithm: Algorithm, *, buffers: bool) -> dict[str, Masking | Sealed]:
     """The channels of which nobody sees single messages, because they are masked or encrypted."""
-    found = ((c, rule.masking or rule.sealed) for c, rule in channels(algorithm, buffers=buffers))
+    found = ((c, rule.masking or rule.sealed) for c, rule in algorithm.channels(buffers=buffers))
     return {channel: hiding for channel, hiding in found if hiding is not None}
 
 

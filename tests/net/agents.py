@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,3 +159,45 @@ def simulated(server: Server, folder: Path, rounds: int = 2) -> Any:
     settings = fd.Settings(folder=folder, executor=fd.executors.debug(), progress=False)
     clients = fd.Clients.of(DATA)
     return fd.simulate(server.found.task, server.found.algorithm, clients, rounds=rounds, seed=5, settings=settings)
+
+
+# --- what is heard of an agent, and how it dies ---------------------------------------------------------------
+
+
+def heard(each: Client) -> list[Any]:
+    """What a client says to its server from now on."""
+    said, plain = list[Any](), each.agent.transport.ask
+
+    async def ask(message: Any) -> Any:
+        said.append(message)
+        return await plain(message)
+
+    each.agent.transport.ask = ask  # type: ignore[method-assign]
+    return said
+
+
+class Killed(BaseException):
+    """What a power cut looks like from inside: nothing after it happens, no clean-up either."""
+
+
+def fragile(agent: Agent, at: int) -> None:
+    """Have an agent die before its so-manieth action: after all that it did before."""
+    plain, count = agent._act, itertools.count()
+
+    async def act(action: Any) -> Any:
+        if next(count) == at:
+            raise Killed
+        return await plain(action)
+
+    agent._act = act  # type: ignore[method-assign]
+
+
+async def killed_at(agent: Agent, at: int, work: Awaitable[None]) -> bool:
+    """Have an agent work until it dies before its so-manieth action; whether it did, or came to an end before."""
+    fragile(agent, at)
+    try:
+        await work
+    except Killed:
+        agent.journal.close()
+        return True
+    return False

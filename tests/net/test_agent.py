@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from foedus.cli import foedus as command_line
 from foedus.errors import NotTrusted, OwnerRefuses, TrainingError, Unreachable, WorkerDied
-from foedus.net.agent import Agent, Data
+from foedus.net.agent import Data
 from foedus.net.bundle import Bundle
 from foedus.net.identity.keys import SigningKey
 from foedus.net.served import Rounds
@@ -22,7 +22,7 @@ from foedus.net.source import own, to_bytes
 from foedus.protocol.blob import unpack
 from foedus.protocol.messages import Ask, CheckIn, Finished, Standing, Standings, Stands, Window
 
-from .agents import DATA, FEDAVG, URL, Server, client, closing, owner, simulated
+from .agents import DATA, FEDAVG, URL, Server, client, closing, heard, killed_at, owner, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]  # each starts processes
 
@@ -118,22 +118,6 @@ async def test_a_task_that_is_not_approved_is_never_imported(tmp_path: Path) -> 
 # --- killed at every step -------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """What a power cut looks like from inside: nothing after it happens, no clean-up either."""
-
-
-def fragile(agent: Agent, at: int) -> None:
-    """Have an agent die before its so-manieth action: after all that it did before."""
-    plain, count = agent._act, itertools.count()
-
-    async def act(action: Any) -> Any:
-        if next(count) == at:
-            raise Killed
-        return await plain(action)
-
-    agent._act = act  # type: ignore[method-assign]
-
-
 async def test_an_agent_killed_at_any_step_goes_on_and_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,13 +130,7 @@ async def test_an_agent_killed_at_any_step_goes_on_and_is_counted_once(
         server = Server(folder, METHODS["scaffold"], how={"each": Rounds(minimum=1, window=1e6, deadline=1e6)}, only=1)
         first = client(server, 0, rules="[protections]\nleast_others = 0", training=training)
         training = first.agent.training
-        fragile(first.agent, at)
-        killed = True
-        try:
-            await first.agent.work()
-            killed = False
-        except Killed:
-            first.agent.journal.close()
+        if killed := await killed_at(first.agent, at, first.agent.work()):
             second = client(server, 0, training=training)
             await second.agent.work()
         state = server.learning.state
@@ -192,14 +170,7 @@ async def until(each: Any, holds: Any, *, most: int = 60) -> None:
 async def test_how_many_examples_there_are_is_said_only_where_the_owner_lets_it(tmp_path: Path, tell: bool) -> None:
     server = Server(tmp_path)
     each = client(server, 2, rules="[data]\ntell_examples = true\n" if tell else "")
-    said: list[Any] = []
-    plain = each.agent.transport.ask
-
-    async def ask(message: Any) -> Any:
-        said.append(message)
-        return await plain(message)
-
-    each.agent.transport.ask = ask  # type: ignore[method-assign]
+    said = heard(each)
     with server.store.begin() as rows:  # it had nothing yesterday
         found = rows.client("2")
         assert found is not None
@@ -219,14 +190,7 @@ async def test_who_has_nothing_left_to_train_on_says_so_once(tmp_path: Path) -> 
     server = Server(tmp_path)
     x, y = DATA[2]
     each = client(server, 2, data=Data("data", read=lambda: to_bytes(own((x[:0], y[:0])))))
-    said: list[Any] = []
-    plain = each.agent.transport.ask
-
-    async def ask(message: Any) -> Any:
-        said.append(message)
-        return await plain(message)
-
-    each.agent.transport.ask = ask  # type: ignore[method-assign]
+    said = heard(each)
     async with closing(each):
         for _ in range(2):
             with pytest.raises(OwnerRefuses, match=r"data\.least"):

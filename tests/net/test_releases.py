@@ -35,9 +35,8 @@ from foedus.protocol.messages import (
     Window,
 )
 
-from .agents import DATA, URL, Client, Server, client, closing, owner
+from .agents import DATA, URL, Client, Server, client, closing, killed_at, owner
 from .federations import Caller
-from .test_agent import Killed, fragile
 from .test_masked import EACH, MASKED, Patient, together
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -211,13 +210,7 @@ async def test_an_agent_killed_at_any_step_sends_one_noised_update_a_round(
         server = Server(folder, LOCAL, how=ALONE, only=1)
         first = client(server, 0, rules=FREE, training=training)
         training = first.agent.training
-        fragile(first.agent, at)
-        killed = True
-        try:
-            await first.agent.work()
-            killed = False
-        except Killed:
-            first.agent.journal.close()
+        if killed := await killed_at(first.agent, at, first.agent.work()):
             server.restarted()
             second = client(server, 0, training=training)
             await second.agent.work()

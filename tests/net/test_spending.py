@@ -14,7 +14,7 @@ from foedus.net.training import Training
 from foedus.privacy import rdp
 from foedus.privacy.events import Gaussian, Sampled
 
-from .agents import DATA, URL, Client, Server, client, closing, owner
+from .agents import DATA, URL, Client, Server, client, closing, killed_at, owner
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]  # each starts processes
 
@@ -91,22 +91,7 @@ async def test_whatever_left_was_paid_for_once_whenever_the_agent_is_killed(
         server = Server(folder, BUDGETED.format(budget=budget(1)), how=ALONE, only=1)
         first = client(server, 0, rules=FREE, training=training)
         training = first.agent.training
-        left, plain = at, first.agent._act
-
-        async def act(action: Any) -> Any:
-            nonlocal left
-            if left == 0:  # called before the loop goes on
-                raise KeyboardInterrupt
-            left -= 1
-            return await plain(action)  # noqa: B023
-
-        first.agent._act = act  # type: ignore[method-assign]
-        try:
-            await to_its_end(first, server)
-            killed = False
-        except KeyboardInterrupt:
-            killed = True
-            first.agent.journal.close()
+        if killed := await killed_at(first.agent, at, to_its_end(first, server)):
             second = client(server, 0, training=training)
             await to_its_end(second, server)
             second.agent.journal.close()

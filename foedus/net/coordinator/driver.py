@@ -150,7 +150,7 @@ class Driver:
 
     def discard(self, digest: str) -> None:
         """Remove a blob that no run names any more; what cannot be removed now is tried again, and stops nothing."""
-        if any(course.names(digest) for course in self.courses.values()):  # runs that begin alike share a checkpoint
+        if any(course.names(digest) for course in self.courses.values()):  # two clients may have sent the same bytes
             return
         try:
             self.ground.blobs.remove(digest)

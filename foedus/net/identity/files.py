@@ -25,6 +25,8 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def private_file(path: Path) -> Path:
     """Make an empty file that only its owner can read, in a folder of that kind, for a library that writes it itself;
     one that is there is left as it is."""
+    if path.exists():
+        return path
     private_folder(path.parent)
     with storage(path), contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

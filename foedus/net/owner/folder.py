@@ -97,23 +97,19 @@ class OwnerFolder:
 
     def consents(self) -> Consents:
         """The records of consent."""
-        private_folder(self.path)
-        return Consents(self.path / "consent.jsonl")
+        return Consents(private_folder(self.path) / "consent.jsonl")
 
     def ledger(self) -> Ledger:
         """The ledger, checked."""
-        private_folder(self.path)
-        return Ledger(self.path / "ledger.jsonl")
+        return Ledger(private_folder(self.path) / "ledger.jsonl")
 
     def releases(self) -> Releases:
         """What left with noise of its own."""
-        private_folder(self.path)
-        return Releases(self.path / "releases.json")
+        return Releases(private_folder(self.path) / "releases.json")
 
     def spending(self) -> Spending:
         """What single examples have spent."""
-        private_folder(self.path)
-        return Spending(self.path / "spending.json")
+        return Spending(private_folder(self.path) / "spending.json")
 
     def server(self, address: str) -> Path:
         """The folder of one server."""

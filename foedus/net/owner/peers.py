@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 from foedus.errors import ConfigurationError, NoGuarantee
-from foedus.net.identity.files import private_folder
+from foedus.net.identity.files import create_once, private_folder
 from foedus.protocol.secagg.messages import Identity, certified, pinned
 from foedus.record.files import storage
 from foedus.secure.primitives import KEY, SIGNATURE, identity_key
@@ -72,10 +72,9 @@ def own_secret(folder: Path) -> bytes:
     """This client's secret key, readable by its owner only."""
     path = folder / "peers.key"
     private_folder(folder)
+    if not path.exists():
+        create_once(path, os.urandom(KEY))
     with storage(path):
-        if not path.exists():
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(os.urandom(KEY))
         found = path.read_bytes()
     if len(found) != KEY:
         raise ConfigurationError(f"{path} is damaged: it holds {len(found)} bytes, and a key has {KEY}. Restore it")
